@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Denoising diffusion operators as priors for Bayesian data assimilation.
+
+The public names live here and load on first use, so that `import ddo_modulus` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddo_modulus.basis import CosineBasis as CosineBasis
+    from ddo_modulus.basis import FourierBasis as FourierBasis
+    from ddo_modulus.basis import SphericalBasis as SphericalBasis
+    from ddo_modulus.denoiser import Denoiser as Denoiser
+    from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
+    from ddo_modulus.denoiser import GaussianDenoiser as GaussianDenoiser
+    from ddo_modulus.field import GaussianField as GaussianField
+    from ddo_modulus.field import Matern as Matern
+    from ddo_modulus.field import MeasuredSpectrum as MeasuredSpectrum
+    from ddo_modulus.field import WhiteField as WhiteField
+    from ddo_modulus.grid import BoxGrid as BoxGrid
+    from ddo_modulus.grid import LatLonGrid as LatLonGrid
+    from ddo_modulus.noise import FieldNoiseScheduler as FieldNoiseScheduler
+    from ddo_modulus.observations import AreaMeanOperator as AreaMeanOperator
+    from ddo_modulus.observations import ObservationOperator as ObservationOperator
+    from ddo_modulus.observations import Observations as Observations
+    from ddo_modulus.observations import PointOperator as PointOperator
+    from ddo_modulus.observations import wind_speed as wind_speed
+    from ddo_modulus.package import Package as Package
+    from ddo_modulus.posterior import Inflated as Inflated
+    from ddo_modulus.posterior import MomentMatching as MomentMatching
+    from ddo_modulus.posterior import innovation_inflation as innovation_inflation
+    from ddo_modulus.sampling import sample as sample
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CosineBasis": "basis",
+    "FourierBasis": "basis",
+    "SphericalBasis": "basis",
+    "Denoiser": "denoiser",
+    "DiffusionOperator": "denoiser",
+    "GaussianDenoiser": "denoiser",
+    "GaussianField": "field",
+    "Matern": "field",
+    "MeasuredSpectrum": "field",
+    "WhiteField": "field",
+    "BoxGrid": "grid",
+    "LatLonGrid": "grid",
+    "FieldNoiseScheduler": "noise",
+    "AreaMeanOperator": "observations",
+    "ObservationOperator": "observations",
+    "Observations": "observations",
+    "PointOperator": "observations",
+    "wind_speed": "observations",
+    "Package": "package",
+    "Inflated": "posterior",
+    "MomentMatching": "posterior",
+    "innovation_inflation": "posterior",
+    "sample": "sampling",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

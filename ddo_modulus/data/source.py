@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields from GRIB, netCDF or zarr, in one canonical form.
+
+The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` in
+front where the data have one: variables named by `variables.variable_id` (levels flattened, as
+`t850`), time ascending in UTC, latitude descending, longitude ascending without a break. Values
+load when they are used.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import xarray as xr
+
+from ddo_modulus.data.variables import check_units, variable_id
+from ddo_modulus.errors import InputError
+
+_RENAMED = {
+    "latitude": "lat",
+    "longitude": "lon",
+    "isobaricInhPa": "level",
+    "pressure_level": "level",
+    "plev": "level",
+    "number": "ensemble",
+    "member": "ensemble",
+    "realization": "ensemble",
+}
+_HORIZONTAL = ("lat", "lon")
+_DIMS = ("trajectory", "ensemble", "time", *_HORIZONTAL)
+_KEPT_ATTRIBUTES = ("units", "long_name", "standard_name")
+
+_REGRID = "interpolate to a regular latitude-longitude grid, e.g. with cdo remapbil"
+
+_SLAB_BYTES = 2**28  # read at a time
+
+Data = TypeVar("Data", xr.Dataset, xr.DataArray)
+
+
+def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr.Dataset:
+    """Open a file or store in canonical form, without reading the values.
+
+    Args:
+        path: A GRIB or netCDF file, a zarr folder (format 2 or 3), or the URL of a zarr store.
+        variables: Variable ids to keep, in this order; None keeps all fields that vary in time.
+
+    Returns:
+        Dataset in canonical form (see the module), values as stored.
+
+    Raises:
+        InputError: If `path` is missing, damaged or of no known format; if a variable is not
+            there; if grid or times are not regular enough to use.
+    """
+    parts = [_canonical_coordinates(part, str(path)) for part in _open(path)]
+    fields: dict[str, xr.DataArray] = {}
+    for name, field in (item for part in parts for item in _flattened(part)):
+        if name in fields:
+            raise InputError(
+                f"{path}: {name} is there twice, at different steps or heights; select one "
+                "before, e.g. with grib_copy or xarray"
+            )
+        fields[name] = field
+    known = {n: f for n, f in fields.items() if {"time", *_HORIZONTAL} <= set(f.dims) <= set(_DIMS)}
+    wanted = list(known) if variables is None else list(variables)
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        others = ", ".join(f"{n} {f.dims}" for n, f in fields.items() if n not in known)
+        raise InputError(
+            f"{path}: no field {', '.join(missing) or 'on (time, lat, lon)'}; available: "
+            f"{', '.join(sorted(known)) or 'none'}"
+            + (f"; of no use, for their dimensions: {others}" if others else "")
+        )
+    dims = [d for d in _DIMS if any(d in known[name].dims for name in wanted)]
+    try:
+        aligned = xr.align(*(known[n].transpose(*dims) for n in wanted), join="exact", copy=False)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the fields {', '.join(wanted)} do not share times, grid and dimensions; "
+            "select variables that do"
+        ) from error
+    attributes = {k: v for k, v in parts[0].attrs.items() if not str(k).startswith("GRIB_")}
+    return xr.Dataset(dict(zip(wanted, aligned, strict=True)), attrs=attributes)
+
+
+def check_values(dataset: xr.Dataset, where: str) -> None:
+    """Read all values once; refuse missing ones and units that cannot be right.
+
+    Args:
+        dataset: Dataset in canonical form.
+        where: What holds the values, for the message: the path, as a rule.
+
+    Raises:
+        InputError: If a value is NaN, infinite, not plausible in its units, or cannot be read.
+    """
+    for name, field in dataset.data_vars.items():
+        low, high, bad, first = np.inf, -np.inf, 0, ""
+        for slab in slabs(field, where):
+            finite = np.isfinite(slab.values)
+            count = finite.size - int(finite.sum())
+            if count and not bad:
+                index = np.unravel_index(int(np.argmin(finite)), finite.shape)
+                at = slab[index].coords
+                first = ", ".join(f"{d}={at[d].values}" for d in slab.dims)
+            bad += count
+            low = min(low, slab.values.min(where=finite, initial=np.inf))
+            high = max(high, slab.values.max(where=finite, initial=-np.inf))
+        if bad:
+            raise InputError(
+                f"{where}: {name} has {bad} missing or infinite values of {field.size}, the first "
+                f"at {first}. Fill them, or select times and a region without; a zarr store with "
+                "chunks lost in copying reads like this as well."
+            )
+        check_units(str(name), low, high, where)
+
+
+def slabs(data: Data, where: str) -> Iterator[Data]:
+    """Read a field or a dataset piece by piece along time.
+
+    Args:
+        data: Field or dataset with a dimension `time`.
+        where: What holds the values, for the message.
+
+    Yields:
+        Consecutive pieces, loaded, of some 256 MiB.
+
+    Raises:
+        InputError: If the values cannot be read.
+    """
+    times = data.sizes["time"]
+    length = max(1, _SLAB_BYTES * times // max(data.nbytes, 1))
+    for start in range(0, times, length):
+        with _reading(where):
+            slab = data.isel(time=slice(start, start + length)).load()
+        yield slab
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn what the format libraries raise about `path` into one clear error."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{path}: reading it needs a package: {error}") from error
+    except Exception as error:  # each library has its own; all mean that the data are unreadable
+        raise InputError(
+            f"{path}: cannot be read, damaged or cut short ({type(error).__name__}: {error}); "
+            "copy or download it again"
+        ) from error
+
+
+def _open(path: str | Path) -> list[xr.Dataset]:
+    """Open with the library for the format, told by the first bytes and not by the name."""
+    if "://" in str(path):
+        with _reading(path):
+            return [xr.open_zarr(str(path), chunks=None, decode_timedelta=False)]
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    if path.is_dir():
+        return [_open_zarr(path)]
+    with path.open("rb") as file:
+        magic = file.read(4)
+    with _reading(path):
+        if magic == b"GRIB":
+            return _open_grib(path)
+        if magic == b"\x89HDF" or magic[:3] == b"CDF":
+            return [xr.open_dataset(path, engine="netcdf4", decode_timedelta=False)]
+    raise InputError(f"{path}: not a GRIB or netCDF file, nor a zarr folder; convert it to one")
+
+
+def _open_zarr(path: Path) -> xr.Dataset:
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        raise InputError(
+            f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it); give the "
+            "store's own folder, and copy it again if it should be one"
+        )
+    with _reading(path):
+        return xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
+
+
+def _open_grib(path: Path) -> list[xr.Dataset]:
+    """Open a GRIB file as the fewest datasets that hold all of its messages."""
+    # The reader skips a message that is cut short, so look at the file's end for ourselves.
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        if not file.read().rstrip(b"\0").endswith(b"7777"):
+            raise EOFError("the last message has no end")
+    import cfgrib
+
+    with warnings.catch_warnings(), xr.set_options(use_new_combine_kwarg_defaults=True):
+        warnings.simplefilter("ignore")  # of cfgrib's own calls to xarray
+        # No index file: it would be written beside the user's data, and reading one unpickles it.
+        return list(cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": ""}))
+
+
+def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
+    """Rename, order and check the coordinates."""
+    dataset = _by_valid_time(dataset, where)
+    dataset = dataset.rename({k: v for k, v in _RENAMED.items() if k in dataset.variables})
+    for name in ("time", *_HORIZONTAL):
+        if name not in dataset.variables:
+            raise InputError(f"{where}: no coordinate {name!r}; expected fields on time, lat, lon")
+    if not dataset["time"].dims:
+        dataset = dataset.expand_dims("time")
+    for name in _HORIZONTAL:
+        if dataset[name].dims != (name,):
+            raise InputError(
+                f"{where}: {name} lies on {dataset[name].dims}, not on an axis of its own; "
+                f"{_REGRID}"
+            )
+        dataset = dataset.assign_coords({name: dataset[name].astype(np.float64)})
+    dataset = _time_ascending(dataset, where)
+    dataset = _reordered(dataset, "lat", np.argsort(-dataset["lat"].values))
+    dataset = _longitude_unbroken(dataset)
+    for name in _HORIZONTAL:
+        _check_uniform(dataset[name].values, name, where)
+    return dataset
+
+
+def _by_valid_time(dataset: xr.Dataset, where: str) -> xr.Dataset:
+    """Label fields by the time they are valid at, where the file has the run's time as well."""
+    if "valid_time" not in dataset.variables:
+        return dataset
+    valid = dataset["valid_time"]
+    if valid.ndim > 1:
+        raise InputError(
+            f"{where}: runs and forecast steps both vary, {valid.dims}; select one run or one step"
+        )
+    dataset = dataset.drop_vars(("time", "step", "valid_time"), errors="ignore")
+    if valid.ndim == 0:
+        return dataset.assign_coords(time=valid.values)
+    (axis,) = valid.dims
+    if axis != "time":
+        dataset = dataset.rename({axis: "time"})
+    return dataset.assign_coords(time=valid.values)
+
+
+def _time_ascending(dataset: xr.Dataset, where: str) -> xr.Dataset:
+    time = dataset["time"].values
+    if not np.issubdtype(time.dtype, np.datetime64) or np.isnat(time).any():
+        raise InputError(
+            f"{where}: times are not all dates of the standard calendar (first: {time[0]}); "
+            "write them as CF time, e.g. 'hours since 1970-01-01'"
+        )
+    time = time.astype("datetime64[ns]")
+    order = np.argsort(time, kind="stable")
+    repeated = time[order][1:][np.diff(time[order]) == np.timedelta64(0)]
+    if repeated.size:
+        raise InputError(
+            f"{where}: {repeated.size} times are there twice, the first {repeated[0]}; "
+            "keep one of each, e.g. with xarray's drop_duplicates('time')"
+        )
+    return _reordered(dataset.assign_coords(time=time), "time", order)
+
+
+def _longitude_unbroken(dataset: xr.Dataset) -> xr.Dataset:
+    """Order longitudes eastward from the edge of the region, or from 0 round the whole globe.
+
+    A region across Greenwich starts at a negative longitude: -10 to 2, not 350 to 2.
+    """
+    lon, order = np.unique(np.mod(dataset["lon"].values, 360.0), return_index=True)
+    gaps = np.diff(lon, append=lon[0] + 360.0)  # the last: back to the first, round the globe
+    edge = int(np.argmax(gaps)) + 1
+    is_global = np.ptp(gaps) < 1e-3 * gaps.max()
+    if edge < len(lon) and not is_global:
+        lon = np.concatenate((lon[edge:] - 360.0, lon[:edge]))
+        order = np.roll(order, -edge)
+    attributes = dataset["lon"].attrs
+    return _reordered(dataset, "lon", order).assign_coords(lon=("lon", lon, attributes))
+
+
+def _reordered(dataset: xr.Dataset, dim: str, order: np.ndarray) -> xr.Dataset:
+    """Index along `dim`; by a plain slice, which every format reads fast, where one will do."""
+    n = dataset.sizes[dim]
+    if np.array_equal(order, np.arange(n)):
+        return dataset
+    if np.array_equal(order, np.arange(n)[::-1]):
+        return dataset.isel({dim: slice(None, None, -1)})
+    return dataset.isel({dim: order})
+
+
+def _check_uniform(values: np.ndarray, name: str, where: str) -> None:
+    """Refuse an axis of fewer than two points or of uneven spacing."""
+    steps = np.abs(np.diff(values))
+    if len(steps) == 0:
+        raise InputError(f"{where}: {name} has one point only; expected a grid")
+    # A Gaussian grid's spacing varies by some 1 %, coordinates in float32 by .05 %.
+    if not np.ptp(steps) < 2e-3 * steps.max():
+        raise InputError(
+            f"{where}: {name} is not evenly spaced ({steps.min():.6g} to {steps.max():.6g} "
+            f"degrees); {_REGRID}"
+        )
+
+
+def _flattened(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
+    """Give each floating-point field by its id, one for each level, without length-1 axes."""
+    for name, field in dataset.data_vars.items():
+        if field.dtype.kind != "f":
+            continue
+        field = field.squeeze([d for d, n in field.sizes.items() if n == 1 and d not in _DIMS])
+        attributes = {k: field.attrs[k] for k in _KEPT_ATTRIBUTES if k in field.attrs}
+        plain = field.reset_coords(drop=True)
+        plain.attrs = attributes
+        if "level" not in field.coords:
+            yield variable_id(str(name)), plain
+            continue
+        in_pascal = field["level"].attrs.get("units") == "Pa"
+        levels = np.atleast_1d(field["level"].values) / (100.0 if in_pascal else 1.0)
+        for i, level in enumerate(levels.tolist()):
+            at_level = plain.isel(level=i, drop=True) if "level" in plain.dims else plain
+            yield variable_id(str(name), level), at_level

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observation tables: read, checked, and sorted out by analysis time.
+
+A table has Earth2Studio's core columns `time, lat, lon, observation, variable` and, if known,
+`observation_error` (standard deviation in physical units). What is done about flaws:
+
+- A mistake that spoils the whole table (a column, the units) is an `InputError`.
+- A flawed row is left out and counted in `ObservationTable.dropped`.
+- Reports that differ, from the same place and time, are separate observations and stay; an exact
+  repetition tells nothing new and goes.
+- An unknown observation error stays NaN, for the caller's default; one of zero or less is a
+  mistake.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ddo_modulus.data.variables import check_units, plausible_range
+from ddo_modulus.errors import InputError
+
+CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
+ERROR_COLUMN = "observation_error"
+
+NO_TOLERANCE = np.timedelta64(0, "ns")
+
+
+@dataclass(frozen=True)
+class ObservationTable:
+    """Observations that passed the checks.
+
+    Attributes:
+        frame: Sorted by time; columns `CORE_COLUMNS` and `observation_error`: time as naive UTC,
+            lat and lon in degrees, observation and its error in the lexicon's units (error NaN
+            where unknown).
+        dropped: Number of rows left out, by reason.
+    """
+
+    frame: pd.DataFrame
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def at(
+        self, times: Sequence[np.datetime64], tolerance: np.timedelta64 = NO_TOLERANCE
+    ) -> list[pd.DataFrame]:
+        """Select the observations for each of a list of analysis times.
+
+        Args:
+            times: Analysis times, UTC.
+            tolerance: Largest distance in time, either way. An observation near enough to
+                several analysis times serves each.
+
+        Returns:
+            One frame for each time, none of them empty.
+
+        Raises:
+            InputError: If there is no observation for some of the times.
+        """
+        seen = self.frame["time"].to_numpy()
+        windows = [
+            slice(
+                int(np.searchsorted(seen, time - tolerance, side="left")),
+                int(np.searchsorted(seen, time + tolerance, side="right")),
+            )
+            for time in np.asarray(times, dtype="datetime64[ns]")
+        ]
+        empty = [
+            str(pd.Timestamp(t)) for t, w in zip(times, windows, strict=True) if w.start == w.stop
+        ]
+        if empty:
+            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            raise InputError(
+                f"no observations within {pd.Timedelta(tolerance)} of {len(empty)} of "
+                f"{len(windows)} analysis times: {shown}; the table runs from "
+                f"{pd.Timestamp(seen[0])} to {pd.Timestamp(seen[-1])} UTC. Choose times within, "
+                "or a larger tolerance"
+            )
+        return [self.frame.iloc[window] for window in windows]
+
+
+def read_table(
+    source: str | Path | pd.DataFrame, variables: Sequence[str] | None = None
+) -> ObservationTable:
+    """Read and check an observation table.
+
+    Args:
+        source: A parquet or CSV file, or a frame, which is left as it is.
+        variables: Ids that can be used; rows of others are left out. None takes any.
+
+    Returns:
+        The table, with at least one row.
+
+    Raises:
+        InputError: If the file cannot be read, a column is missing, times cannot be understood,
+            an observation error is not positive, the values of a variable are in wrong units,
+            or no usable row is left.
+    """
+    where = "observation table" if isinstance(source, pd.DataFrame) else str(source)
+    frame = source if isinstance(source, pd.DataFrame) else _read_file(Path(source))
+    missing = [c for c in CORE_COLUMNS if c not in frame.columns]
+    if missing:
+        raise InputError(
+            f"{where}: no column {', '.join(missing)}; has {', '.join(map(str, frame.columns))}, "
+            f"needs {', '.join(CORE_COLUMNS)}"
+        )
+    if frame.empty:
+        raise InputError(f"{where}: no rows; check how it was made")
+    frame = _typed(frame, where)
+    dropped: dict[str, int] = {}
+
+    def drop(reason: str, bad: pd.Series) -> None:
+        nonlocal frame
+        if bad.any():
+            dropped[reason] = int(bad.sum())
+            frame = frame[~bad]
+
+    present = sorted(frame["variable"].unique())
+    if variables is not None:
+        drop("unknown variable", ~frame["variable"].isin(list(variables)))
+        if frame.empty:
+            raise InputError(
+                f"{where}: no observations of {', '.join(variables)}; the table has "
+                f"{', '.join(present)}"
+            )
+    numbers = frame[["lat", "lon", "observation"]].to_numpy()
+    drop(
+        "missing value",
+        pd.Series(~np.isfinite(numbers).all(axis=1), frame.index) | frame["time"].isna(),
+    )
+    drop("off the globe", (frame["lat"].abs() > 90) | ~frame["lon"].between(-180, 360))
+    drop("implausible value", _implausible(frame, where))
+    drop("repeated row", frame.duplicated())
+    if frame.empty:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
+    _check_errors(frame, where)
+    return ObservationTable(frame.sort_values("time", kind="stable", ignore_index=True), dropped)
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{path}: not a .parquet or .csv table; convert it to one")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the file is empty; check how it was made") from error
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors derive from these
+        raise InputError(
+            f"{path}: cannot be read, damaged or cut short ({error}); copy or download it again"
+        ) from error
+
+
+def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Copy the columns in use with one type each; text that is no number becomes NaN."""
+    if pd.api.types.is_numeric_dtype(frame["time"]):
+        raise InputError(f"{where}: time holds numbers; write dates, e.g. 2019-03-27T06:00")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a mixed format, which is no harm
+            time = pd.to_datetime(frame["time"], utc=True)  # without a zone, it is UTC already
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{where}: time cannot be understood ({error}); write dates, e.g. 2019-03-27T06:00"
+        ) from error
+    columns: dict[str, pd.Series] = {"time": time.dt.tz_localize(None).astype("datetime64[ns]")}
+    for name in ("lat", "lon", "observation"):
+        columns[name] = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
+    columns["variable"] = frame["variable"].astype(str)
+    error_column = frame.get(ERROR_COLUMN, pd.Series(np.nan, frame.index))
+    columns[ERROR_COLUMN] = pd.to_numeric(error_column, errors="coerce").astype(np.float64)
+    typed = pd.DataFrame(columns).reset_index(drop=True)
+    typed.attrs = dict(frame.attrs)
+    return typed
+
+
+def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
+    """Mark values that cannot be; raise if they are so many that the units must be wrong."""
+    bad = pd.Series(False, frame.index)
+    for variable, values in frame.groupby("variable")["observation"]:
+        plausible = plausible_range(str(variable))
+        if plausible is None:
+            continue
+        # Real reports hold gross errors. Half of them wrong is another matter: the units.
+        middle = values.quantile([0.25, 0.5, 0.75])
+        if not plausible.low <= middle[0.5] <= plausible.high:
+            check_units(str(variable), middle[0.25], middle[0.75], f"{where} (middle half)")
+        bad[values.index] = ~values.between(plausible.low, plausible.high)
+    return bad
+
+
+def _check_errors(frame: pd.DataFrame, where: str) -> None:
+    error = frame[ERROR_COLUMN]
+    bad = frame[error.notna() & ~((error > 0) & np.isfinite(error))]
+    if len(bad):
+        raise InputError(
+            f"{where}: {len(bad)} rows have an {ERROR_COLUMN} that is not positive and finite, "
+            f"the first of {bad['variable'].iloc[0]} ({bad[ERROR_COLUMN].iloc[0]:g}); give the "
+            "standard deviation in physical units, or leave it empty"
+        )

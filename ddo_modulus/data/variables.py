@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and units of atmospheric variables: Earth2Studio's lexicon.
+
+A variable id is a name (`t2m`, `msl`), or a letter and a pressure level in hPa (`t850`, `z500`).
+Units: K, m/s, Pa, kg/kg, %, m2/s2.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from ddo_modulus.errors import InputError
+
+# Lexicon id -> the names that GRIB (short name and cfgrib's), ARCO and WeatherBench2 use.
+_SURFACE_ALIASES = {
+    "t2m": ("2t", "2m_temperature"),
+    "d2m": ("2d", "2m_dewpoint_temperature"),
+    "u10m": ("u10", "10u", "10m_u_component_of_wind"),
+    "v10m": ("v10", "10v", "10m_v_component_of_wind"),
+    "u100m": ("u100", "100u", "100m_u_component_of_wind"),
+    "v100m": ("v100", "100v", "100m_v_component_of_wind"),
+    "msl": ("mean_sea_level_pressure", "prmsl"),
+    "sp": ("surface_pressure",),
+    "sst": ("sea_surface_temperature",),
+    "skt": ("skin_temperature",),
+    "tcwv": ("total_column_water_vapour",),
+    "tp": ("total_precipitation",),
+}
+_LEVEL_ALIASES = {
+    "z": ("geopotential",),
+    "t": ("temperature", "air_temperature"),
+    "u": ("u_component_of_wind",),
+    "v": ("v_component_of_wind",),
+    "w": ("vertical_velocity",),
+    "q": ("specific_humidity",),
+    "r": ("relative_humidity",),
+}
+_SURFACE_ID = {alias: name for name, aliases in _SURFACE_ALIASES.items() for alias in aliases}
+_LEVEL_ID = {alias: name for name, aliases in _LEVEL_ALIASES.items() for alias in aliases}
+
+
+def variable_id(name: str, level: float | None = None) -> str:
+    """Give the lexicon id of a variable.
+
+    Args:
+        name: A GRIB, ARCO or WeatherBench2 name; any other passes unchanged.
+        level: Pressure in hPa, for a variable on pressure levels.
+
+    Returns:
+        The id, as `t2m` or `t850`.
+    """
+    if level is None:
+        return _SURFACE_ID.get(name, name)
+    return f"{_LEVEL_ID.get(name, name)}{level:g}"
+
+
+@dataclass(frozen=True)
+class _Slip:
+    """A usual mistake of units: the range its values lie in, and how to mend it."""
+
+    low: float
+    high: float
+    mend: str
+
+
+@dataclass(frozen=True)
+class PlausibleRange:
+    """What a variable can be on Earth, with room to spare.
+
+    Attributes:
+        low: Smallest plausible value.
+        high: Largest plausible value.
+        units: Units of both.
+    """
+
+    low: float
+    high: float
+    units: str
+    slip: _Slip | None = None
+
+    def mend(self, low: float, high: float) -> str:
+        """Say what to do about values from `low` to `high`, which lie outside."""
+        if self.slip and self.slip.low <= low and high <= self.slip.high:
+            return self.slip.mend
+        return f"Convert the values to {self.units}, or leave out the wrong ones."
+
+
+_CELSIUS = _Slip(-100.0, 70.0, "They look like degrees Celsius: add 273.15.")
+_HECTOPASCAL = _Slip(300.0, 1100.0, "They look like hPa: multiply by 100.")
+_GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
+
+_FAMILIES = [
+    (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
+    (r"[uv]\d+m?", PlausibleRange(-150.0, 150.0, "m/s")),
+    (r"ws\d+m?", PlausibleRange(0.0, 150.0, "m/s")),
+    (r"msl", PlausibleRange(85e3, 110e3, "Pa", _HECTOPASCAL)),
+    (r"sp", PlausibleRange(30e3, 110e3, "Pa", _HECTOPASCAL)),
+    (r"q2m|q\d+", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
+    (r"r2m|r\d+", PlausibleRange(-10.0, 180.0, "%")),
+]
+
+
+def plausible_range(variable: str) -> PlausibleRange | None:
+    """Give what the values of a variable can be, or None if its units are not known.
+
+    Args:
+        variable: Lexicon id.
+    """
+    for pattern, plausible in _FAMILIES:
+        if re.fullmatch(pattern, variable):
+            return plausible
+    if geopotential := re.fullmatch(r"z([1-9]\d*)", variable):
+        return _geopotential_range(float(geopotential[1]))
+    return None
+
+
+def _geopotential_range(level: float) -> PlausibleRange:
+    """Bound the geopotential at `level` hPa; from 850 hPa up, a height in metres lies outside."""
+    gravity, scale_height, surface = 9.81, 7400.0, 1013.25
+    middle = gravity * scale_height * math.log(surface / level)
+    margin = max(0.35 * middle, 8000.0)
+    height = _Slip(
+        (middle - margin) / gravity,
+        (middle + margin) / gravity,
+        "They look like geopotential heights in m: multiply by 9.80665.",
+    )
+    return PlausibleRange(middle - margin, middle + margin, "m2/s2", height)
+
+
+def check_units(variable: str, low: float, high: float, where: str) -> None:
+    """Refuse values that are not plausible in the lexicon's units.
+
+    Args:
+        variable: Lexicon id; one whose units are not known passes.
+        low: Smallest value found.
+        high: Largest value found.
+        where: What holds the values, for the message.
+
+    Raises:
+        InputError: If a value is not plausible.
+    """
+    plausible = plausible_range(variable)
+    if plausible is None or (plausible.low <= low and high <= plausible.high):
+        return
+    raise InputError(
+        f"{where}: {variable} runs from {low:.6g} to {high:.6g}, but has to lie within "
+        f"{plausible.low:.6g} to {plausible.high:.6g} {plausible.units}. "
+        f"{plausible.mend(low, high)}"
+    )

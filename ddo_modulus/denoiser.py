@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Denoisers: the posterior mean of a state given a noisy copy of it.
+
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
+
+With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is :math:`D(x, \sigma) = E[x_0 | x_\sigma = x]`
+(PhysicsNeMo's *x0 predictor*). It gives the score, :math:`C \nabla \log p = (D - x) / \sigma^2`,
+and by Tweedie's second formula the covariance :math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with
+:math:`J = \partial D / \partial x`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Float
+from physicsnemo.core.meta import ModelMetaData
+from physicsnemo.core.module import Module
+from torch import Tensor
+
+from ddo_modulus.basis import Basis, build_basis
+from ddo_modulus.errors import InputError
+from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
+from ddo_modulus.linalg import spread
+from ddo_modulus.nn.operator import NeuralOperator
+
+
+class Denoiser(Protocol):
+    """Anything that maps a noisy state to the mean of the clean one."""
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state.
+
+        Args:
+            x: Noisy states.
+            sigma: Noise levels.
+            condition: Further input, ``(B, D, H, W)``.
+        """
+        ...
+
+
+class GaussianDenoiser:
+    r"""The exact denoiser of a Gaussian prior; optimal interpolation in closed form.
+
+    In coordinates where prior and noise are both diagonal, :math:`a = E^T L^{-1} (x - m)` with
+    noise covariance :math:`C = L L^T` and prior covariance :math:`L E\,\mathrm{diag}(s) E^T L^T`,
+
+    .. math:: D = m + L E\,\frac{s}{s + \sigma^2}\,a, \qquad
+        Cov[x_0 | x_\sigma] = L E\,\frac{\sigma^2 s}{s + \sigma^2}\,E^T L^T .
+
+    Args:
+        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it.
+        prior: Prior covariance.
+        noise: Noise field; shares the basis of the prior.
+        inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
+
+    Raises:
+        InputError: If prior and noise are not diagonal together.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor | float,
+        prior: GaussianField | EOFField,
+        noise: GaussianField,
+        inflation: float | Float[Tensor, " T"] = 1.0,
+    ) -> None:
+        self.prior, self.noise = prior, noise
+        self.inflation = torch.as_tensor(inflation, dtype=torch.float64).reshape(-1)
+        size = (noise.channels, *noise.shape)
+        self.mean = torch.as_tensor(mean, dtype=torch.float64).expand(size)
+        variance, self.rotation = prior.relative_to(noise)
+        self.variance = self.inflation[:, None].to(variance.device) * variance
+        self._constants: dict[tuple, tuple[Tensor, ...]] = {}
+
+    @property
+    def linear(self) -> Self:
+        """Itself: the Gaussian approximation that posteriors precondition with."""
+        return self
+
+    def at(self, shape: Sequence[int]) -> GaussianDenoiser:
+        """The same prior on another grid; the mean is interpolated in the basis."""
+        if tuple(shape) == self.noise.shape:
+            return self
+        basis = self.noise.basis
+        coarse = basis if basis.resolves(shape) else basis.at(shape)
+        mean = coarse.synthesize(coarse.analyze(self.mean), shape)
+        return GaussianDenoiser(mean, self.prior.at(shape), self.noise.at(shape), self.inflation)
+
+    def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
+        """The same prior with its covariance multiplied, for each analysis if factors differ."""
+        return GaussianDenoiser(self.mean, self.prior, self.noise, factor)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Wiener filter, mode by mode. A Gaussian prior takes no condition, and ignores one."""
+        a = self.modes(x)
+        return self.fields(a * self.gain(sigma))
+
+    def modes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
+        """Coordinates ``a`` of states."""
+        return self.rotate(self.noise.whiten(x - self._on(x)[0]).flatten(1))
+
+    def fields(self, a: Float[Tensor, "B N"], *, mean: bool = True) -> Float[Tensor, "B C H W"]:
+        """States from coordinates, without the prior mean if ``mean`` is False (perturbations)."""
+        z = self.rotate(a, back=True).unflatten(1, (self.noise.channels, -1))
+        x = self.noise.color(z)
+        return x + self._on(x)[0] if mean else x
+
+    def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
+        """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""
+        _, _, index, vectors = self._on(z)
+        if index is None:
+            return z
+        return z.index_copy(1, index, z[:, index] @ (vectors.mT if back else vectors))
+
+    def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
+        """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
+        s = spread(self._on(sigma)[1], len(sigma))
+        return s / (s + sigma[:, None] ** 2)
+
+    def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
+        """Variance of each coordinate of the clean state given the noisy one."""
+        return sigma[:, None] ** 2 * self.gain(sigma)
+
+    def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Mean, variances and rotation in the dtype and on the device of ``like``."""
+        key = (like.dtype, str(like.device))
+        if key not in self._constants:
+            index, vectors = self.rotation or (None, torch.empty(0))
+            self._constants[key] = (
+                self.mean.to(like),
+                self.variance.to(like),
+                None if index is None else index.to(like.device),
+                vectors.to(like),
+            )  # type: ignore[assignment]
+        return self._constants[key]  # type: ignore[return-value]
+
+
+class DiffusionOperator(Module):
+    r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
+
+    In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight
+    :math:`w = s / (s + \sigma^2)`,
+
+    .. math:: D(x, \sigma) = m + L E \left(w\,a + c_{out}\,F\right), \qquad
+        c_{out} = \sqrt{\sigma^2 w}, \quad c_{in} = 1 / \sqrt{s + \sigma^2} .
+
+    This is EDM preconditioning mode by mode: the network sees :math:`c_{in} a` (unit variance) and
+    predicts the error of the linear estimate in units of its standard deviation. With
+    :math:`F = 0` guided sampling is optimal interpolation; training can only add to it.
+
+    The network acts in the band of the training grid. On a finer grid it is fed, and corrects, the
+    same band; the scales beyond follow the linear part with an extrapolated spectrum.
+
+    Args:
+        shape: Training grid ``(H, W)``.
+        channels: Channels ``C`` of the state.
+        domain: ``"torus"``, ``"box"`` or ``"sphere"``.
+        lengths: Extent of the domain, in the units of the noise's length scale.
+        noise: ``{"length_scale": ..., "smoothness": ...}`` of the Matérn noise, or None for white.
+        condition_channels: Channels of the condition.
+        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`EOFField`).
+        network: Options of :class:`~ddo_modulus.nn.operator.NeuralOperator`.
+
+    Forward:
+        x: ``(B, C, H, W)`` noisy states, normalised.
+        sigma: ``(B,)`` noise levels.
+        condition: ``(B, D)`` or ``(B, D, H, W)`` if ``condition_channels`` is not zero.
+
+    Outputs:
+        ``(B, C, H, W)`` denoised states.
+
+    Raises:
+        InputError: On a missing condition, or one that was not trained for.
+    """
+
+    __model_checkpoint_version__ = "0.1.0"
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int = 1,
+        domain: str = "torus",
+        lengths: Sequence[float] = (1.0, 1.0),
+        noise: Mapping[str, float] | None = None,
+        condition_channels: int = 0,
+        eof_modes: int = 0,
+        network: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            meta=ModelMetaData(amp=True, bf16=True, onnx=True, func_torch=True, auto_grad=True)
+        )
+        self.basis = build_basis(domain, shape, lengths)
+        spectrum: Spectrum = Flat() if noise is None else Matern(**noise)
+        self.noise = GaussianField(self.basis, spectrum, channels)
+        self.channels, self.condition_channels = channels, condition_channels
+        self.network = NeuralOperator(
+            3 * channels + condition_channels,
+            channels,
+            list(shape),
+            domain,
+            list(lengths),
+            **(network or {}),
+        )
+        size = channels * self.basis.size
+        self.register_buffer("prior_variance", torch.ones(size))
+        self.register_buffer("eof_index", torch.arange(eof_modes, dtype=torch.int32))
+        self.register_buffer("eof_vectors", torch.eye(eof_modes))
+        self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """The linear part: the whole operator where the network's output is zero."""
+        return self._linear_at(self.basis.shape)
+
+    def set_prior(self, prior: GaussianField | EOFField) -> None:
+        """Take a Gaussian prior as the linear part.
+
+        Args:
+            prior: Covariance of the normalised states; an :class:`EOFField` must mix as many
+                coefficients as ``eof_modes``.
+
+        Raises:
+            InputError: If it does not fit the noise field or ``eof_modes``.
+        """
+        variance, rotation = prior.relative_to(self.noise)
+        mixed = 0 if rotation is None else len(rotation[0])
+        if mixed != len(self.eof_index):
+            raise InputError(f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}")
+        self.prior_variance.copy_(variance)
+        if rotation is not None:
+            self.eof_index.copy_(rotation[0])
+            self.eof_vectors.copy_(rotation[1])
+        self._linear.clear()
+
+    def _linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
+        if shape not in self._linear:
+            if shape != self.basis.shape:
+                self._linear[shape] = self.linear.at(shape)
+                return self._linear[shape]
+            variance = self.prior_variance.detach().double().cpu()
+            prior: GaussianField | EOFField
+            if len(self.eof_index):
+                # The nearest orthogonal matrix: vectors stored in half precision are not quite.
+                u, _, vh = torch.linalg.svd(self.eof_vectors.detach().double().cpu())
+                prior = EOFField(self.noise, variance, self.eof_index.long().cpu(), u @ vh)
+            else:
+                spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
+                prior = GaussianField(self.basis, MeasuredSpectrum(self.basis, spectrum))
+            self._linear[shape] = GaussianDenoiser(0.0, prior, self.noise)
+        return self._linear[shape]
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean states given noisy ones."""
+        shape = (x.shape[-2], x.shape[-1])
+        linear = self._linear_at(shape)
+        with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
+            a = linear.modes(x)
+        residual = self.residual(a, sigma, shape, condition)
+        with torch.autocast(x.device.type, enabled=False):
+            deviation = linear.posterior_variance(sigma).sqrt()
+            return linear.fields(a * linear.gain(sigma) + deviation * residual)
+
+    def residual(
+        self,
+        a: Float[Tensor, "B N"],
+        sigma: Float[Tensor, " B"],
+        shape: tuple[int, int],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B N"]:
+        """The network's output: error of the linear estimate over its standard deviation.
+
+        Args:
+            a: Coordinates of the noisy states (:meth:`GaussianDenoiser.modes`).
+            sigma: Noise levels.
+            shape: Grid of the states; the network is evaluated there.
+            condition: As in :meth:`forward`.
+        """
+        linear = self._linear_at(shape)
+        band = _Band(self.basis, linear.noise.basis)
+        with torch.autocast(a.device.type, enabled=False):
+            gain = linear.gain(sigma)
+            white = (1 - gain).sqrt() / sigma[:, None]  # c_in = 1 / sqrt(s + sigma^2)
+            level = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+            inputs = [
+                self._show(a * white, linear, band, self.basis.size**-0.5),
+                self._show(a, linear, band) / level,
+                self._show(a * gain, linear, band),
+                *self._condition(condition, a, shape),
+            ]
+        f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
+        with torch.autocast(a.device.type, enabled=False):
+            z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
+            return linear.rotate(z.flatten(1))
+
+    def _show(
+        self,
+        coordinates: Float[Tensor, "B N"],
+        linear: GaussianDenoiser,
+        band: _Band,
+        scale: float | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Coordinates as fields in the training band: white of a given scale, or the states."""
+        z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
+        z = z * (linear.noise.root(z) if scale is None else scale)
+        return band.basis.synthesize(band.narrow(z), linear.noise.shape)
+
+    def _condition(
+        self, condition: Tensor | None, like: Tensor, shape: tuple[int, int]
+    ) -> list[Tensor]:
+        given = 0 if condition is None else condition.shape[1]
+        if given != self.condition_channels:
+            raise InputError(
+                f"the operator takes a condition of {self.condition_channels} channels, got {given}"
+            )
+        if condition is None:
+            return []
+        if condition.ndim == 2:
+            condition = condition[:, :, None, None]
+        return [condition.to(like).expand(len(like), -1, *shape)]
+
+
+class _Band:
+    """The functions that the training basis shares with the basis of another grid."""
+
+    def __init__(self, training: Basis, other: Basis) -> None:
+        self.same = other.shape == training.shape
+        self.basis = training if training.resolves(other.shape) else other
+        self._size = other.size
+        if not self.same:
+            self._index = training.shared(other)[1] if self.basis is training else None
+
+    def narrow(self, z: Float[Tensor, "B C N"]) -> Float[Tensor, "B C K"]:
+        """Coefficients of the other grid's basis to those of the shared one."""
+        if self.same or self._index is None:
+            return z
+        return z[..., self._index.to(z.device)]
+
+    def widen(self, c: Float[Tensor, "B C K"]) -> Float[Tensor, "B C N"]:
+        """The reverse; zero outside the band."""
+        if self.same or self._index is None:
+            return c
+        z = c.new_zeros(*c.shape[:2], self._size)
+        return z.index_copy(2, self._index.to(c.device), c)
+
+
+def value_and_pullback(
+    denoiser: Denoiser,
+    x: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, " B"],
+    condition: Tensor | None = None,
+) -> tuple[Float[Tensor, "B C H W"], Callable[[Tensor], Tensor]]:
+    """Denoised states and the map ``v -> J^T v``, which may be called any number of times."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        clean = denoiser(x, sigma, condition)
+
+    def pullback(v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return torch.autograd.grad(clean, x, v, retain_graph=True)[0]
+
+    return clean.detach(), pullback
+
+
+def linear_part(denoiser: Denoiser, noise: GaussianField) -> GaussianDenoiser:
+    """Gaussian approximation of a denoiser: its own, or the unit-variance noise field as prior.
+
+    Raises:
+        InputError: If the denoiser's own approximation lives in another noise field.
+    """
+    own = getattr(denoiser, "linear", None)
+    if own is None:
+        return GaussianDenoiser(0.0, noise, noise)
+    if own.noise.basis.dimension != noise.basis.dimension or own.noise.channels != noise.channels:
+        raise InputError("the denoiser was built for another noise field than the one given")
+    return own.at(noise.shape)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear algebra in batches.
+
+Axes: ``B`` batch, ``T`` analyses (their members stand next to each other in the batch),
+``M`` unknowns of a system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+
+
+def gmres(
+    apply: Callable[[Float[Tensor, "B M"]], tuple[Float[Tensor, "B M"], Tensor]],
+    b: Float[Tensor, "B M"],
+    iterations: int,
+) -> Tensor:
+    r"""Minimise :math:`\|b - A w\|` over a Krylov space, and return an image of the minimiser.
+
+    Often what is wanted is not :math:`w` but a linear image of it that every product with
+    :math:`A` computes on its way, so the products hand it out and it is combined here at no
+    further cost.
+
+    Args:
+        apply: ``w -> (A w, image of w)``; the image has the batch axis first.
+        b: Right-hand sides.
+        iterations: Dimension of the Krylov space: that many calls of ``apply``. Fixed, so that a
+            batch stays in step and the loop can be captured in a graph.
+
+    Returns:
+        Image of the minimiser. A system that is solved early stays solved.
+
+    Source: Saad & Schultz (1986), with the Arnoldi basis orthogonalised twice.
+    """
+    tiny = torch.finfo(b.dtype).tiny ** 0.5
+    size = b.norm(dim=1, keepdim=True)
+    vectors = [b / size.clamp_min(tiny)]
+    images = []
+    hessenberg = b.new_zeros(len(b), iterations + 1, iterations)
+    for j in range(iterations):
+        product, image = apply(vectors[j])
+        images.append(image)
+        span = torch.stack(vectors, 1)  # B j+1 M
+        for _ in range(2):
+            overlap = torch.einsum("bjm,bm->bj", span, product)
+            hessenberg[:, : j + 1, j] += overlap
+            product = product - torch.einsum("bjm,bj->bm", span, overlap)
+        rest = product.norm(dim=1, keepdim=True)
+        hessenberg[:, j + 1, j] = rest[:, 0]
+        # A vanished remainder (solved) becomes a zero vector, which adds nothing.
+        solved = rest <= 1e-6 * hessenberg[:, : j + 1, j].norm(dim=1, keepdim=True)
+        vectors.append(torch.where(solved, 0.0, product / rest.clamp_min(tiny)))
+    # Small normal equations, in double; the ridge only matters for directions that vanished.
+    h = hessenberg.double()
+    gram = h.mT @ h
+    ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-300)
+    gram = gram + ridge[:, None, None] * torch.eye(iterations, dtype=h.dtype, device=h.device)
+    y = torch.linalg.solve(gram, h[:, 0, :, None])[..., 0].to(b.dtype) * size
+    stacked = torch.stack(images, 1)
+    return torch.einsum("bj,bj...->b...", y, stacked)
+
+
+def spread(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
+    """Repeat what belongs to an analysis for each of its members.
+
+    Raises:
+        InputError: If the batch is not a multiple of the analyses.
+    """
+    if len(t) == batch:
+        return t
+    if len(t) == 1:
+        return t.expand(batch, *t.shape[1:])
+    if batch % len(t):
+        raise InputError(f"{batch} states cannot be shared out to {len(t)} analyses")
+    return t.repeat_interleave(batch // len(t), 0)

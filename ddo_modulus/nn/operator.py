@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-shaped neural operator.
+
+Axes: ``B`` batch, ``H W`` grid, ``C`` channel (last inside the network: every product along the
+grid and every mixing of channels is then one large matrix product), ``K1 K2`` modes.
+
+The finest level lives on the grid of its input, whatever that is; the coarser ones live on grids of
+their own, fixed by the training grid, and are reached by spectral resampling. All that a block does
+is defined in function space: spectral filters by mode, differences at a fixed physical distance,
+pointwise maps. The operator may therefore be evaluated on another grid than it was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from physicsnemo.core.meta import ModelMetaData
+from physicsnemo.core.module import Module
+from torch import Tensor, nn
+
+from ddo_modulus.basis import Basis, build_basis
+from ddo_modulus.nn.spectral import SpectralFilter, Transform, odd_band
+from ddo_modulus.nn.stencil import differences
+
+
+class Block(nn.Module):
+    """Residual block: local differences and a spectral filter, mixed by a pointwise network.
+
+    ``h + W2 silu(W1 [y, differences(y), filter(y)])`` with ``y`` the normalised ``h``, scaled and
+    shifted by the noise level. Differences carry what a truncated spectral filter cannot see.
+    """
+
+    def __init__(self, transform: Transform, width: int, embedding: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(width * expansion)
+        self.transform = transform
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.filter = SpectralFilter(transform, width)
+        self.mix = nn.Linear(6 * width, hidden)
+        self.out = nn.Linear(hidden, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, h: Float[Tensor, "B H W C"], embedding: Float[Tensor, "B E"]
+    ) -> Float[Tensor, "B H W C"]:
+        """One residual update."""
+        scale, shift = self.modulation(embedding)[:, None, None].chunk(2, -1)
+        y = self.norm(h) * (1 + scale) + shift
+        features = torch.cat([y, *differences(y, self.transform.basis), self.filter(y)], -1)
+        return h + self.out(nn.functional.silu(self.mix(features)))
+
+
+class Level(nn.Module):
+    """Blocks on one grid, before (down) and after (up) the coarser levels."""
+
+    def __init__(
+        self, basis: Basis, width: int, depth: int, modes: int, embedding: int, expansion: float
+    ) -> None:
+        super().__init__()
+        self.transform = Transform(basis.truncate(odd_band(basis.shape, modes)))
+        self.down = nn.ModuleList(
+            Block(self.transform, width, embedding, expansion) for _ in range(depth)
+        )
+        self.up = nn.ModuleList(
+            Block(self.transform, width, embedding, expansion) for _ in range(depth)
+        )
+
+
+class NeuralOperator(Module):
+    r"""U-shaped neural operator with a noise level.
+
+    Args:
+        in_channels: Channels of the input, conditions included.
+        out_channels: Channels of the output.
+        shape: Training grid ``(H, W)``.
+        domain: ``"torus"``, ``"box"`` or ``"sphere"``.
+        lengths: Extent of the domain (not for the sphere).
+        widths: Channels of each level, the finest first.
+        depths: Blocks of each level on the way down, and again on the way up.
+        modes: Spectral modes along each axis at each level.
+        expansion: Hidden over visible channels in a block.
+        embedding: Size of the embedding of the noise level.
+        coordinates: Row and column functions of the basis given as inputs, where the process
+            depends on the place; ``(0, 0)`` keeps a homogeneous operator.
+        static_channels: Learned fields given as inputs (in the low modes of the basis).
+
+    Forward:
+        x: ``(B, in_channels, H, W)``.
+        sigma: ``(B,)`` noise levels.
+
+    Outputs:
+        ``(B, out_channels, H, W)``; zero before training.
+    """
+
+    __model_checkpoint_version__ = "0.1.0"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        shape: Sequence[int],
+        domain: str = "torus",
+        lengths: Sequence[float] = (1.0, 1.0),
+        widths: Sequence[int] = (64, 96, 128),
+        depths: Sequence[int] = (2, 2, 2),
+        modes: Sequence[int] = (23, 23, 15),
+        expansion: float = 1.5,
+        embedding: int = 64,
+        coordinates: Sequence[int] = (0, 0),
+        static_channels: int = 0,
+    ) -> None:
+        super().__init__(
+            meta=ModelMetaData(amp=True, bf16=True, onnx=True, func_torch=True, auto_grad=True)
+        )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.basis = build_basis(domain, shape, lengths)
+        self.coordinates = (int(coordinates[0]), int(coordinates[1]))
+        self.embed = nn.Sequential(
+            nn.Linear(2 * _FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.static = None
+        if static_channels:
+            self.static_basis = self.basis.truncate(odd_band(shape, 15))
+            self.static = nn.Parameter(torch.zeros(static_channels, self.static_basis.size))
+        grids = [self.basis]
+        for _ in widths[1:]:
+            grids.append(self.basis.at([max(math.ceil(n / 2), 4) for n in grids[-1].shape]))
+        self.levels = nn.ModuleList(
+            Level(grid, width, depth, mode, embedding, expansion)
+            for grid, width, depth, mode in zip(grids, widths, depths, modes, strict=True)
+        )
+        # Between two levels goes what the coarser grid resolves without ambiguity.
+        self.bridges = nn.ModuleList(
+            Transform(fine.truncate(odd_band(coarse.shape)), coarse.shape)
+            for fine, coarse in zip(grids[:-1], grids[1:], strict=True)
+        )
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.shrink = nn.ModuleList(nn.Linear(fine, coarse) for fine, coarse in pairs)
+        self.grow = nn.ModuleList(nn.Linear(coarse, fine) for fine, coarse in pairs)
+        self.lift = nn.Linear(in_channels + sum(self.coordinates) + static_channels, widths[0])
+        self.norm = nn.LayerNorm(widths[0], elementwise_affine=False)
+        self.project = nn.Linear(widths[0], out_channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B Cout H W"]:
+        """Evaluate the operator on the grid of ``x``."""
+        if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
+            raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
+        embedding = self.embed(_noise_features(sigma, self.lift.weight.dtype))
+        h = self.lift(torch.cat([x, *self._places(x)], 1).movedim(1, -1))
+        kept: list[Tensor] = []
+        for i, level in enumerate(self.levels):
+            for block in level.down:
+                h = block(h, embedding)
+            if i < len(self.bridges):
+                kept.append(h)
+                h = self.bridges[i].resample(self.shrink[i](h), down=True)
+        for i in reversed(range(len(self.levels))):
+            if i < len(self.bridges):
+                fine = kept.pop()
+                h = fine + self.bridges[i].resample(self.grow[i](h), down=False, like=fine)
+            for block in self.levels[i].up:
+                h = block(h, embedding)
+        return self.project(self.norm(h)).movedim(-1, 1)
+
+    def _places(self, x: Tensor) -> list[Tensor]:
+        """Coordinate functions and learned fields on the grid of ``x``."""
+        shape = (x.shape[-2], x.shape[-1])
+        fields = []
+        if sum(self.coordinates):
+            fields.append(self.basis.coordinates(self.coordinates, shape).to(x))
+        if self.static is not None:
+            fields.append(self.static_basis.synthesize(self.static, shape).to(x.dtype))
+        return [field.expand(len(x), -1, -1, -1) for field in fields]
+
+
+_FREQUENCIES = 16
+
+
+def _noise_features(sigma: Float[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B E"]:
+    """Sines and cosines of log noise, over scales from the whole range of levels to a step."""
+    octave = torch.arange(_FREQUENCIES, device=sigma.device, dtype=torch.float32)
+    angle = sigma.float().log()[:, None] * (0.1 * 2 ** (octave / 3))
+    return torch.cat([angle.sin(), angle.cos()], 1).to(dtype)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PhysicsNeMo's EDM noise schedule with a Gaussian random field for its noise."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
+from torch import Tensor
+
+from ddo_modulus.field import GaussianField
+
+
+class FieldNoiseScheduler(EDMNoiseScheduler):
+    r"""Noise :math:`x_\sigma = x_0 + \sigma L z` instead of white noise.
+
+    A drop-in for PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
+    :meth:`init_latents` (losses, the deterministic samplers). Its own stochastic samplers draw
+    white noise past the scheduler: use :func:`ddo_modulus.sample` for those.
+
+    Args:
+        field: Law of ``L z``; on another grid than the field's its :meth:`GaussianField.at` draws.
+        sigma_min: Smallest noise level of a sampling schedule.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule (Karras et al. 2022, eq. 5). The default is nearly uniform in
+            log sigma, which treats every scale of a spectrum alike: each mode is settled around
+            its own noise level, and those levels span decades. With a Gaussian prior, 32 steps of
+            ``dpmpp_2m`` then give spreads .9 % too large, against 1.7 % at the usual 7, which
+            crowds the levels around ``sigma_min``.
+        sigma_data: Standard deviation of the data, for the EDM loss weight.
+        P_mean: Mean of the logarithm of training noise levels.
+        P_std: Standard deviation of the same.
+        generator: Source of all draws; None for torch's global one.
+    """
+
+    def __init__(
+        self,
+        field: GaussianField,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 20.0,
+        sigma_data: float | Float[Tensor, " C"] = 1.0,
+        P_mean: float = -1.2,  # noqa: N803 - the host's names
+        P_std: float = 1.2,  # noqa: N803
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(sigma_min, sigma_max, rho, sigma_data, P_mean, P_std)
+        self.field = field
+        self.generator = generator
+
+    def draw(
+        self,
+        like: Float[Tensor, "B C H W"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Noise of unit level, of the shape, dtype and device of ``like``.
+
+        A generator on another device draws there, and the noise moves.
+        """
+        field = self.field.at(like.shape[-2:])
+        generator = self.generator if generator is None else generator
+        device = like.device if generator is None else generator.device
+        size = (len(like), field.channels, field.basis.size)
+        z = torch.randn(size, generator=generator, dtype=like.dtype, device=device)
+        return field.color(z.to(like.device))
+
+    def add_noise(
+        self, x0: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Noisy states at the given noise levels."""
+        return x0 + time.view(-1, 1, 1, 1) * self.draw(x0)
+
+    def init_latents(
+        self,
+        spatial_shape: tuple[int, ...],
+        tN: Float[Tensor, " B"],  # noqa: N803
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Pure noise at the first level of a schedule; ``spatial_shape`` is ``(C, H, W)``."""
+        device = tN.device if device is None else device
+        dtype = tN.dtype if dtype is None else dtype
+        like = torch.empty((len(tN), *spatial_shape), device=device, dtype=dtype)
+        return tN.to(like).view(-1, 1, 1, 1) * self.draw(like)
+
+    def timesteps(
+        self,
+        num_steps: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, " N+1"]:
+        """Noise levels from ``sigma_max`` to ``sigma_min`` and zero; one step goes straight."""
+        if num_steps == 1:  # the host divides by num_steps - 1
+            return torch.tensor([self.sigma_max, 0.0], device=device, dtype=dtype)
+        return super().timesteps(num_steps, device=device, dtype=dtype)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Between physical units and the model's: :math:`(x - m) / s`, by channel, point and hour.
+
+Physical units exist only on the outer side of this file.
+
+Axes: ``B`` batch, ``N`` samples, ``T`` hours of the day (1 or 24), ``C`` channel, ``H W`` grid.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+
+HOURS = 24
+
+# A daily cycle fitted to few hours may multiply their errors by this much where it fills in.
+_MAX_GAIN = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """Climatology to subtract and standard deviation to divide by.
+
+    Attributes:
+        channels: Variable ids, ``C`` of them.
+        mean: Float32, physical units, ``(T, C, H|1, W|1)``; 24 hours (UTC) or one for all.
+        std: Like `mean`; positive.
+
+    Raises:
+        InputError: If the shapes do not agree, or a value is not finite or not positive.
+    """
+
+    channels: tuple[str, ...]
+    mean: Float[Tensor, "T C H W"]
+    std: Float[Tensor, "T C H W"]
+
+    def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value.ndim != 4 or value.shape[0] not in (1, HOURS):
+                raise InputError(
+                    f"normalization: {name} has shape {tuple(value.shape)}; "
+                    f"expected (1 or {HOURS}, C, H or 1, W or 1)"
+                )
+            if value.shape[1] != len(self.channels):
+                raise InputError(
+                    f"normalization: {name} has {value.shape[1]} channels; expected "
+                    f"{len(self.channels)}: {', '.join(self.channels)}"
+                )
+            self._check(name, "not finite", ~torch.isfinite(value))
+        self._check("std", "not positive", self.std <= 0)
+        if self.mean.shape != self.std.shape:
+            raise InputError(
+                f"normalization: mean has shape {tuple(self.mean.shape)}, "
+                f"std {tuple(self.std.shape)}; give both the same"
+            )
+
+    def _check(self, name: str, fault: str, bad: Tensor) -> None:
+        """Raise if any value of `bad` ``(T, C, H, W)`` is set, and name the channels."""
+        if bad.any():
+            names = [c for c, b in zip(self.channels, bad.any(dim=(0, 2, 3)), strict=True) if b]
+            raise InputError(
+                f"normalization: {name} is {fault} for {', '.join(names)}; "
+                "look at the data that it was fitted to"
+            )
+
+    @property
+    def per_hour(self) -> bool:
+        """Whether the hour of the day is needed."""
+        return self.mean.shape[0] == HOURS
+
+    def to(self, device: torch.device | str) -> "Normalization":
+        """Copy to a device, to spare a transfer at each call."""
+        return Normalization(self.channels, self.mean.to(device), self.std.to(device))
+
+    def normalize(
+        self, x: Float[Tensor, "B C H W"], hour: Integer[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Go from physical units to the model's.
+
+        Args:
+            x: Fields in physical units, on any device.
+            hour: Hour of the day, UTC, 0 to 23; needed if `per_hour`.
+
+        Returns:
+            Fields of about zero mean and unit variance, in float32 or the wider dtype of `x`.
+
+        Raises:
+            InputError: If a shape does not fit or the hour is missing or out of range.
+        """
+        mean, std = self._at(x, hour)
+        return (x - mean) / std
+
+    def denormalize(
+        self, x: Float[Tensor, "B C H W"], hour: Integer[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Go from the model's units to physical ones; arguments and errors as in `normalize`."""
+        mean, std = self._at(x, hour)
+        return x * std + mean
+
+    def _at(self, x: Tensor, hour: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Give mean and std for the hours of `x`, on its device, each ``(B|1, C, H|1, W|1)``."""
+        fits = x.ndim == 4 and all(
+            mine in (1, theirs)
+            for mine, theirs in zip(self.mean.shape[2:], x.shape[2:], strict=True)
+        )
+        if not fits or x.shape[1] != len(self.channels):
+            raise InputError(
+                f"fields of shape {tuple(x.shape)} do not fit a normalization of shape "
+                f"{tuple(self.mean.shape[1:])} for {', '.join(self.channels)}; statistics by "
+                "point hold on their own grid only"
+            )
+        if not self.per_hour:
+            return self.mean.to(x.device), self.std.to(x.device)
+        if hour is None or hour.shape != x.shape[:1]:
+            given = "no hours" if hour is None else f"hours of shape {tuple(hour.shape)}"
+            raise InputError(
+                f"this normalization goes by the hour of the day; got {given} for a batch of "
+                f"{x.shape[0]}: give hour (B,), 0 to {HOURS - 1} UTC"
+            )
+        if hour.min() < 0 or hour.max() >= HOURS:
+            raise InputError(
+                f"hours run from {int(hour.min())} to {int(hour.max())}; expected 0 to "
+                f"{HOURS - 1} UTC"
+            )
+        index = hour.to(self.mean.device, torch.long)
+        return self.mean[index].to(x.device), self.std[index].to(x.device)
+
+    @classmethod
+    def fit(
+        cls,
+        channels: Sequence[str],
+        fields: Float[Tensor, "N C H W"],
+        hours: Integer[Tensor, " N"] | None = None,
+        *,
+        per_hour: bool = False,
+        per_point: bool = False,
+        harmonics: int | None = None,
+        floor: float = 1e-2,
+    ) -> "Normalization":
+        """Estimate mean and standard deviation from samples.
+
+        Args:
+            channels: Variable ids, ``C`` of them.
+            fields: Samples in physical units.
+            hours: Hour of the day (UTC) of each sample; needed if `per_hour`.
+            per_hour: Resolve the hour of the day.
+            per_point: Resolve the grid point; otherwise average over the grid.
+            harmonics: With `per_hour`, keep this many harmonics of the daily cycle of mean and
+                variance: less sampling noise, and hours without samples are filled in. None keeps
+                the raw mean of each hour.
+            floor: Smallest standard deviation, as a fraction of the channel's own over all
+                samples and points; it keeps a near-constant point from dominating a loss.
+
+        Returns:
+            The normalization, in float32.
+
+        Raises:
+            InputError: If samples are missing, not finite or constant in a channel, if `per_hour`
+                has no hours or too few different ones, or if a shape does not fit.
+        """
+        if fields.ndim != 4 or fields.shape[0] == 0 or fields.shape[1] != len(channels):
+            raise InputError(
+                f"fields have shape {tuple(fields.shape)}; expected (N, {len(channels)}, H, W) "
+                f"for {', '.join(channels)} with at least one sample"
+            )
+        if harmonics is not None and not per_hour:
+            raise InputError("harmonics smooth the daily cycle: they need per_hour=True")
+        x = fields.double()
+        overall = x.std(dim=(0, 2, 3), correction=0)
+        for channel, value in zip(channels, overall.tolist(), strict=True):
+            if not 0 < value < float("inf"):  # NaN fails as well
+                fault = "constant" if value == 0 else "not finite"
+                raise InputError(f"{channel} is {fault} in the samples: leave it out or mend it")
+
+        over = (0,) if per_point else (0, 2, 3)
+
+        def average(values: Tensor) -> Tensor:
+            return values.mean(dim=over, keepdim=True)
+
+        if per_hour:
+            if hours is None or hours.shape != fields.shape[:1]:
+                raise InputError("normalization by the hour needs hours (N,), one for each sample")
+            index = hours.to(x.device, torch.long)
+            cycle = _DailyCycle(index, harmonics)
+            mean = cycle.fit([average(x[index == h]) for h in cycle.present])
+            variance = cycle.fit([average((x[index == h] - mean[h]) ** 2) for h in cycle.present])
+        else:
+            mean = average(x)
+            variance = average((x - mean) ** 2)
+        std = variance.clamp_min(0).sqrt().maximum(floor * overall[:, None, None])
+        return cls(tuple(channels), mean.float(), std.float())
+
+    def save(self, path: str | Path) -> None:
+        """Write a compressed ``.npz``, float32: the very numbers that the network was trained with.
+
+        Half precision would round the mean of a temperature to 0.25 K.
+        """
+        with Path(path).open("wb") as file:  # given a name, numpy would append a suffix
+            np.savez_compressed(
+                file,
+                channels=np.array(self.channels),
+                mean=self.mean.float().cpu().numpy(),
+                std=self.std.float().cpu().numpy(),
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Normalization":
+        """Read what `save` wrote; reading runs no code from the file.
+
+        Raises:
+            InputError: If the file is missing, damaged or not a normalization.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                channels = tuple(str(c) for c in file["channels"])
+                mean, std = (torch.from_numpy(file[k]).float() for k in ("mean", "std"))
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: cannot be read as a normalization ({error}); copy or fit it again"
+            ) from error
+        return cls(channels, mean, std)
+
+
+class _DailyCycle:
+    """Least-squares fit of a daily cycle to the hours that have samples.
+
+    Attributes:
+        present: Hours that have samples, ascending.
+    """
+
+    def __init__(self, hours: Tensor, harmonics: int | None) -> None:
+        """Look at the hours (N,) that there are.
+
+        Raises:
+            InputError: If the hours are out of range or too few for the cycle asked for.
+        """
+        self.present: list[int] = sorted(set(hours.tolist()))
+        if self.present[0] < 0 or self.present[-1] >= HOURS:
+            raise InputError(
+                f"hours run from {self.present[0]} to {self.present[-1]}; expected 0 to "
+                f"{HOURS - 1} UTC"
+            )
+        if harmonics is None:
+            basis = torch.eye(HOURS, dtype=torch.float64)
+        elif 0 <= harmonics < HOURS // 2:
+            angle = 2 * torch.pi * torch.arange(HOURS, dtype=torch.float64) / HOURS
+            order = torch.arange(harmonics + 1)
+            cos, sin = torch.cos(angle[:, None] * order), torch.sin(angle[:, None] * order[1:])
+            basis = torch.cat((cos, sin), dim=1)
+        else:
+            raise InputError(f"harmonics is {harmonics}; expected 0 to {HOURS // 2 - 1}, or None")
+        # Values at the hours present -> coefficients -> values at all hours.
+        to_all = basis @ torch.linalg.pinv(basis[self.present])
+        if len(self.present) < basis.shape[1] or to_all.abs().sum(dim=1).max() > _MAX_GAIN:
+            raise InputError(
+                f"the hours of the day that have samples ({', '.join(map(str, self.present))} UTC) "
+                f"do not determine a daily cycle with "
+                f"{'each hour of its own' if harmonics is None else f'harmonics={harmonics}'}: "
+                "use fewer harmonics, or per_hour=False"
+            )
+        self._filter = to_all.to(hours.device)
+
+    def fit(self, values: list[Tensor]) -> Tensor:
+        """Give the cycle ``(24, C, H|1, W|1)`` from one ``(1, C, H|1, W|1)`` an hour present."""
+        return torch.tensordot(self._filter, torch.cat(values), dims=1)

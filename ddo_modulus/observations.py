@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Observation operators and observations.
+
+Axes: ``B`` batch, ``T`` analyses (a divisor of ``B``: each has ``B / T`` members, which stand next
+to each other), ``C`` channel, ``H W`` grid, ``M`` observations, ``n`` grid values that one
+observation reads, ``N`` fields that span a covariance.
+
+Every operator has the form :math:`H(x) = g(P_1 x, \dots, P_q x)`: a few linear functionals of the
+state (interpolation, area means, vertical weighting) and a function of their values, observation
+by observation (wind speed, a radiance). Its linearisation is :math:`\sum_i a_i P_i` with
+:math:`a_i = \partial g / \partial p_i`, so the tangent, its adjoint and its products with a
+covariance all come from the same sparse rows.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+from ddo_modulus.grid import Grid, LatLonGrid
+from ddo_modulus.linalg import spread
+
+
+class ObservationOperator(ABC):
+    """Maps states to observed quantities; differentiable."""
+
+    #: Number of observations ``M``.
+    size: int
+
+    @abstractmethod
+    def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """What would be observed in the states."""
+
+    @abstractmethod
+    def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
+        """First-order change of the observations around states."""
+
+    @abstractmethod
+    def rescale(self, mean: Tensor, std: Tensor) -> ObservationOperator:
+        """The same operator on normalised states ``(x - mean) / std``.
+
+        Args:
+            mean: ``(C, H, W)``, or ``(T, C, H, W)`` if it differs between analyses.
+            std: Of the same shape.
+        """
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """Sum of sparse linear operators, each scaled observation by observation.
+
+    Attributes:
+        terms: Pairs of factors ``(B, M)`` (or None for one) and linear operators.
+        linear: Whether it is the same for all states.
+    """
+
+    terms: Sequence[tuple[Tensor | None, LinearOperator]]
+    linear: bool
+
+    def __call__(self, v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """Tangent of the operator applied to perturbations."""
+        return sum(_scaled(a, operator.increment(v)) for a, operator in self.terms)  # type: ignore
+
+    def adjoint(
+        self, u: Float[Tensor, "B M"], shape: Sequence[int]
+    ) -> Float[Tensor, "B C H W"]:
+        """Euclidean adjoint for states of shape ``(C, H, W)``."""
+        return sum(operator.adjoint(_scaled(a, u), shape) for a, operator in self.terms)  # type: ignore
+
+    def rows(self, fields: Float[Tensor, "N C H W"]) -> Float[Tensor, "T M N"]:
+        """The tangent applied to a set of fields; one matrix for each state if not linear."""
+        total: Tensor | float = 0.0
+        for a, operator in self.terms:
+            rows = operator.rows(fields)
+            total = total + (rows if a is None else a[..., None] * spread(rows, len(a)))
+        assert isinstance(total, Tensor)
+        return total
+
+
+class LinearOperator(ObservationOperator):
+    """Weighted sums of grid values plus an offset.
+
+    Args:
+        index: ``(M, n)`` into the flattened state ``C H W``; ``(T, M, n)`` if every analysis has
+            its own places.
+        weight: Same shape. Rows of zeros observe nothing (they pad ragged batches).
+        offset: ``(M,)`` or ``(T, M)``, added to the sums.
+    """
+
+    def __init__(
+        self, index: Int[Tensor, "*T M n"], weight: Float[Tensor, "*T M n"], offset: Tensor
+    ) -> None:
+        self.size = index.shape[-2]
+        self.index = index.reshape(-1, *index.shape[-2:])
+        self.weight = weight.reshape(self.index.shape)
+        self.offset = offset.reshape(-1, self.size)
+
+    def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """Observed values of the states."""
+        return self.increment(x) + spread(self.offset.to(x), len(x))
+
+    def increment(self, v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """The operator without its offset."""
+        index = spread(self.index.to(v.device), len(v)).flatten(1)
+        values = v.flatten(1).gather(1, index).unflatten(1, (self.size, -1))
+        return (values * spread(self.weight.to(v), len(v))).sum(-1)
+
+    def adjoint(self, u: Float[Tensor, "B M"], shape: Sequence[int]) -> Float[Tensor, "B C H W"]:
+        """Euclidean adjoint of :meth:`increment` for states of shape ``(C, H, W)``."""
+        index = spread(self.index.to(u.device), len(u)).flatten(1)
+        values = (u[..., None] * spread(self.weight.to(u), len(u))).flatten(1)
+        flat = u.new_zeros(len(u), math.prod(shape))
+        return flat.scatter_add(1, index, values).unflatten(1, tuple(shape))
+
+    def rows(self, fields: Float[Tensor, "N C H W"]) -> Float[Tensor, "T M N"]:
+        """:meth:`increment` of a set of fields that all states share."""
+        flat = fields.flatten(1).T.contiguous()  # CHW N
+        index, weight = self.index.to(fields.device), self.weight.to(fields)
+        rows = flat.new_zeros(*index.shape[:2], flat.shape[1])
+        for i in range(index.shape[-1]):  # one value after another keeps the memory at one result
+            rows += flat[index[..., i]] * weight[..., i, None]
+        return rows
+
+    def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
+        """Itself, without the offset."""
+        return Tangent([(None, self)], linear=True)
+
+    def rescale(self, mean: Tensor, std: Tensor) -> LinearOperator:
+        """Fold the standard deviations into the weights and the mean into the offset."""
+        analyses = max(len(self.index), 1 if std.ndim == 3 else len(std))
+        index = spread(self.index, analyses).flatten(1)
+        factor, shift = (
+            spread(t.reshape(-1, math.prod(t.shape[-3:])), analyses)
+            .gather(1, index)
+            .unflatten(1, (self.size, -1))
+            for t in (std, mean)
+        )
+        weight = spread(self.weight, analyses).to(factor)
+        offset = spread(self.offset, analyses) + (weight * shift).sum(-1)
+        return LinearOperator(index.unflatten(1, (self.size, -1)), weight * factor, offset)
+
+
+class PointOperator(LinearOperator):
+    """Bilinear interpolation to points; wraps in longitude and holds across the poles.
+
+    Args:
+        grid: A grid, or a pair of one-dimensional ``(lat, lon)`` coordinates.
+        lat: ``(M,)`` latitudes (row coordinates), or ``(T, M)`` if analyses differ.
+        lon: Longitudes (column coordinates), same shape, any branch.
+        channels: Channel observed, one for all or ``(M,)``.
+
+    Raises:
+        InputError: If a point is outside the grid, or a channel negative.
+    """
+
+    def __init__(
+        self,
+        grid: Grid | tuple[ArrayLike, ArrayLike],
+        lat: ArrayLike,
+        lon: ArrayLike,
+        channels: int | ArrayLike = 0,
+    ) -> None:
+        grid = grid if isinstance(grid, Grid) else LatLonGrid(*grid)
+        lat = np.atleast_1d(np.asarray(lat, np.float64))
+        index, weight = grid.bilinear(lat, np.atleast_1d(np.asarray(lon, np.float64)))
+        index = index + _channel_offset(channels, grid, lat.shape)
+        super().__init__(
+            torch.from_numpy(index),
+            torch.from_numpy(weight).float(),
+            torch.zeros(index.shape[:-1]),
+        )
+
+
+class AreaMeanOperator(LinearOperator):
+    """Area-weighted means over latitude-longitude rectangles.
+
+    Args:
+        grid: The grid.
+        south: ``(M,)`` lower row coordinates, inclusive.
+        north: ``(M,)`` upper row coordinates.
+        west: ``(M,)`` first column coordinates; ``west > east`` crosses the seam.
+        east: ``(M,)`` last column coordinates.
+        channels: Channel observed, one for all or ``(M,)``.
+
+    Raises:
+        InputError: If a rectangle holds no grid point.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        south: ArrayLike,
+        north: ArrayLike,
+        west: ArrayLike,
+        east: ArrayLike,
+        channels: int | ArrayLike = 0,
+    ) -> None:
+        bounds = np.broadcast_arrays(*(np.atleast_1d(v) for v in (south, north, west, east)))
+        area = grid.area()
+        chosen = []
+        for low, high, first, last in zip(*bounds, strict=True):
+            rows = (grid.lat >= low) & (grid.lat <= high)
+            columns = (grid.lon >= first) & (grid.lon <= last)
+            if first > last:
+                columns = (grid.lon >= first) | (grid.lon <= last)
+            flat = np.flatnonzero(rows[:, None] & columns)
+            if not len(flat):
+                raise InputError(
+                    f"the rectangle {low:g}..{high:g}, {first:g}..{last:g} holds no grid point"
+                )
+            chosen.append(flat)
+        width = max(len(flat) for flat in chosen)
+        index = np.zeros((len(chosen), width), int)
+        weight = np.zeros((len(chosen), width))
+        for m, flat in enumerate(chosen):
+            share = area.reshape(-1)[flat]
+            index[m, : len(flat)], weight[m, : len(flat)] = flat, share / share.sum()
+        index = index + _channel_offset(channels, grid, (len(chosen),))
+        super().__init__(
+            torch.from_numpy(index), torch.from_numpy(weight).float(), torch.zeros(len(chosen))
+        )
+
+
+class DerivedOperator(ObservationOperator):
+    """A function of several linear operators, observation by observation.
+
+    Args:
+        function: Elementwise, differentiable: as many tensors ``(B, M)`` as operators to one.
+        operators: Linear operators of equal size.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *operators: LinearOperator) -> None:
+        if len({operator.size for operator in operators}) != 1:
+            raise InputError("the operators of a derived quantity must observe equally often")
+        self.function, self.operators = function, operators
+        self.size = operators[0].size
+
+    def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """Observed values of the states."""
+        return self.function(*(operator(x) for operator in self.operators))
+
+    def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
+        """Partial derivatives of the function at the states, times the operators."""
+        with torch.enable_grad():
+            values = [operator(x.detach()).requires_grad_() for operator in self.operators]
+            slopes = torch.autograd.grad(self.function(*values).sum(), values)
+        return Tangent(list(zip(slopes, self.operators, strict=True)), linear=False)
+
+    def rescale(self, mean: Tensor, std: Tensor) -> DerivedOperator:
+        """The same function of the rescaled operators."""
+        return DerivedOperator(self.function, *(o.rescale(mean, std) for o in self.operators))
+
+
+class StackedOperator(ObservationOperator):
+    """Several operators observed together, one after the other along ``M``."""
+
+    def __init__(self, *operators: ObservationOperator) -> None:
+        self.operators = operators
+        self.size = sum(operator.size for operator in operators)
+
+    def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
+        """Observed values of the states."""
+        return torch.cat([operator(x) for operator in self.operators], 1)
+
+    def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
+        """Tangents of the parts, each padded with empty rows for the others."""
+        terms, linear, start = [], True, 0
+        for operator in self.operators:
+            tangent = operator.linearize(x)
+            linear &= tangent.linear
+            after = self.size - start - operator.size
+            for a, part in tangent.terms:
+                factor = None if a is None else torch.nn.functional.pad(a, (start, after))
+                terms.append((factor, _padded(part, start, after)))
+            start += operator.size
+        return Tangent(terms, linear)
+
+    def rescale(self, mean: Tensor, std: Tensor) -> StackedOperator:
+        """The rescaled parts."""
+        return StackedOperator(*(operator.rescale(mean, std) for operator in self.operators))
+
+
+def wind_speed(u: LinearOperator, v: LinearOperator) -> DerivedOperator:
+    """Speed from two components, smooth at calm (the derivative has no limit there)."""
+    return DerivedOperator(lambda u, v: (u.square() + v.square() + 1e-6).sqrt(), u, v)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Observed values and their error statistics.
+
+    Attributes:
+        operator: What they observe.
+        values: ``(M,)``, or ``(T, M)`` for several analyses (:meth:`batch`).
+        variance: Error variances: a number, ``(M,)`` or ``(T, M)``; None with ``covariance``.
+        covariance: ``(M, M)`` full error covariance instead.
+
+    Raises:
+        InputError: On sizes that do not match, values that are not finite, errors not positive.
+    """
+
+    operator: ObservationOperator
+    values: Tensor
+    variance: Tensor | float | None = None
+    covariance: Float[Tensor, "M M"] | None = None
+
+    def __post_init__(self) -> None:
+        values = torch.as_tensor(self.values)
+        values = values if values.is_floating_point() else values.float()
+        size = self.operator.size
+        if size == 0:
+            raise InputError("there are no observations")
+        if values.shape[-1] != size:
+            raise InputError(f"{values.shape[-1]} values do not fit an operator of {size}")
+        if not bool(values.isfinite().all()):
+            raise InputError(
+                f"{int((~values.isfinite()).sum())} observed values are NaN or infinite; "
+                "drop them before assimilation"
+            )
+        object.__setattr__(self, "values", values)
+        if (self.variance is None) == (self.covariance is None):
+            raise InputError("give either the variance or the covariance of observation errors")
+        if self.covariance is not None:
+            covariance = torch.as_tensor(self.covariance).to(values)
+            if covariance.shape != (size, size):
+                raise InputError(f"the error covariance must be {size}x{size}")
+            if int(torch.linalg.cholesky_ex(covariance).info) or not torch.allclose(
+                covariance, covariance.mT
+            ):
+                raise InputError("the error covariance is not symmetric positive definite")
+            object.__setattr__(self, "covariance", covariance)
+            return
+        variance = torch.as_tensor(self.variance).to(values)
+        if not bool((variance > 0).all() and variance.isfinite().all()):
+            raise InputError("observation error variances must be positive and finite")
+        try:
+            variance = variance.expand(torch.broadcast_shapes(variance.shape, (size,)))
+        except RuntimeError:
+            raise InputError(
+                f"error variances of shape {tuple(variance.shape)} do not fit {size} observations"
+            ) from None
+        object.__setattr__(self, "variance", variance)
+
+    def error_covariance(self, like: Tensor) -> Float[Tensor, "T M M"]:
+        """``R`` as matrices, in the dtype and on the device of ``like``."""
+        if self.covariance is not None:
+            return self.covariance.to(like)[None]
+        assert isinstance(self.variance, Tensor)
+        return torch.diag_embed(self.variance.to(like).reshape(-1, self.operator.size))
+
+    def rescale(self, mean: Tensor, std: Tensor) -> Observations:
+        """The same observations of normalised states (:meth:`ObservationOperator.rescale`)."""
+        return Observations(
+            self.operator.rescale(mean, std), self.values, self.variance, self.covariance
+        )
+
+    @staticmethod
+    def batch(parts: Sequence[Observations]) -> Observations:
+        """Observations of several analyses as one object with a leading axis ``T``.
+
+        Analyses may differ in number and place of observations; shorter ones are padded with rows
+        that observe nothing.
+
+        Args:
+            parts: One for each analysis, of point, area or other linear operators, values ``(M,)``.
+
+        Raises:
+            InputError: If an operator is not linear or an error covariance is full.
+        """
+        padded = []
+        size = max(p.operator.size for p in parts)
+        width = max(
+            p.operator.index.shape[-1] for p in parts if isinstance(p.operator, LinearOperator)
+        )
+        pad = torch.nn.functional.pad
+        for p in parts:
+            if not isinstance(p.operator, LinearOperator) or not isinstance(p.variance, Tensor):
+                raise InputError(
+                    "only linear operators with diagonal errors batch; assimilate others singly"
+                )
+            rows, more = size - p.operator.size, width - p.operator.index.shape[-1]
+            padded.append(
+                (
+                    pad(p.operator.index[0], (0, more, 0, rows)),
+                    pad(p.operator.weight[0], (0, more, 0, rows)),
+                    pad(p.operator.offset[0], (0, rows)),
+                    pad(p.values, (0, rows)),
+                    pad(p.variance, (0, rows), value=1.0),
+                )
+            )
+        index, weight, offset, values, variance = map(torch.stack, zip(*padded, strict=True))
+        return Observations(LinearOperator(index, weight, offset), values, variance)
+
+
+def _channel_offset(channels: int | ArrayLike, grid: Grid, shape: tuple[int, ...]) -> np.ndarray:
+    """Flat index at which each observation's channel begins, with an axis for the grid values."""
+    channel = np.broadcast_to(np.asarray(channels, int), shape)
+    if (channel < 0).any():
+        raise InputError("channels must not be negative")
+    return (channel * grid.shape[0] * grid.shape[1])[..., None]
+
+
+def _scaled(a: Tensor | None, u: Tensor) -> Tensor:
+    return u if a is None else a * u
+
+
+def _padded(operator: LinearOperator, before: int, after: int) -> LinearOperator:
+    pad = torch.nn.functional.pad
+    return LinearOperator(
+        pad(operator.index, (0, 0, before, after)),
+        pad(operator.weight, (0, 0, before, after)),
+        pad(operator.offset, (before, after)),
+    )
+

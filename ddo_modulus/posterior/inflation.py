@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Scaling a prior to what the observations say of it.
+
+Axes: ``B`` batch, ``T`` analyses, ``C`` channel, ``H W`` grid, ``M`` observations.
+
+A prior learned in one month may be too narrow in the next. If :math:`x_0` follows the prior with
+mean :math:`m`, then :math:`m + \sqrt\lambda (x_0 - m)` follows the prior inflated by
+:math:`\lambda`, and its denoiser is the old one in scaled units:
+
+.. math:: D_\lambda(x, \sigma) = m + \sqrt\lambda\,
+    \left[D\left(m + \frac{x - m}{\sqrt\lambda}, \frac{\sigma}{\sqrt\lambda}\right) - m\right].
+
+The factor is estimated at each analysis from the innovations
+:math:`d = y - H(m) \sim N(0, \lambda H P H^T + R)` (Dee 1995, Mon. Wea. Rev. 123, 1128) by maximum
+a posteriori with :math:`\log\lambda \sim N(0, w^2)`, which keeps a handful of observations from
+deciding it alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part
+from ddo_modulus.errors import InputError
+from ddo_modulus.field import GaussianField
+from ddo_modulus.linalg import spread
+from ddo_modulus.observations import Observations
+from ddo_modulus.posterior.moment_matching import spanned
+
+
+class Inflated:
+    """A prior scaled about its mean; again a denoiser.
+
+    Args:
+        denoiser: The prior, with a linear part.
+        factor: Variance factors: a number, or ``(T,)``, one for each analysis.
+
+    Raises:
+        InputError: If a factor is not positive and finite.
+    """
+
+    def __init__(self, denoiser: Denoiser, factor: float | Float[Tensor, " T"]) -> None:
+        self.denoiser = denoiser
+        self.factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
+        if not bool((self.factor.isfinite() & (self.factor > 0)).all()):
+            raise InputError(f"inflation factors must be positive and finite, got {factor}")
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Linear part of the prior, scaled alike."""
+        return self.denoiser.linear.inflated(self.factor)  # type: ignore[attr-defined]
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state under the inflated prior."""
+        root = spread(self.factor.sqrt().to(x), len(x))
+        mean = self.denoiser.linear.at(x.shape[-2:]).mean.to(x)  # type: ignore[attr-defined]
+        wide = root.view(-1, 1, 1, 1)
+        clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
+        return mean + wide * (clean - mean)
+
+
+def innovation_inflation(
+    denoiser: Denoiser,
+    noise: GaussianField,
+    observations: Observations,
+    *,
+    width: float = 1.0,
+    bounds: tuple[float, float] = (0.2, 15.0),
+) -> Float[Tensor, " T"]:
+    """Inflation of each analysis that its innovations make most probable.
+
+    Args:
+        denoiser: The prior, with a linear part.
+        noise: Its noise field, on the grid of the analysis.
+        observations: Of one or several analyses.
+        width: Prior standard deviation of the factor's logarithm; infinity is maximum likelihood.
+        bounds: Range of the factor.
+
+    Returns:
+        Factors, float64 on the CPU.
+    """
+    linear = linear_part(denoiser, noise)
+    operator = observations.operator
+    values = observations.values.double().reshape(-1, operator.size)
+    state = linear.mean.expand(len(values), *linear.mean.shape)
+    tangent = operator.linearize(state)
+    rows = spread(spanned(tangent, linear, state), len(values))
+    # In units of the observation errors: eigenvalues w of H P H^T, squared innovations q.
+    error = torch.linalg.cholesky(observations.error_covariance(values))
+    signal = torch.linalg.solve_triangular(error, rows * linear.variance.sqrt().to(rows), upper=False)
+    innovation = (values - operator(state))[..., None]
+    innovation = torch.linalg.solve_triangular(error, innovation, upper=False)
+    w, vectors = torch.linalg.eigh(signal @ signal.mT)
+    q = (vectors.mT @ innovation)[..., 0].square()
+    logarithm = torch.linspace(math.log(bounds[0]), math.log(bounds[1]), 433, dtype=torch.float64)
+    total = 1 + logarithm.exp()[:, None, None] * w.clamp_min(0)
+    fit = -0.5 * (total.log() + q / total).sum(-1) - 0.5 * (logarithm[:, None] / width) ** 2
+    return logarithm[fit.argmax(0)].exp()

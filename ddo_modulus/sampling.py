@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Samplers: from noise to states, along the reverse ODE or SDE.
+
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
+
+The probability-flow ODE of the field noise is :math:`dx/d\sigma = (x - D(x, \sigma)) / \sigma`:
+the covariance of the noise cancels, so deterministic solvers are those of EDM, and only the noise
+that is drawn knows the field. Any denoiser goes in, conditioned on observations or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.errors import InputError
+from ddo_modulus.noise import FieldNoiseScheduler
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Draw = Callable[[], Tensor]
+
+
+class Solver(Protocol):
+    """One step of a solver; keeps what a multistep method remembers."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """State at the next noise level."""
+        ...
+
+
+class Euler:
+    """First order: a straight line towards the denoised state."""
+
+    def __init__(self, denoise: Denoise, draw: Draw) -> None:
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """One denoiser call."""
+        return torch.lerp(self.denoise(x, sigma), x, sigma_next / sigma)
+
+
+class Heun:
+    """Second order (Karras et al. 2022, algorithm 1): Euler, then the mean of both slopes."""
+
+    def __init__(self, denoise: Denoise, draw: Draw) -> None:
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Two denoiser calls, one on the step to zero."""
+        slope = (x - self.denoise(x, sigma)) / sigma
+        predicted = x + (sigma_next - sigma) * slope
+        if sigma_next == 0:
+            return predicted
+        second = (predicted - self.denoise(predicted, sigma_next)) / sigma_next
+        return x + (sigma_next - sigma) * (slope + second) / 2
+
+
+class DPMSolver2M:
+    r"""DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): exponential integrator, second order.
+
+    Exact in the linear part; extrapolates the denoised state from the last two. With ``eta > 0``
+    its stochastic form (SDE-DPM-Solver++(2M)): noise is renewed while it is removed.
+
+    Args:
+        denoise: The denoiser at a scalar noise level.
+        draw: Noise of unit level.
+        eta: Share of the noise renewed: 0 the ODE, 1 the reverse SDE.
+    """
+
+    def __init__(self, denoise: Denoise, draw: Draw, eta: float = 0.0) -> None:
+        self.denoise, self.draw, self.eta = denoise, draw, eta
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """One denoiser call."""
+        clean = self.denoise(x, sigma)
+        if sigma_next == 0:
+            return clean
+        h = (sigma / sigma_next).log()  # step in lambda = -log sigma
+        target = clean
+        if self._last is not None:
+            previous, h_previous = self._last
+            target = clean + (clean - previous) * h / (2 * h_previous)
+        self._last = clean, h
+        keep = torch.exp(-(1 + self.eta) * h)
+        x = keep * x + (1 - keep) * target
+        if self.eta:
+            x = x + sigma_next * (1 - torch.exp(-2 * self.eta * h)).sqrt() * self.draw()
+        return x
+
+
+class StochasticDPMSolver2M(DPMSolver2M):
+    """SDE-DPM-Solver++(2M): :class:`DPMSolver2M` on the reverse SDE."""
+
+    def __init__(self, denoise: Denoise, draw: Draw) -> None:
+        super().__init__(denoise, draw, eta=1.0)
+
+
+#: Solvers by name.
+SOLVERS: dict[str, Callable[[Denoise, Draw], Solver]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "dpmpp_2m": DPMSolver2M,
+    "dpmpp_2m_sde": StochasticDPMSolver2M,
+}
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    scheduler: FieldNoiseScheduler,
+    batch: int,
+    *,
+    steps: int,
+    solver: str = "dpmpp_2m",
+    generator: torch.Generator | None = None,
+    shape: Sequence[int] | None = None,
+    condition: Tensor | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Float[Tensor, "B C H W"]:
+    """Draw states from the law that a denoiser describes.
+
+    Args:
+        denoiser: Prior or posterior.
+        scheduler: Noise field and levels.
+        batch: Number of states.
+        steps: Number of noise levels, at least one.
+        solver: One of :data:`SOLVERS`.
+        generator: Source of all noise.
+        shape: Grid of the states; the field's own if None.
+        condition: Handed on to the denoiser, ``(B, ...)``.
+        device: Where to compute; where the condition or the generator is if None.
+        dtype: Precision of the states.
+        progress: Wraps the iteration over steps, for a progress bar.
+
+    Raises:
+        InputError: On an unknown solver, or steps or batch below one.
+    """
+    if solver not in SOLVERS:
+        raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if steps < 1 or batch < 1:
+        raise InputError(f"steps and batch must be at least 1, got {steps} and {batch}")
+    if device is None:
+        owner = condition if condition is not None else generator
+        device = "cpu" if owner is None else owner.device
+    shape = scheduler.field.shape if shape is None else (shape[0], shape[1])
+    like = torch.empty((batch, scheduler.field.channels, *shape), device=device, dtype=dtype)
+    # Levels in double on the CPU: branching on them must not wait for the device.
+    sigmas = scheduler.timesteps(steps, dtype=torch.float64)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(x, torch.full((batch,), float(sigma), device=device, dtype=dtype), condition)
+
+    def draw() -> Tensor:
+        return scheduler.draw(like, generator)
+
+    x = float(sigmas[0]) * draw()
+    step = SOLVERS[solver](denoise, draw)
+    for i in progress(range(steps)):
+        x = step(x, sigmas[i], sigmas[i + 1])
+    return x

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+import zarr
+
+from ddo_modulus.data import source
+from ddo_modulus.data.source import open_dataset
+from ddo_modulus.data.store import check_output, replacing, write_store
+from ddo_modulus.errors import InputError
+
+
+def analysis(times=5, members=2, value=280.0):
+    # Below a second, and in pandas' default microseconds, on purpose.
+    time = pd.date_range("2019-03-01", periods=times, freq="250ms").as_unit("us")
+    shape = (members, times, 3, 4)
+    values = value + np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 100
+    coords = {
+        "ensemble": np.arange(members),
+        "time": time,
+        "lat": [52.0, 51.0, 50.0],
+        "lon": [-1.0, 0.0, 1.0, 2.0],
+    }
+    return xr.Dataset({"t2m": (("ensemble", "time", "lat", "lon"), values)}, coords, {"seed": 3})
+
+
+def read(path):
+    """Load a store, with times in the unit of `analysis`."""
+    dataset = open_dataset(path).load()
+    return dataset.assign_coords(time=dataset["time"].astype("datetime64[us]"))
+
+
+def test_what_is_written_can_be_opened(tmp_path):
+    path = write_store(analysis(), tmp_path / "deep" / "a.zarr")
+    xr.testing.assert_identical(read(path), analysis())
+
+
+def test_writing_in_pieces_gives_the_same_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_SLAB_BYTES", 1)
+    path = write_store(analysis(), tmp_path / "a.zarr")
+    xr.testing.assert_identical(read(path), analysis())
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_chunk_is_one_field_at_one_time(tmp_path, compress):
+    path = write_store(analysis(), tmp_path / "a.zarr", compress=compress)
+    array = zarr.open_group(path, mode="r")["t2m"]
+    assert array.metadata.zarr_format == 3
+    assert array.chunks == (1, 1, 3, 4)
+    assert bool(array.compressors) == compress
+
+
+def test_a_lost_chunk_reads_as_missing(tmp_path):
+    path = write_store(analysis(), tmp_path / "a.zarr")
+    (path / "t2m" / "c" / "1" / "2" / "0" / "0").unlink()
+    lost = np.isnan(open_dataset(path)["t2m"].values)
+    assert lost[1, 2].all()
+    assert lost.sum() == 12
+
+
+def test_a_store_opened_lazily_can_be_written_again(tmp_path):
+    first = write_store(analysis(), tmp_path / "a.zarr")
+    second = write_store(open_dataset(first), tmp_path / "b.zarr", compress=False)
+    xr.testing.assert_identical(read(second), analysis())
+
+
+def test_an_older_store_stays_unless_told_otherwise(tmp_path):
+    path = write_store(analysis(), tmp_path / "a.zarr")
+    with pytest.raises(InputError, match="a.zarr exists; .*overwrite=true"):
+        write_store(analysis(value=250.0), path)
+    assert open_dataset(path)["t2m"].max() > 280
+    write_store(analysis(value=250.0, times=2), path, overwrite=True)
+    xr.testing.assert_identical(read(path), analysis(value=250.0, times=2))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_store_is_ever_replaced_by_one(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not a zarr store"):
+        write_store(analysis(), tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interruption_leaves_the_older_store_and_nothing_else(tmp_path, monkeypatch, error):
+    path = write_store(analysis(), tmp_path / "a.zarr")
+
+    def interrupted(*args, **kwargs):
+        yield analysis(value=250.0).isel(time=slice(0, 1))
+        raise error
+
+    monkeypatch.setattr("ddo_modulus.data.store.slabs", interrupted)
+    with pytest.raises(error):
+        write_store(analysis(value=250.0), path, overwrite=True)
+    xr.testing.assert_identical(read(path), analysis())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interruption_leaves_no_half_store(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "out") as new:
+        new.mkdir()
+        (new / "half").write_text("")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_like_a_folder(tmp_path):
+    path = tmp_path / "movie.gif"
+    path.write_text("older")
+    with replacing(path, overwrite=True) as new:
+        new.write_text("newer")
+        assert path.read_text() == "older"
+    assert path.read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_working_directory_is_never_replaced(tmp_path, monkeypatch):
+    (tmp_path / "work" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "here")
+    for path in (".", "..", tmp_path / "work"):
+        with pytest.raises(InputError, match="working directory"):
+            check_output(path, overwrite=True)
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a folder"):
+        check_output(tmp_path / "file" / "deep" / "a.zarr")
+
+
+def test_no_times_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no times"):
+        write_store(analysis(times=0), tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from ddo_modulus.data.variables import check_units, plausible_range, variable_id
+from ddo_modulus.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "expected"),
+    [
+        ("2m_temperature", None, "t2m"),
+        ("10u", None, "u10m"),
+        ("v10", None, "v10m"),
+        ("mean_sea_level_pressure", None, "msl"),
+        ("geopotential", 500.0, "z500"),
+        ("u_component_of_wind", 850, "u850"),
+        ("t", 2.5, "t2.5"),
+        ("vorticity", None, "vorticity"),
+        ("u", None, "u"),  # a simulation's own, on no level
+    ],
+)
+def test_names_become_lexicon_ids(name, level, expected):
+    assert variable_id(name, level) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "low", "high", "mend"),
+    [
+        ("t2m", -12.0, 31.0, "add 273.15"),
+        ("t850", -40.0, 25.0, "add 273.15"),
+        ("msl", 970.0, 1040.0, "multiply by 100"),
+        ("q700", 0.1, 9.0, "divide by 1000"),
+        ("z500", 4900.0, 5900.0, "multiply by 9.80665"),
+        ("z850", 1200.0, 1600.0, "multiply by 9.80665"),
+        ("u10m", -10.0, 1e11, "Convert the values to m/s"),
+    ],
+)
+def test_wrong_units_are_named_with_their_mend(variable, low, high, mend):
+    with pytest.raises(InputError, match=f"here: {variable} runs from .*{mend}"):
+        check_units(variable, low, high, "here")
+
+
+@pytest.mark.parametrize(
+    ("variable", "low", "high"),
+    [
+        ("t2m", 190.0, 330.0),
+        ("msl", 87000.0, 108500.0),
+        ("sp", 48000.0, 105000.0),
+        ("z1000", -5000.0, 5000.0),
+        ("z850", 9500.0, 16500.0),
+        ("z500", 45000.0, 59500.0),
+        ("z50", 175000.0, 208000.0),
+        ("vorticity", -1e9, 1e9),
+    ],
+)
+def test_real_extremes_pass(variable, low, high):
+    check_units(variable, low, high, "here")
+
+
+def test_unknown_units_have_no_range():
+    assert plausible_range("vorticity") is None
+    assert plausible_range("z") is None  # the surface's, any height

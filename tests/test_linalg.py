@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from ddo_modulus.linalg import gmres
+
+
+def systems(batch=3, size=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(batch, size, size, generator=g, dtype=torch.float64)
+    a = a + 4 * torch.eye(size, dtype=torch.float64)  # neither symmetric nor definite
+    return a, torch.randn(batch, size, generator=g, dtype=torch.float64)
+
+
+def product(a):
+    return lambda w: (torch.einsum("bij,bj->bi", a, w), w)
+
+
+def test_as_many_iterations_as_unknowns_solve_the_system():
+    a, b = systems()
+    x = gmres(product(a), b, 6)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_the_residual_is_least_over_the_krylov_space(iterations):
+    a, b = systems()
+    w = gmres(product(a), b, iterations)
+    powers = [b]
+    for _ in range(iterations - 1):
+        powers.append(torch.einsum("bij,bj->bi", a, powers[-1]))
+    krylov = torch.stack(powers, -1)
+    best = (krylov @ torch.linalg.lstsq(a @ krylov, b[..., None]).solution)[..., 0]
+    torch.testing.assert_close(w, best, rtol=1e-7, atol=1e-9)
+
+
+def test_the_image_may_be_any_linear_map_of_any_shape():
+    a, b = systems()
+    image = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def apply(w):
+        return torch.einsum("bij,bj->bi", a, w), torch.einsum("cdj,bj->bcd", image, w)
+
+    x = torch.linalg.solve(a, b)
+    expected = torch.einsum("cdj,bj->bcd", image, x)
+    torch.testing.assert_close(gmres(apply, b, 6), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_solved_and_zero_systems_stay_solved_beside_others():
+    a, b = systems()
+    a[0] = 2 * torch.eye(6, dtype=torch.float64)  # solved after one iteration
+    b[1] = 0.0
+    x = gmres(product(a), b, 6)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-8, atol=1e-8)
+    assert bool((x[1] == 0).all())
+
+
+def test_single_precision():
+    a, b = systems()
+    x = gmres(product(a.float()), b.float(), 6)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.double(), torch.linalg.solve(a, b), rtol=1e-3, atol=1e-3)
+
+
+def test_systems_of_a_batch_do_not_mix():
+    a, b = systems()
+    together = gmres(product(a), b, 3)
+    alone = torch.cat([gmres(product(a[i : i + 1]), b[i : i + 1], 3) for i in range(3)])
+    torch.testing.assert_close(together, alone)
