@@ -363,12 +363,15 @@ class SphericalBasis(Basis):
         self,
         shape: Sequence[int],
         lmax: int | None = None,
-        latitudes: Sequence[float] | None = None,
+        latitudes: Sequence[float] | Array | None = None,
     ) -> None:
         shape = _pair(shape, "shape")
         self._latitudes = None if latitudes is None else np.asarray(latitudes, dtype=np.float64)
         if self._latitudes is not None and self._latitudes.shape != (shape[0],):
             raise InputError(f"{len(self._latitudes)} latitudes do not fit the grid {shape}")
+        self._poles = shape[0] % 2 == 1
+        if self._latitudes is not None:
+            self._poles = bool((np.abs(self._latitudes[[0, -1]]) > 90 - 1e-9).all())
         full = self._full_band(shape)
         self.lmax = full if lmax is None else int(lmax)
         self._fills_grid = self.lmax == full
@@ -378,10 +381,14 @@ class SphericalBasis(Basis):
         super().__init__(shape, (self.lmax + 1, 2 * self.lmax + 1))
 
     def latitudes(self, height: int) -> Array:
-        """Latitudes of the rows in degrees north, ``(height,)``."""
+        """Latitudes of the rows in degrees north, ``(height,)``.
+
+        A grid with pole rows keeps them at every height, as
+        :meth:`~ddo_modulus.grid.LatLonGrid.at` does; one without stays on cell centres.
+        """
         if self._latitudes is not None and height == len(self._latitudes):
             return self._latitudes
-        if height % 2:
+        if self._poles and height > 1:
             return np.linspace(90.0, -90.0, height)
         return 90.0 - (np.arange(height) + 0.5) * 180.0 / height
 
@@ -421,8 +428,7 @@ class SphericalBasis(Basis):
     def at(self, shape: Sequence[int]) -> Self:
         """The same sphere on another grid (see :class:`Basis`)."""
         shape = _pair(shape, "shape")
-        latitudes = self._latitudes if shape[0] == self.shape[0] else None
-        other = type(self)(shape, None, latitudes)
+        other = type(self)(shape, None, self.latitudes(shape[0]))
         return other if self._fills_grid else other.truncate(self.lmax + 1)
 
     def truncate(self, modes: int | Sequence[int]) -> Self:
@@ -474,11 +480,11 @@ def _legendre(lmax: int, x: Array) -> Array:
     for m in range(lmax):
         values[m, :, m + 1] = math.sqrt(2 * m + 3) * x * values[m, :, m]
     for degree in range(2, lmax + 1):
-        m = np.arange(degree - 1)
-        a = np.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
-        b = np.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
-        values[m, :, degree] = a[:, None] * (
-            x * values[m, :, degree - 1] - b[:, None] * values[m, :, degree - 2]
+        order = np.arange(degree - 1)
+        a = np.sqrt((4 * degree**2 - 1) / (degree**2 - order**2))
+        b = np.sqrt(((degree - 1) ** 2 - order**2) / (4 * (degree - 1) ** 2 - 1))
+        values[order, :, degree] = a[:, None] * (
+            x * values[order, :, degree - 1] - b[:, None] * values[order, :, degree - 2]
         )
     return values
 

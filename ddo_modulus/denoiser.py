@@ -90,8 +90,8 @@ class GaussianDenoiser:
         if tuple(shape) == self.noise.shape:
             return self
         basis = self.noise.basis
-        coarse = basis if basis.resolves(shape) else basis.at(shape)
-        mean = coarse.synthesize(coarse.analyze(self.mean), shape)
+        shared = basis.truncate(basis.at(shape).modes)
+        mean = shared.synthesize(shared.analyze(self.mean), shape)
         return GaussianDenoiser(mean, self.prior.at(shape), self.noise.at(shape), self.inflation)
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
@@ -285,6 +285,7 @@ class DiffusionOperator(Module):
         sigma: Float[Tensor, " B"],
         shape: tuple[int, int],
         condition: Tensor | None = None,
+        linear: GaussianDenoiser | None = None,
     ) -> Float[Tensor, "B N"]:
         """The network's output: error of the linear estimate over its standard deviation.
 
@@ -293,8 +294,9 @@ class DiffusionOperator(Module):
             sigma: Noise levels.
             shape: Grid of the states; the network is evaluated there.
             condition: As in :meth:`forward`.
+            linear: Linear part to use instead of the operator's own.
         """
-        linear = self._linear_at(shape)
+        linear = self._linear_at(shape) if linear is None else linear
         band = _Band(self.basis, linear.noise.basis)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)

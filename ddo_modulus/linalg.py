@@ -59,7 +59,7 @@ def gmres(
     # Small normal equations, in double; the ridge only matters for directions that vanished.
     h = hessenberg.double()
     gram = h.mT @ h
-    ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-300)
+    ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-200)
     gram = gram + ridge[:, None, None] * torch.eye(iterations, dtype=h.dtype, device=h.device)
     y = torch.linalg.solve(gram, h[:, 0, :, None])[..., 0].to(b.dtype) * size
     stacked = torch.stack(images, 1)

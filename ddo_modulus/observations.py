@@ -100,9 +100,9 @@ class LinearOperator(ObservationOperator):
         self, index: Int[Tensor, "*T M n"], weight: Float[Tensor, "*T M n"], offset: Tensor
     ) -> None:
         self.size = index.shape[-2]
-        self.index = index.reshape(-1, *index.shape[-2:])
+        self.index = index if index.ndim == 3 else index[None]
         self.weight = weight.reshape(self.index.shape)
-        self.offset = offset.reshape(-1, self.size)
+        self.offset = offset if offset.ndim == 2 else offset[None]
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
@@ -374,31 +374,37 @@ class Observations:
             parts: One for each analysis, of point, area or other linear operators, values ``(M,)``.
 
         Raises:
-            InputError: If an operator is not linear or an error covariance is full.
+            InputError: If there are no parts, one is itself a batch, an operator is not linear or
+                an error covariance is full.
         """
-        padded = []
-        size = max(p.operator.size for p in parts)
-        width = max(
-            p.operator.index.shape[-1] for p in parts if isinstance(p.operator, LinearOperator)
-        )
-        pad = torch.nn.functional.pad
+        if not parts:
+            raise InputError("there are no analyses to batch")
+        linear: list[tuple[LinearOperator, Tensor, Tensor]] = []
         for p in parts:
             if not isinstance(p.operator, LinearOperator) or not isinstance(p.variance, Tensor):
                 raise InputError(
                     "only linear operators with diagonal errors batch; assimilate others singly"
                 )
-            rows, more = size - p.operator.size, width - p.operator.index.shape[-1]
+            if len(p.operator.index) > 1 or p.values.ndim > 1 or p.variance.ndim > 1:
+                raise InputError("these observations are of several analyses already")
+            linear.append((p.operator, p.values, p.variance))
+        size = max(operator.size for operator, _, _ in linear)
+        width = max(operator.index.shape[-1] for operator, _, _ in linear)
+        padded = []
+        pad = torch.nn.functional.pad
+        for operator, values, variance in linear:
+            rows, more = size - operator.size, width - operator.index.shape[-1]
             padded.append(
                 (
-                    pad(p.operator.index[0], (0, more, 0, rows)),
-                    pad(p.operator.weight[0], (0, more, 0, rows)),
-                    pad(p.operator.offset[0], (0, rows)),
-                    pad(p.values, (0, rows)),
-                    pad(p.variance, (0, rows), value=1.0),
+                    pad(operator.index[0], (0, more, 0, rows)),
+                    pad(operator.weight[0], (0, more, 0, rows)),
+                    pad(operator.offset[0], (0, rows)),
+                    pad(values, (0, rows)),
+                    pad(variance, (0, rows), value=1.0),
                 )
             )
-        index, weight, offset, values, variance = map(torch.stack, zip(*padded, strict=True))
-        return Observations(LinearOperator(index, weight, offset), values, variance)
+        stacked = [torch.stack(column) for column in zip(*padded, strict=True)]
+        return Observations(LinearOperator(*stacked[:3]), stacked[3], stacked[4])
 
 
 def _channel_offset(channels: int | ArrayLike, grid: Grid, shape: tuple[int, ...]) -> np.ndarray:

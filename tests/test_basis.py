@@ -55,9 +55,7 @@ def test_box_functions_are_orthonormal_on_their_grid(name):
     basis = BASES[name]
     phi = functions(basis)
     gram = torch.einsum("ahw,hw,bhw->ab", phi, basis.weights(), phi)
-    torch.testing.assert_close(
-        gram, torch.eye(basis.size, dtype=torch.float64), atol=1e-13, rtol=0
-    )
+    torch.testing.assert_close(gram, torch.eye(basis.size, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
 def test_spherical_functions_are_orthonormal_under_gauss_legendre_quadrature():
@@ -67,9 +65,7 @@ def test_spherical_functions_are_orthonormal_under_gauss_legendre_quadrature():
     weights = torch.from_numpy(GAUSS_WEIGHTS[::-1].copy() / 2)[:, None] / basis.shape[1]
     phi = functions(basis)
     gram = torch.einsum("ahw,hw,bhw->ab", phi, weights.expand(basis.shape), phi)
-    torch.testing.assert_close(
-        gram, torch.eye(basis.size, dtype=torch.float64), atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(gram, torch.eye(basis.size, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("height", [64, 65])
@@ -86,9 +82,9 @@ def test_weights_are_positive_shares_of_the_domain(basis):
     assert weights.shape == basis.shape
     assert bool((weights > 0).all())
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-14)
-    torch.testing.assert_close(basis.mean_square().sum(), torch.einsum(
-        "khw,hw->", functions(basis).square(), weights
-    ))
+    torch.testing.assert_close(
+        basis.mean_square().sum(), torch.einsum("khw,hw->", functions(basis).square(), weights)
+    )
 
 
 def test_fourier_functions_are_the_textbook_ones():
@@ -175,7 +171,7 @@ def test_box_eigenvalues_are_those_of_the_finite_difference_laplacian(basis):
 
 
 def test_spherical_eigenvalues_are_those_of_the_finite_difference_laplacian():
-    basis = SphericalBasis((9, 16), 4)
+    basis = SphericalBasis((8, 16), 4)
     shape = (360, 720)
     phi = functions(basis, shape).numpy()
     latitude = np.deg2rad(basis.latitudes(shape[0]))[:, None]
@@ -225,9 +221,7 @@ def test_transforms_are_their_dense_matrices(basis, dense):
     # Least squares in the weights of the domain.
     root = basis.weights().reshape(-1).sqrt()
     fit = torch.linalg.lstsq((phi * root).T, (x.flatten(-2) * root).reshape(6, -1).T).solution.T
-    torch.testing.assert_close(
-        basis.analyze(x), fit.reshape(2, 3, -1), atol=1e-10, rtol=1e-9
-    )
+    torch.testing.assert_close(basis.analyze(x), fit.reshape(2, 3, -1), atol=1e-10, rtol=1e-9)
 
 
 @bases()
@@ -297,9 +291,7 @@ def test_symmetry_labels():
     for k, j in ((0, 0), (1, 2), (3, 4)):  # columns of the first row: 1 | cos sin 1 | cos sin 2
         assert label[k] == label[j]
     assert label[1] != label[3]
-    torch.testing.assert_close(
-        torus.eigenvalues[label == label[1]], torus.eigenvalues[1].expand(2)
-    )
+    torch.testing.assert_close(torus.eigenvalues[label == label[1]], torus.eigenvalues[1].expand(2))
     sphere = SphericalBasis((8, 16))
     assert torch.equal(torch.bincount(sphere.symmetry()), 2 * torch.arange(8) + 1)
     box = CosineBasis((3, 4))
@@ -316,7 +308,8 @@ def test_full_bands_stay_full_and_truncated_ones_keep_their_modes():
     assert CosineBasis((8, 8), (1.0, 3.0)).at((5, 6)).lengths == (1.0, 3.0)
     assert SphericalBasis((8, 16)).at((16, 32)).lmax == SphericalBasis((16, 32)).lmax
     assert SphericalBasis((8, 16), 3).at((16, 32)).lmax == 3
-    assert SphericalBasis((8, 16), 6).at((5, 32)).lmax == SphericalBasis((5, 32)).lmax
+    assert SphericalBasis((8, 16), 6).at((5, 32)).lmax == 4
+    assert SphericalBasis((9, 16), 6).at((5, 32)).lmax == 3  # its pole rows see one function
 
 
 @bases()

@@ -90,12 +90,12 @@ class MomentMatching:
         innovation = spread(values, len(x)) - operator(clean)
 
         rows = self._spanned(tangent, linear, x)
+        error = self.observations.error_covariance(x)
         variance = linear.posterior_variance(sigma)
         groups = len(x)
         if bool((sigma == sigma[0]).all()):  # members of an analysis share their system
-            groups = max(len(rows), len(linear.inflation))
-        rows = spread(rows, groups)
-        error = spread(self.observations.error_covariance(x), groups)
+            groups = max(len(rows), len(error), len(linear.inflation))
+        rows, error = spread(rows, groups), spread(error, groups)
         scaled = rows * variance[:: len(x) // groups, None]
         factor = torch.linalg.cholesky((scaled @ rows.mT + error).double()).to(x.dtype)
         whitened = _solve(factor, innovation)
@@ -132,15 +132,23 @@ def spanned(
 ) -> Float[Tensor, "T M N"]:
     """A tangent applied to every coordinate direction of a Gaussian prior, ``H L E``.
 
-    With it ``H V H^T`` is a product of small matrices for every diagonal ``V``.
+    With it ``H V H^T`` is a product of small matrices for every diagonal ``V``. Taken by the
+    adjoint, one field for each observation instead of one for each coordinate.
     """
-    size, parts = linear.variance.shape[-1], []
-    for start in range(0, size, 512):  # chunks: all directions at once would be N fields
-        stop = min(start + 512, size)
-        directions = torch.zeros(stop - start, size, dtype=like.dtype, device=like.device)
-        directions[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
-        parts.append(tangent.rows(linear.fields(directions, mean=False)))
-    return torch.cat(parts, -1)
+    analyses = max(
+        max(len(operator.index), 1 if a is None else len(a)) for a, operator in tangent.terms
+    )
+    operator_size = tangent.terms[0][1].size
+    unit = torch.eye(operator_size, dtype=like.dtype, device=like.device)
+    parts = []
+    for part in unit.split(max(1, 512 // analyses)):  # chunks: all fields at once are large
+        batch = analyses * len(part)
+        terms = [(None if a is None else spread(a, batch), o) for a, o in tangent.terms]
+        spread_tangent = Tangent(terms, tangent.linear)
+        fields = spread_tangent.adjoint(part.repeat(analyses, 1), like.shape[1:])
+        rows = linear.rotate(linear.noise.color_adjoint(fields).flatten(1))
+        parts.append(rows.unflatten(0, (analyses, -1)))
+    return torch.cat(parts, 1)
 
 
 def _solve(
