@@ -99,7 +99,7 @@ def assimilate(
     iterations: int,
     seed: int = 5,
     batch: int = 512,
-    dtype: torch.dtype = torch.float32,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """Members of the diffusion posterior ``(E, T, 1, H, W)``."""
     states = max(batch // members, 1)
@@ -126,6 +126,9 @@ def assimilate(
             steps=steps,
             generator=generator,
             device=case.truth.device,
+            condition=None
+            if condition is None
+            else condition[chosen].repeat_interleave(members, 0),
         )
         parts.append(x.unflatten(0, (len(chosen), members)).transpose(0, 1))
     return torch.cat(parts, 1)

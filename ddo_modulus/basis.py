@@ -73,7 +73,7 @@ class Basis(ABC):
 
     @abstractmethod
     def _rows(self, height: int) -> Array:
-        """Row functions on the grid, ``(H, K1)``, or ``(K2, H, K1)`` if they depend on the column."""
+        """Row functions on the grid, ``(H, K1)``; ``(K2, H, K1)`` if they depend on the column."""
 
     @abstractmethod
     def weights(self, shape: Sequence[int] | None = None) -> Float[Tensor, "H W"]:
@@ -301,7 +301,9 @@ class FourierBasis(_BoxBasis):
         angle = 2 * np.pi * np.arange(points)[:, None] / points
         wavenumber = (np.arange(modes) + 1) // 2
         cosine = np.arange(modes) % 2 == 1
-        values = np.sqrt(2) * np.where(cosine, np.cos(angle * wavenumber), np.sin(angle * wavenumber))
+        values = np.sqrt(2) * np.where(
+            cosine, np.cos(angle * wavenumber), np.sin(angle * wavenumber)
+        )
         values[:, 0] = 1.0
         if modes % 2 == 0:
             values[:, -1] /= np.sqrt(2)
@@ -454,7 +456,7 @@ class SphericalBasis(Basis):
 
 
 def _to_modes(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
-    """``(..., H, W)`` to ``(..., K1, K2)``; three-dimensional rows hold a matrix for each column."""
+    """``(..., H, W)`` to ``(..., K1, K2)``; rows of three axes hold a matrix for each column."""
     y = x @ columns.mT
     return rows @ y if rows.ndim == 2 else torch.einsum("jkh,...hj->...kj", rows, y)
 
@@ -466,7 +468,7 @@ def _to_grid(rows: Tensor, columns: Tensor, c: Tensor) -> Tensor:
 
 
 def _legendre(lmax: int, x: Array) -> Array:
-    r"""Normalised associated Legendre functions :math:`\bar P_l^m`, ``(lmax+1 (m), H, lmax+1 (l))``.
+    r"""Normalised associated Legendre functions :math:`\bar P_l^m`, axes ``m``, ``H``, ``l``.
 
     Normalised to mean square one over the sphere once multiplied by :math:`1` or
     :math:`\sqrt2\cos m\lambda, \sqrt2\sin m\lambda`. Standard forward column recursion (Holmes &
@@ -496,9 +498,7 @@ def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def build_basis(
-    domain: str, shape: Sequence[int], lengths: Sequence[float] = (1.0, 1.0)
-) -> Basis:
+def build_basis(domain: str, shape: Sequence[int], lengths: Sequence[float] = (1.0, 1.0)) -> Basis:
     """Full-band basis of a domain named as configurations name it.
 
     Raises:

@@ -3,10 +3,10 @@ r"""Denoisers: the posterior mean of a state given a noisy copy of it.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
 
-With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is :math:`D(x, \sigma) = E[x_0 | x_\sigma = x]`
-(PhysicsNeMo's *x0 predictor*). It gives the score, :math:`C \nabla \log p = (D - x) / \sigma^2`,
-and by Tweedie's second formula the covariance :math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with
-:math:`J = \partial D / \partial x`.
+With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
+:math:`D(x, \sigma) = E[x_0 | x_\sigma = x]` (PhysicsNeMo's *x0 predictor*). It gives the score,
+:math:`C \nabla \log p = (D - x) / \sigma^2`, and by Tweedie's second formula the covariance
+:math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with :math:`J = \partial D / \partial x`.
 """
 
 from __future__ import annotations
@@ -215,9 +215,11 @@ class DiffusionOperator(Module):
             **(network or {}),
         )
         size = channels * self.basis.size
+        # Prior covariance of the whitened coefficients: a diagonal, and the lower triangle of the
+        # block that EOFs mix (a symmetric matrix bears half precision, eigenvectors do not).
         self.register_buffer("prior_variance", torch.ones(size))
         self.register_buffer("eof_index", torch.arange(eof_modes, dtype=torch.int32))
-        self.register_buffer("eof_vectors", torch.eye(eof_modes))
+        self.register_buffer("eof_covariance", torch.eye(eof_modes)[_lower(eof_modes)])
         self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
 
@@ -239,11 +241,15 @@ class DiffusionOperator(Module):
         variance, rotation = prior.relative_to(self.noise)
         mixed = 0 if rotation is None else len(rotation[0])
         if mixed != len(self.eof_index):
-            raise InputError(f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}")
+            raise InputError(
+                f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}"
+            )
         self.prior_variance.copy_(variance)
         if rotation is not None:
-            self.eof_index.copy_(rotation[0])
-            self.eof_vectors.copy_(rotation[1])
+            index, vectors = rotation
+            block = (vectors * variance[index]) @ vectors.mT
+            self.eof_index.copy_(index)
+            self.eof_covariance.copy_(block[_lower(len(index))])
         self._linear.clear()
 
     def _linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
@@ -254,9 +260,11 @@ class DiffusionOperator(Module):
             variance = self.prior_variance.detach().double().cpu()
             prior: GaussianField | EOFField
             if len(self.eof_index):
-                # The nearest orthogonal matrix: vectors stored in half precision are not quite.
-                u, _, vh = torch.linalg.svd(self.eof_vectors.detach().double().cpu())
-                prior = EOFField(self.noise, variance, self.eof_index.long().cpu(), u @ vh)
+                index = self.eof_index.long().cpu()
+                block = torch.zeros(len(index), len(index), dtype=torch.float64)
+                block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
+                block = block + block.tril(-1).mT
+                prior = EOFField.from_covariance(self.noise, block, index, variance)
             else:
                 spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
                 prior = GaussianField(self.basis, MeasuredSpectrum(self.basis, spectrum))
@@ -338,6 +346,12 @@ class DiffusionOperator(Module):
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
         return [condition.to(like).expand(len(like), -1, *shape)]
+
+
+def _lower(size: int) -> tuple[Tensor, Tensor]:
+    """Row and column of the entries of a lower triangle."""
+    row, column = torch.tril_indices(size, size)
+    return row, column
 
 
 class _Band:

@@ -92,9 +92,7 @@ class MeasuredSpectrum:
 
     unit_variance = False
 
-    def __init__(
-        self, basis: Basis, variance: Float[Tensor, "C K"], *, tail: float = 0.5
-    ) -> None:
+    def __init__(self, basis: Basis, variance: Float[Tensor, "C K"], *, tail: float = 0.5) -> None:
         if variance.shape[-1] != basis.size or not bool((variance > 0).all()):
             raise InputError(
                 f"a measured spectrum needs {basis.size} positive variances per channel, "
@@ -231,9 +229,7 @@ class GaussianField:
         """
         if tuple(shape) == self.shape:
             return self
-        return GaussianField(
-            self.basis.at(shape), self.spectrum, self.channels, scale=self.scale
-        )
+        return GaussianField(self.basis.at(shape), self.spectrum, self.channels, scale=self.scale)
 
     def relative_to(
         self, reference: GaussianField
@@ -335,7 +331,9 @@ class EOFField:
         marginal = self.variance.double().clone()
         vectors = self.vectors.double()
         marginal[self.index] = vectors.square() @ marginal[self.index]
-        spectrum = MeasuredSpectrum(old.basis, marginal.unflatten(0, (old.channels, -1)) * old.variance)
+        spectrum = MeasuredSpectrum(
+            old.basis, marginal.unflatten(0, (old.channels, -1)) * old.variance
+        )
         variance = spectrum(new.basis) / new.variance
         here, there = old.basis.shared(new.basis)
         variance[:, there] = self.variance.double().unflatten(0, (old.channels, -1))[:, here]

@@ -174,7 +174,7 @@ class LatLonGrid(Grid):
         rows, across = np.stack([first, first + 1]), np.zeros((2, *lat.shape), bool)
         # Past the outermost row: that row here, and the same row on the other side of the pole.
         edge = np.where(offset < 0, 0, height - 1)
-        gap = np.where(lat > 0, 90 - np.abs(self.lat[edge]), 90 - np.abs(self.lat[edge]))
+        gap = 90 - np.abs(self.lat[edge])
         share = (np.abs(lat) - np.abs(self.lat[edge])) / np.maximum(2 * gap, 1e-12)
         rows = np.where(beyond, edge, rows)
         second = np.where(beyond, np.clip(share, 0.0, 0.5), second)

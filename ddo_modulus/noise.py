@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
 from torch import Tensor
 
+from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 
 
@@ -51,18 +54,32 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
     def draw(
         self,
         like: Float[Tensor, "B C H W"],
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Noise of unit level, of the shape, dtype and device of ``like``.
 
-        A generator on another device draws there, and the noise moves.
+        Args:
+            like: States.
+            generator: Source of the noise. Of a sequence each draws for an equal share of the
+                batch in turn, so that a share's noise does not depend on the others. One on
+                another device draws there, and the noise moves.
+
+        Raises:
+            InputError: If the batch cannot be shared out to the generators.
         """
         field = self.field.at(like.shape[-2:])
         generator = self.generator if generator is None else generator
-        device = like.device if generator is None else generator.device
-        size = (len(like), field.channels, field.basis.size)
-        z = torch.randn(size, generator=generator, dtype=like.dtype, device=device)
-        return field.color(z.to(like.device))
+        sources = generator if isinstance(generator, Sequence) else [generator]
+        if len(like) % len(sources):
+            raise InputError(
+                f"{len(like)} states cannot be shared out to {len(sources)} generators"
+            )
+        size = (len(like) // len(sources), field.channels, field.basis.size)
+        parts = []
+        for source in sources:
+            device = like.device if source is None else source.device
+            parts.append(torch.randn(size, generator=source, dtype=like.dtype, device=device))
+        return field.color(torch.cat(parts).to(like.device))
 
     def add_noise(
         self, x0: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]

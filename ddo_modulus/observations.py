@@ -70,9 +70,7 @@ class Tangent:
         """Tangent of the operator applied to perturbations."""
         return sum(_scaled(a, operator.increment(v)) for a, operator in self.terms)  # type: ignore
 
-    def adjoint(
-        self, u: Float[Tensor, "B M"], shape: Sequence[int]
-    ) -> Float[Tensor, "B C H W"]:
+    def adjoint(self, u: Float[Tensor, "B M"], shape: Sequence[int]) -> Float[Tensor, "B C H W"]:
         """Euclidean adjoint for states of shape ``(C, H, W)``."""
         return sum(operator.adjoint(_scaled(a, u), shape) for a, operator in self.terms)  # type: ignore
 
@@ -426,4 +424,3 @@ def _padded(operator: LinearOperator, before: int, after: int) -> LinearOperator
         pad(operator.weight, (0, 0, before, after)),
         pad(operator.offset, (before, after)),
     )
-

@@ -118,7 +118,7 @@ def sample(
     *,
     steps: int,
     solver: str = "dpmpp_2m",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     shape: Sequence[int] | None = None,
     condition: Tensor | None = None,
     device: torch.device | str | None = None,
@@ -133,7 +133,8 @@ def sample(
         batch: Number of states.
         steps: Number of noise levels, at least one.
         solver: One of :data:`SOLVERS`.
-        generator: Source of all noise.
+        generator: Source of all noise; a sequence shares out the batch
+            (:meth:`FieldNoiseScheduler.draw`).
         shape: Grid of the states; the field's own if None.
         condition: Handed on to the denoiser, ``(B, ...)``.
         device: Where to compute; where the condition or the generator is if None.
@@ -148,7 +149,8 @@ def sample(
     if steps < 1 or batch < 1:
         raise InputError(f"steps and batch must be at least 1, got {steps} and {batch}")
     if device is None:
-        owner = condition if condition is not None else generator
+        first = generator[0] if isinstance(generator, Sequence) else generator
+        owner = condition if condition is not None else first
         device = "cpu" if owner is None else owner.device
     shape = scheduler.field.shape if shape is None else (shape[0], shape[1])
     like = torch.empty((batch, scheduler.field.channels, *shape), device=device, dtype=dtype)
@@ -156,7 +158,9 @@ def sample(
     sigmas = scheduler.timesteps(steps, dtype=torch.float64)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, torch.full((batch,), float(sigma), device=device, dtype=dtype), condition)
+        return denoiser(
+            x, torch.full((batch,), float(sigma), device=device, dtype=dtype), condition
+        )
 
     def draw() -> Tensor:
         return scheduler.draw(like, generator)

@@ -53,6 +53,7 @@ class TrainerConfig:
         whitening: The ``q`` of the loss.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
+        keep_best: Whether to end with the averaged weights that validated best, not the last.
         seed: Of weights, data order and noise.
     """
 
@@ -70,6 +71,7 @@ class TrainerConfig:
     whitening: float = 0.5
     validate_every: int = 1000
     checkpoint_every: int = 1000
+    keep_best: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -187,8 +189,8 @@ class Trainer:
             self.operator, multi_avg_fn=self._averaging, use_buffers=False
         )
         self.step = 0
-        self.best = math.inf
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"validation": math.inf}
 
     def run(self) -> DiffusionOperator:
         """Train to the end; returns the operator with averaged weights."""
@@ -197,6 +199,8 @@ class Trainer:
         began, first = time.perf_counter(), self.step
         with _bar(self.manager.rank == 0) as bar:
             task = bar.add_task("train", total=config.steps, completed=self.step)
+            if self.step == 0:  # the linear part alone
+                self._report({"step": 0} | self.validate())
             while self.step < config.steps:
                 fold = self.step % len(self.folds)
                 x0, condition = next(streams[fold])
@@ -218,15 +222,23 @@ class Trainer:
                 last = self.step == config.steps
                 if last or self.step % config.validate_every == 0:
                     rate = (self.step - first) * config.batch / (time.perf_counter() - began)
-                    row = {"step": self.step, "train": float(loss), "samples_per_second": rate}
-                    row |= self.validate()
-                    self.history.append(row)
+                    row = {"step": self.step, "train": loss.item(), "samples_per_second": rate}
                     bar.update(task, description=f"train {row['train']:.3f}")
-                    if self.log is not None and rank == 0:
-                        self.log(row)
+                    self._report(row | self.validate())
                 if last or self.step % config.checkpoint_every == 0:
                     self._save()
-        return self.averaged()
+        operator = self.averaged()
+        if "weights" in self.best:
+            operator.load_state_dict(self.best["weights"])
+        return operator
+
+    def _report(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        if self.log is not None and self.manager.rank == 0:
+            self.log(row)
+        if self.config.keep_best and row.get("validation", math.inf) < self.best["validation"]:
+            weights = {k: v.clone() for k, v in self.averaged().state_dict().items()}
+            self.best = row | {"weights": weights}
 
     def averaged(self) -> DiffusionOperator:
         """The operator with the averaged weights in place of the last ones."""
@@ -277,7 +289,7 @@ class Trainer:
         )
         if self.step:
             self.average.load_state_dict(extra["average"])
-            self.history = extra["history"]
+            self.history, self.best = extra["history"], extra["best"]
         return self.step > 0
 
     def _save(self) -> None:
@@ -289,7 +301,11 @@ class Trainer:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             epoch=self.step,
-            metadata={"average": self.average.state_dict(), "history": self.history},
+            metadata={
+                "average": self.average.state_dict(),
+                "history": self.history,
+                "best": self.best,
+            },
         )
 
     def _autocast(self) -> torch.autocast:

@@ -5,10 +5,16 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.normalize import Normalization
+from ddo_modulus.package import Package, Sampling
 from ddo_modulus.sampling import sample
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -34,6 +40,12 @@ class _UnitCoefficients(FieldNoiseScheduler):
         z = torch.cat([torch.zeros(1, size), torch.eye(size)]).to(like)
         z = z.repeat(len(like) // len(z), 1).unflatten(1, (field.channels, -1))
         return field.color(z)
+
+
+@pytest.fixture(scope="session")
+def unit_coefficients():
+    """A scheduler whose draws, for one more state than coefficients, are a zero and a basis."""
+    return _UnitCoefficients
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +88,44 @@ def dense():
         return apply(unit).reshape(size, -1).T
 
     return matrix
+
+
+@pytest.fixture(scope="session")
+def prior():
+    """Gaussian prior of the untrained packages, in their normalised units, for a noise field."""
+    return lambda noise: GaussianField(noise.basis, Matern(0.4, 1.0), noise.channels)
+
+
+@pytest.fixture(scope="session")
+def untrained(prior):
+    """An untrained package: its network is zero, so all that it does is optimal interpolation."""
+
+    def build(channels=("t2m",), units=("K",), grid=None, seed=0):
+        grid = LatLonGrid(np.arange(58.0, 52.0, -1), np.arange(-6.0, 2.0)) if grid is None else grid
+        domain = "box" if isinstance(grid, LatLonGrid) else "torus"
+        operator = DiffusionOperator(
+            list(grid.shape),
+            len(channels),
+            domain,
+            [0.7, 0.6] if domain == "box" else list(grid.lengths),
+            {"length_scale": 0.05, "smoothness": 0.5},
+            condition_channels=2,
+            network={"widths": [8], "depths": [1], "modes": [4]},
+        )
+        operator.set_prior(prior(operator.noise))
+        generator = torch.Generator().manual_seed(seed)
+        size = (24, len(channels), *grid.shape)
+        mean = 3 * torch.randn(size, generator=generator)
+        mean += torch.tensor([280.0 if unit == "K" else 0.0 for unit in units])[:, None, None]
+        std = 1 + torch.rand(size, generator=generator)
+        return Package(
+            operator.eval().requires_grad_(False),
+            grid,
+            Normalization(channels, mean, std),
+            units,
+            Sampling(steps=16, sigma_min=0.01),
+            "hour_of_day",
+            {"data": "none"},
+        )
+
+    return build

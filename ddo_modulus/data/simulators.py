@@ -248,8 +248,10 @@ class KolmogorovFlow:
     def to_dataset(self, vorticity: Tensor, *, seed: int | None = None) -> xr.Dataset:
         """Label simulated frames.
 
-        The torus is addressed as everything else is, by ``lat`` (y) and ``lon`` (x): cell centres
-        in [0, 1). One unit of model time is stored as one second from 2000-01-01.
+        The torus is addressed as everything else is, by ``lat`` (y) and ``lon`` (x), and has unit
+        length: row ``j`` stands at ``j / H``, as in :class:`~ddo_modulus.grid.BoxGrid`, and rows
+        ascend. A value is the mean over the ``j``-th block; where on the torus ``j = 0`` lies is
+        arbitrary. One unit of model time is stored as one second from 2000-01-01.
 
         Args:
             vorticity: ``(trajectory, frame, H, W)``, as `simulate` yields them.
@@ -273,7 +275,7 @@ class KolmogorovFlow:
             )
         trajectories, frames = vorticity.shape[:2]
         nanoseconds = np.round(np.arange(frames) * self.interval * 1e9).astype("timedelta64[ns]")
-        centres = (np.arange(m) + 0.5) / m
+        nodes = np.arange(m) / m
         attrs: dict[str, object] = {"simulator": "kolmogorov", **asdict(self)}
         if seed is not None:
             attrs["seed"] = seed
@@ -292,8 +294,8 @@ class KolmogorovFlow:
                     np.datetime64(_EPOCH, "ns") + nanoseconds,
                     {"long_name": "model time, one unit as one second"},
                 ),
-                "lat": ("lat", centres, {"units": "1", "long_name": "y"}),
-                "lon": ("lon", centres, {"units": "1", "long_name": "x"}),
+                "lat": ("lat", nodes, {"units": "1", "long_name": "y"}),
+                "lon": ("lon", nodes, {"units": "1", "long_name": "x"}),
             },
             attrs=attrs,
         )

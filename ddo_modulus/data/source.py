@@ -4,11 +4,11 @@
 The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` in
 front where the data have one: variables named by `variables.variable_id` (levels flattened, as
 `t850`), time ascending in UTC, latitude descending, longitude ascending without a break. Values
-load when they are used.
+load when they are used. Coordinates of units `1` are Cartesian, as a simulator's: both ascend.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -85,17 +85,27 @@ def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr
     return xr.Dataset(dict(zip(wanted, aligned, strict=True)), attrs=attributes)
 
 
-def check_values(dataset: xr.Dataset, where: str) -> None:
+def is_cartesian(dataset: xr.Dataset) -> bool:
+    """Whether `lat` and `lon` are no degrees but places in a box, marked by the units `1`."""
+    return all(dataset[name].attrs.get("units") == "1" for name in _HORIZONTAL)
+
+
+def check_values(
+    dataset: xr.Dataset, where: str, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Read all values once; refuse missing ones and units that cannot be right.
 
     Args:
         dataset: Dataset in canonical form.
         where: What holds the values, for the message: the path, as a rule.
+        progress: Called with the number of fields read and their total.
 
     Raises:
         InputError: If a value is NaN, infinite, not plausible in its units, or cannot be read.
     """
-    for name, field in dataset.data_vars.items():
+    times = dataset.sizes["time"]
+    for number, (name, field) in enumerate(dataset.data_vars.items()):
+        done = number * times
         low, high, bad, first = np.inf, -np.inf, 0, ""
         for slab in slabs(field, where):
             finite = np.isfinite(slab.values)
@@ -107,6 +117,9 @@ def check_values(dataset: xr.Dataset, where: str) -> None:
             bad += count
             low = min(low, slab.values.min(where=finite, initial=np.inf))
             high = max(high, slab.values.max(where=finite, initial=-np.inf))
+            done += slab.sizes["time"]
+            if progress is not None:
+                progress(done, len(dataset.data_vars) * times)
         if bad:
             raise InputError(
                 f"{where}: {name} has {bad} missing or infinite values of {field.size}, the first "
@@ -215,8 +228,12 @@ def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
             )
         dataset = dataset.assign_coords({name: dataset[name].astype(np.float64)})
     dataset = _time_ascending(dataset, where)
-    dataset = _reordered(dataset, "lat", np.argsort(-dataset["lat"].values))
-    dataset = _longitude_unbroken(dataset)
+    if is_cartesian(dataset):
+        for name in _HORIZONTAL:
+            dataset = _reordered(dataset, name, np.argsort(dataset[name].values))
+    else:
+        dataset = _reordered(dataset, "lat", np.argsort(-dataset["lat"].values))
+        dataset = _longitude_unbroken(dataset)
     for name in _HORIZONTAL:
         _check_uniform(dataset[name].values, name, where)
     return dataset

@@ -44,7 +44,7 @@ class ObservationTable:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def at(
-        self, times: Sequence[np.datetime64], tolerance: np.timedelta64 = NO_TOLERANCE
+        self, times: Sequence[np.datetime64] | np.ndarray, tolerance: np.timedelta64 = NO_TOLERANCE
     ) -> list[pd.DataFrame]:
         """Select the observations for each of a list of analysis times.
 

@@ -54,6 +54,17 @@ def variable_id(name: str, level: float | None = None) -> str:
     return f"{_LEVEL_ID.get(name, name)}{level:g}"
 
 
+def long_name(variable: str) -> str:
+    """Spell a lexicon id out, as `2m temperature` or `temperature at 850 hPa`."""
+    if variable in _SURFACE_ALIASES:
+        longest = max(_SURFACE_ALIASES[variable], key=len)
+        return longest.replace("_", " ")
+    level = re.fullmatch(r"([a-z]+)(\d+)", variable)
+    if level and level[1] in _LEVEL_ALIASES:
+        return f"{_LEVEL_ALIASES[level[1]][0].replace('_', ' ')} at {level[2]} hPa"
+    return variable
+
+
 @dataclass(frozen=True)
 class _Slip:
     """A usual mistake of units: the range its values lie in, and how to mend it."""

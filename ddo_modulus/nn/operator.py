@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ddo_modulus.basis import Basis, build_basis
 from ddo_modulus.nn.spectral import SpectralFilter, Transform, odd_band
-from ddo_modulus.nn.stencil import differences
+from ddo_modulus.nn.stencil import LocalLinear
 
 
 class Block(nn.Module):
@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(embedding, 2 * width)
         self.filter = SpectralFilter(transform, width)
-        self.mix = nn.Linear(6 * width, hidden)
+        self.mix = LocalLinear(width, hidden)
         self.out = nn.Linear(hidden, width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -53,8 +53,8 @@ class Block(nn.Module):
         """One residual update."""
         scale, shift = self.modulation(embedding)[:, None, None].chunk(2, -1)
         y = self.norm(h) * (1 + scale) + shift
-        features = torch.cat([y, *differences(y, self.transform.basis), self.filter(y)], -1)
-        return h + self.out(nn.functional.silu(self.mix(features)))
+        mixed = self.mix(y, self.filter(y), self.transform.basis)
+        return h + self.out(nn.functional.silu(mixed))
 
 
 class Level(nn.Module):

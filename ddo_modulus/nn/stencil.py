@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local differential information: differences of a field at a fixed physical distance.
+"""Local differential information: differences of a field over a fixed physical distance.
 
 Axes: ``B`` batch, ``H W`` grid, ``C`` channel.
 """
@@ -10,32 +10,54 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddo_modulus.basis import Basis, FourierBasis, SphericalBasis
 
 
-def differences(
-    y: Float[Tensor, "B H W C"], basis: Basis
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First and second differences along columns and rows.
+def neighbours(y: Float[Tensor, "B H W C"], basis: Basis) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The field seen one cell to the east, west, south and north.
 
-    The distance is one cell of the grid of ``basis``, also when ``y`` comes on another grid
-    (neighbours in between are interpolated linearly), so they are the same operator on all grids.
-
-    Returns:
-        East minus west (halved), north minus south (halved), and the two second differences.
+    The distance is a cell of the grid of ``basis``, also when ``y`` comes on another grid (values
+    in between are interpolated linearly), so they are the same operators on all grids.
     """
     shape = (y.shape[1], y.shape[2])
     rows, columns = (now / then for now, then in zip(shape, basis.shape, strict=True))
     if isinstance(basis, SphericalBasis):
         south, north = _across_poles(y, rows), _across_poles(y, -rows)
-        east, west = _roll(y, 2, columns), _roll(y, 2, -columns)
-    else:
-        move = _roll if isinstance(basis, FourierBasis) else _mirror
-        south, north = move(y, 1, rows), move(y, 1, -rows)
-        east, west = move(y, 2, columns), move(y, 2, -columns)
-    return (east - west) / 2, (south - north) / 2, east + west - 2 * y, north + south - 2 * y
+        return _roll(y, 2, columns), _roll(y, 2, -columns), south, north
+    move = _roll if isinstance(basis, FourierBasis) else _mirror
+    return move(y, 2, columns), move(y, 2, -columns), move(y, 1, rows), move(y, 1, -rows)
+
+
+class LocalLinear(nn.Linear):
+    """Pointwise linear map of a field, its first and second differences, and a companion field.
+
+    The parameters belong to ``[y, dx y, dy y, dxx y, dyy y, companion]``: differences are what
+    has a meaning on every grid. They are applied to the values themselves, whose combinations they
+    are: the same map with a third of the memory traffic.
+
+    Args:
+        width: Channels of the field and of its companion.
+        out: Channels of the output.
+    """
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(6 * width, out)
+
+    def forward(  # type: ignore[override]
+        self,
+        y: Float[Tensor, "B H W C"],
+        companion: Float[Tensor, "B H W C"],
+        basis: Basis,
+    ) -> Float[Tensor, "B H W D"]:
+        """Apply the map on the grid of ``y``; ``basis`` as in :func:`neighbours`."""
+        w, x, v, xx, vv, c = self.weight.chunk(6, 1)
+        weight = torch.cat(
+            [w - 2 * (xx + vv), xx + x / 2, xx - x / 2, vv + v / 2, vv - v / 2, c], 1
+        )
+        values = torch.cat([y, *neighbours(y, basis), companion], -1)
+        return nn.functional.linear(values, weight, self.bias)
 
 
 def _roll(y: Tensor, dim: int, distance: float) -> Tensor:

@@ -19,6 +19,8 @@ deciding it alone.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -49,7 +51,7 @@ class Inflated:
         if not bool((self.factor.isfinite() & (self.factor > 0)).all()):
             raise InputError(f"inflation factors must be positive and finite, got {factor}")
 
-    @property
+    @cached_property
     def linear(self) -> GaussianDenoiser:
         """Linear part of the prior, scaled alike."""
         return self.denoiser.linear.inflated(self.factor)  # type: ignore[attr-defined]
@@ -66,6 +68,62 @@ class Inflated:
         wide = root.view(-1, 1, 1, 1)
         clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
         return mean + wide * (clean - mean)
+
+
+@dataclass(frozen=True)
+class Innovations:
+    r"""Innovations in coordinates where their expected covariance is diagonal.
+
+    In units of the observation errors, along the eigenvectors of :math:`H P H^T`, the squares
+    :math:`q` have the expectation :math:`1 + \lambda w`.
+
+    Attributes:
+        signal: ``(T, M)`` eigenvalues :math:`w` of the prior's share, float64.
+        square: ``(T, M)`` squares :math:`q`, float64.
+    """
+
+    signal: Float[Tensor, "T M"]
+    square: Float[Tensor, "T M"]
+
+    @classmethod
+    def of(
+        cls, denoiser: Denoiser, noise: GaussianField, observations: Observations
+    ) -> Innovations:
+        """Innovations against the Gaussian part of a prior.
+
+        Args:
+            denoiser: The prior, with a linear part.
+            noise: Its noise field, on the grid of the analysis.
+            observations: Of one or several analyses.
+        """
+        linear = linear_part(denoiser, noise)
+        operator = observations.operator
+        values = observations.values.double().reshape(-1, operator.size)
+        state = linear.mean.expand(len(values), *linear.mean.shape)
+        tangent = operator.linearize(state)
+        rows = spread(spanned(tangent, linear, state), len(values))
+        error = torch.linalg.cholesky(observations.error_covariance(values))
+        root = rows * linear.variance.sqrt().to(rows)[:, None]
+        signal = torch.linalg.solve_triangular(error, root, upper=False)
+        innovation = (values - operator(state))[..., None]
+        innovation = torch.linalg.solve_triangular(error, innovation, upper=False)
+        w, vectors = torch.linalg.eigh(signal @ signal.mT)
+        return cls(w.clamp_min(0), (vectors.mT @ innovation)[..., 0].square())
+
+    def inflation(
+        self, width: float = 1.0, bounds: tuple[float, float] = (0.2, 15.0)
+    ) -> Float[Tensor, " T"]:
+        """Most probable factors; arguments as in :func:`innovation_inflation`."""
+        low, high = math.log(bounds[0]), math.log(bounds[1])
+        logarithm = torch.linspace(low, high, 433, dtype=torch.float64)
+        total = 1 + logarithm.exp()[:, None, None] * self.signal
+        fit = -0.5 * (total.log() + self.square / total).sum(-1)
+        fit = fit - 0.5 * (logarithm[:, None] / width) ** 2
+        return logarithm[fit.argmax(0)].exp()
+
+    def chi_square(self, factor: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """Sum of squares in units of their expectation; about M if the prior is calibrated."""
+        return (self.square / (1 + factor[:, None] * self.signal)).sum(-1)
 
 
 def innovation_inflation(
@@ -88,20 +146,4 @@ def innovation_inflation(
     Returns:
         Factors, float64 on the CPU.
     """
-    linear = linear_part(denoiser, noise)
-    operator = observations.operator
-    values = observations.values.double().reshape(-1, operator.size)
-    state = linear.mean.expand(len(values), *linear.mean.shape)
-    tangent = operator.linearize(state)
-    rows = spread(spanned(tangent, linear, state), len(values))
-    # In units of the observation errors: eigenvalues w of H P H^T, squared innovations q.
-    error = torch.linalg.cholesky(observations.error_covariance(values))
-    signal = torch.linalg.solve_triangular(error, rows * linear.variance.sqrt().to(rows), upper=False)
-    innovation = (values - operator(state))[..., None]
-    innovation = torch.linalg.solve_triangular(error, innovation, upper=False)
-    w, vectors = torch.linalg.eigh(signal @ signal.mT)
-    q = (vectors.mT @ innovation)[..., 0].square()
-    logarithm = torch.linspace(math.log(bounds[0]), math.log(bounds[1]), 433, dtype=torch.float64)
-    total = 1 + logarithm.exp()[:, None, None] * w.clamp_min(0)
-    fit = -0.5 * (total.log() + q / total).sum(-1) - 0.5 * (logarithm[:, None] / width) ** 2
-    return logarithm[fit.argmax(0)].exp()
+    return Innovations.of(denoiser, noise, observations).inflation(width, bounds)

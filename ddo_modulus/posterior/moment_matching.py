@@ -127,9 +127,7 @@ class MomentMatching:
         return self._rows[key]
 
 
-def spanned(
-    tangent: Tangent, linear: GaussianDenoiser, like: Tensor
-) -> Float[Tensor, "T M N"]:
+def spanned(tangent: Tangent, linear: GaussianDenoiser, like: Tensor) -> Float[Tensor, "T M N"]:
     """A tangent applied to every coordinate direction of a Gaussian prior, ``H L E``.
 
     With it ``H V H^T`` is a product of small matrices for every diagonal ``V``. Taken by the

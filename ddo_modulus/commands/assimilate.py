@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ddo assimilate``: ensembles of states given observations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from ddo_modulus.assimilation import Inflation, assimilate, usable
+from ddo_modulus.commands.common import flag, integer, pick_device, progress_bar, show
+from ddo_modulus.data.source import is_cartesian
+from ddo_modulus.data.store import check_output, write_store
+from ddo_modulus.data.table import NO_TOLERANCE, read_table
+from ddo_modulus.errors import InputError
+from ddo_modulus.package import Package
+
+_ROWS_SHOWN = 24
+
+
+def run(config: DictConfig) -> None:
+    """Assimilate a table of observations; keys in ``conf/assimilate.yaml``.
+
+    Raises:
+        InputError: If an argument, the package or the table cannot be used, or the store exists.
+    """
+    overwrite = flag(config, "overwrite")
+    out = check_output(config.out, overwrite=overwrite)
+    tolerance = _duration(config.tolerance, "tolerance")
+    table = read_table(config.observations)
+    package = Package.load(config.package, pick_device(config.device))
+    times = analysis_times(config, usable(package, table).frame["time"].to_numpy())
+    posterior = config.posterior
+    with progress_bar("assimilate") as progress:
+        analysis = assimilate(
+            package,
+            table,
+            times,
+            ensemble=integer(config, "ensemble"),
+            seed=integer(config, "seed", 0),
+            inflation=_inflation(config.inflation),
+            tolerance=tolerance,
+            default_error=_default_error(config.default_error),
+            steps=None if posterior.steps is None else integer(config, "posterior.steps"),
+            solver=posterior.solver,
+            covariance=posterior.covariance,
+            iterations=(
+                None if posterior.iterations is None else integer(config, "posterior.iterations")
+            ),
+            batch=integer(config, "batch"),
+            progress=progress,
+        )
+    analysis.attrs["package"] = str(config.package)
+    write_store(analysis, out, overwrite=overwrite)
+    show(summary(analysis))
+    for reason, count in json.loads(analysis.attrs["dropped"]).items():
+        print(f"left out, {reason}: {count} rows")
+    print(out)
+
+
+def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
+    """Times that a configuration asks for, ``datetime64[ns]``.
+
+    Args:
+        config: Keys ``time``, ``start``, ``end`` and ``step``.
+        available: Times of the observations.
+
+    Raises:
+        InputError: If a time cannot be understood, the keys contradict each other, or none is left.
+    """
+    start, end = (_time(config[key], key) for key in ("start", "end"))
+    if config.time is not None:
+        if not all(config[key] is None for key in ("start", "end", "step")):
+            raise InputError("give either time, or start, end and step")
+        given = config.time if OmegaConf.is_list(config.time) else [config.time]
+        return np.array([_time(value, "time") for value in given], "datetime64[ns]")
+    if config.step is not None:
+        step = _duration(config.step, "step")
+        if start is None or end is None or step == NO_TOLERANCE:
+            raise InputError("a step needs start and end, and must be positive")
+        return np.arange(start, end + np.timedelta64(1, "ns"), step)
+    times = np.unique(available)
+    inside = np.ones(len(times), bool)
+    if start is not None:
+        inside &= times >= start
+    if end is not None:
+        inside &= times <= end
+    if not inside.any():
+        raise InputError(
+            f"no observations from start={config.start} to end={config.end}; the table runs from "
+            f"{pd.Timestamp(times[0])} to {pd.Timestamp(times[-1])} UTC"
+        )
+    return times[inside]
+
+
+def summary(analysis: xr.Dataset) -> Table:
+    """Table for the terminal: a row for each of the first times, RMS spread by variable."""
+    times, members = analysis["time"].values, analysis.sizes["ensemble"]
+    table = Table(title="analyses")
+    table.add_column("time", no_wrap=True)
+    if len(times) > _ROWS_SHOWN:
+        table.caption = f"and {len(times) - _ROWS_SHOWN} more"
+    counts, numbers = ["observations", "dropped"], ["inflation", "chi2"]
+    for name in ("used", "dropped", *numbers):
+        table.add_column(name, justify="right")
+    for name, label in (("omb", "O-B"), ("oma", "O-A")):
+        for column in (str(n) for n in analysis.data_vars if str(n).endswith(f"_{name}")):
+            numbers.append(column)
+            units = analysis[column].attrs["units"]
+            table.add_column(f"{column[:-4]}\n{label} ({units})", justify="right")
+    fields = [str(name) for name, field in analysis.data_vars.items() if "lat" in field.dims]
+    for name in fields:
+        table.add_column(f"{name}\nspread ({analysis[name].attrs['units']})", justify="right")
+    degrees = 0.0 if is_cartesian(analysis) else analysis["lat"].values
+    weight = xr.zeros_like(analysis["lat"]) + np.cos(np.deg2rad(degrees))
+    for i, time in enumerate(times[:_ROWS_SHOWN]):
+        row = analysis.isel(time=i)
+        cells = [str(int(row[name])) for name in counts]
+        cells += [f"{float(row[name]):.3g}" for name in numbers]
+        for name in fields if members > 1 else ():
+            variance = row[name].var("ensemble", ddof=1).weighted(weight).mean()
+            cells.append(f"{float(variance) ** 0.5:.3g}")
+        table.add_row(f"{pd.Timestamp(time):%Y-%m-%d %H:%M:%S}", *cells)
+    return table
+
+
+def _time(value: object, key: str) -> np.datetime64 | None:
+    if value is None:
+        return None
+    try:
+        time = np.datetime64(pd.to_datetime(str(value), utc=True).tz_convert(None), "ns")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key}={value} is no time; write it as 2019-03-27T06:00") from error
+    return time
+
+
+def _duration(value: object, key: str) -> np.timedelta64:
+    try:
+        duration = np.timedelta64(pd.Timedelta(str(value)), "ns")
+    except ValueError as error:
+        raise InputError(f"{key}={value} is no duration; write it as 30min or 6h") from error
+    if np.isnat(duration) or duration < NO_TOLERANCE:
+        raise InputError(f"{key}={value} must not be negative; write it as 30min or 6h")
+    return duration
+
+
+def _inflation(value: object) -> Inflation:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return value  # type: ignore[return-value]  # what it may be is checked by assimilate()
+
+
+def _default_error(value: object) -> float | dict[str, float] | None:
+    plain = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
+    numbers = list(plain.values()) if isinstance(plain, dict) else [plain]
+    if plain is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
+        raise InputError(f"default_error={plain} must be a positive number, or one by variable")
+    return plain  # type: ignore[return-value]

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages: a trained operator with all that its use needs.
+
+A package is a folder with ``operator.mdlus`` (weights), ``package.json`` (grid, channels, schedule,
+provenance) and ``normalization.npz`` (statistics). Loading one runs no code of its maker's: the
+statistics are plain arrays (``allow_pickle=False``), the checkpoint may name no class but
+:class:`DiffusionOperator`, and its weights, which torch keeps in pickle format, are read by
+``torch.load`` with ``weights_only=True`` (its default), which builds tensors and refuses all else.
+
+Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddo_modulus.data.store import replacing
+from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.errors import InputError
+from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.normalize import Normalization
+
+#: Packages that ship with the distribution.
+SHIPPED = Path(__file__).parent / "packages"
+
+FORMAT = 1
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,  # what torch raises for weights that are more than tensors
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the maker of a package found to be enough.
+
+    Attributes:
+        steps: Noise levels.
+        sigma_min: Least noise level.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule.
+        solver: Name of the solver.
+        covariance: ``covariance`` of :class:`~ddo_modulus.posterior.MomentMatching`.
+        iterations: Its GMRES iterations.
+    """
+
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 20.0
+    solver: str = "dpmpp_2m"
+    covariance: str = "jacobian"
+    iterations: int = 2
+
+
+@dataclass
+class Package:
+    """A trained prior, ready for use.
+
+    Attributes:
+        operator: The denoiser, in normalised units.
+        grid: Where its states live.
+        normalization: Between physical units and the operator's; names the channels.
+        units: Physical unit of each channel.
+        sampling: Defaults for sampling.
+        condition: ``"none"``, or ``"hour_of_day"``: sine and cosine of the UTC hour.
+        provenance: How and on what it was trained; free form, JSON.
+    """
+
+    operator: DiffusionOperator
+    grid: Grid
+    normalization: Normalization
+    units: tuple[str, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    condition: str = "none"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            InputError: If they do not.
+        """
+        basis, statistics = self.operator.basis, self.normalization.mean.shape
+        if basis.shape != self.grid.shape:
+            raise InputError(f"an operator on {basis.shape} does not fit a grid {self.grid.shape}")
+        if not len(self.channels) == len(self.units) == self.operator.channels:
+            raise InputError(
+                f"channels {', '.join(self.channels)} with units {', '.join(self.units)} do not "
+                f"fit an operator of {self.operator.channels}"
+            )
+        if any(n not in (1, m) for n, m in zip(statistics[2:], self.grid.shape, strict=True)):
+            raise InputError(
+                f"statistics on {tuple(statistics[2:])} do not fit a grid {self.grid.shape}"
+            )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Variable ids of the Earth2Studio lexicon."""
+        return self.normalization.channels
+
+    def scheduler(self) -> FieldNoiseScheduler:
+        """Noise of the operator with the package's schedule."""
+        s = self.sampling
+        return FieldNoiseScheduler(self.operator.noise, s.sigma_min, s.sigma_max, s.rho)
+
+    def hours(self, times: np.ndarray) -> Int[Tensor, " T"]:
+        """Hour of the day (UTC, rounded down) of ``datetime64`` times."""
+        hour = np.asarray(times, "datetime64[h]").astype("int64") % 24
+        return torch.from_numpy(hour)
+
+    def conditions(self, times: np.ndarray) -> Float[Tensor, "T D"] | None:
+        """Condition of the operator at given times, or None if it takes none."""
+        return condition_at(self.condition, times)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
+        """Write the package; whole or not at all.
+
+        Args:
+            folder: Where to.
+            overwrite: Whether an existing package may be replaced.
+            half: Whether network weights go to disk in half precision.
+
+        Raises:
+            InputError: If the folder exists and ``overwrite`` is False.
+        """
+        grid: dict[str, Any]
+        if isinstance(self.grid, LatLonGrid):
+            grid = {"lat": self.grid.lat.tolist(), "lon": self.grid.lon.tolist()}
+        else:
+            assert isinstance(self.grid, BoxGrid)
+            grid = {
+                "shape": list(self.grid.shape),
+                "lengths": list(self.grid.lengths),
+                "periodic": self.grid.periodic,
+            }
+        header = {
+            "format": FORMAT,
+            "channels": list(self.channels),
+            "units": list(self.units),
+            "grid": grid,
+            "condition": self.condition,
+            "sampling": asdict(self.sampling),
+            "provenance": self.provenance,
+        }
+        state = self.operator.state_dict()
+        if half:
+            state = {
+                key: value.half() if key.startswith(("network.", "eof_covariance")) else value
+                for key, value in state.items()
+            }
+        with replacing(folder, overwrite=overwrite) as temporary:
+            temporary.mkdir()
+            self.operator.save(str(temporary / "operator.mdlus"), _state_dict=state)
+            self.normalization.save(temporary / "normalization.npz")
+            (temporary / "package.json").write_text(json.dumps(header, indent=2) + "\n")
+        return Path(folder)
+
+    @classmethod
+    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> Package:
+        """Load a shipped package by name, or any by its folder.
+
+        Raises:
+            InputError: If there is none, or it is damaged or of another format.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = SHIPPED / str(name)
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
+        if not (folder / "package.json").is_file():
+            raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")
+        try:
+            header = json.loads((folder / "package.json").read_text())
+            if header.get("format") != FORMAT:
+                raise InputError(
+                    f"{folder} is a package of format {header.get('format')!r}; this version "
+                    f"reads format {FORMAT}"
+                )
+            operator = _load_operator(folder / "operator.mdlus")
+            normalization = Normalization.load(folder / "normalization.npz")
+            grid = header["grid"]
+            return cls(
+                operator.to(device).eval().requires_grad_(False),
+                LatLonGrid(grid["lat"], grid["lon"])
+                if "lat" in grid
+                else BoxGrid(grid["shape"], grid["lengths"], periodic=grid["periodic"]),
+                normalization.to(device),
+                tuple(header["units"]),
+                Sampling(**header["sampling"]),
+                header["condition"],
+                header["provenance"],
+            )
+        except InputError:
+            raise
+        except _UNREADABLE as error:
+            raise InputError(
+                f"the package in {folder} cannot be read ({type(error).__name__}: {error}); "
+                "it is damaged or not a package: copy or train it again"
+            ) from error
+
+
+def _load_operator(path: Path) -> DiffusionOperator:
+    """Load a checkpoint that holds an operator, and nothing but one.
+
+    The host imports and calls whatever classes a checkpoint names, hence the look beforehand.
+    """
+    with zipfile.ZipFile(path) as archive:
+        args = json.loads(archive.read("args.json"))
+    if args["__name__"] != DiffusionOperator.__name__:
+        raise InputError(
+            f"{path} holds a {args['__name__']}, not a DiffusionOperator; give a folder that "
+            "`ddo train` wrote"
+        )
+    if args.keys() != {"__name__", "__module__", "__args__"} or tarfile.is_tarfile(path):
+        raise InputError(f"{path} is not laid out as `ddo train` writes it; copy or train it again")
+    return DiffusionOperator.from_checkpoint(str(path))
+
+
+def condition_at(kind: str, times: np.ndarray) -> Float[Tensor, "T D"] | None:
+    """Condition of a kind (see :class:`Package`) at ``datetime64`` times.
+
+    Raises:
+        InputError: On an unknown kind.
+    """
+    if kind == "none":
+        return None
+    if kind != "hour_of_day":
+        raise InputError(f"unknown condition {kind!r}; choose 'none' or 'hour_of_day'")
+    seconds = np.asarray(times, "datetime64[s]").astype("int64") % 86_400
+    angle = torch.from_numpy(seconds * (2 * np.pi / 86_400)).float()
+    return torch.stack([angle.sin(), angle.cos()], 1)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from ddo_modulus.denoiser import DiffusionOperator
+
+QUICK = {"ensemble": 2, "posterior__steps": 4}
+
+
+def test_all_times_of_the_table(ddo, files, tmp_path):
+    out = tmp_path / "x.zarr"
+    result = ddo("assimilate", package=files.package, observations=files.table, out=out, **QUICK)
+    assert result.status == 0, result.err
+    assert "O-B" in result.out and "2019-03-27 18:00" in result.out
+    with xr.open_zarr(out, consolidated=False) as analysis:
+        assert dict(analysis.sizes) == {"ensemble": 2, "time": 4, "lat": 6, "lon": 8}
+        assert analysis.attrs["package"] == str(files.package)
+        assert analysis.attrs["steps"] == 4
+        assert analysis["observations"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize(
+    ("keys", "hours"),
+    [
+        ({"time": "2019-03-27T06:00"}, [6]),
+        ({"time": "[2019-03-27T06:00,2019-03-27T18:00Z]"}, [6, 18]),
+        ({"start": "2019-03-27T05", "end": "2019-03-27T12"}, [6, 12]),
+        (
+            {"start": "2019-03-27T01", "end": "2019-03-27T05", "step": "4h", "tolerance": "1h"},
+            [1, 5],
+        ),
+    ],
+)
+def test_choice_of_times(ddo, files, tmp_path, keys, hours):
+    out = tmp_path / "x.zarr"
+    inputs = {"package": files.package, "observations": files.table}
+    assert ddo("assimilate", **inputs, out=out, **keys, **QUICK).status == 0
+    with xr.open_zarr(out, consolidated=False) as analysis:
+        assert analysis["time"].dt.hour.values.tolist() == hours
+
+
+def test_mistakes(refused, files, tmp_path):
+    inputs = {"package": files.package, "observations": files.table, "out": tmp_path / "x.zarr"}
+
+    def mistake(match, **keys):
+        refused(match, "assimilate", **{**inputs, **QUICK, **keys})
+
+    mistake("no package 'nowhere'", package="nowhere")
+    mistake("no such file", observations=tmp_path / "none.parquet")
+    mistake("time=soon is no time", time="soon")
+    mistake("time=", time="[2019-03-27T06:00,")
+    mistake("no observations within", time="2020-01-01")
+    mistake("no observations from", start="2020-01-01")
+    mistake("give either time", time="2019-03-27T06:00", step="6h")
+    mistake("a step needs start and end", step="6h")
+    mistake("tolerance=x is no duration", tolerance="x")
+    mistake("tolerance=-1h must not be negative", tolerance="-1h")
+    mistake("ensemble=0", ensemble=0)
+    mistake("inflation='lots'", inflation="lots")
+    mistake("inflation factors", inflation=-1)
+    mistake("default_error", default_error="{t2m:-1}")
+    mistake("unknown solver", posterior__solver="rk4")
+    mistake("covariance must be", posterior__covariance="full")
+    mistake("device=gpu9", device="gpu9")
+    mistake("unknown key 'posterior.stepz'", posterior__stepz=3)
+    existing = tmp_path / "y.zarr"
+    existing.mkdir()
+    mistake("exists", out=existing)
+
+
+def test_bad_tables(refused, files, tmp_path):
+    good = pd.read_parquet(files.table)
+
+    def mistake(match, frame):
+        path = tmp_path / "bad.parquet"
+        frame.to_parquet(path)
+        keys = {"package": files.package, "observations": path, "out": tmp_path / "x.zarr"}
+        refused(match, "assimilate", **keys, **QUICK)
+
+    mistake("missing value: ", good.assign(observation=np.nan))
+    mistake("They look like degrees Celsius: add 273.15", good.assign(
+        observation=good["observation"] - 273.15
+    ))  # fmt: skip
+    mistake("is in the package's grid", good.assign(lat=10.0))
+    mistake("no observations of t2m", good.assign(variable="visibility"))
+    mistake("no rows", good.iloc[:0])
+    mistake("no column lat", good.drop(columns="lat"))
+    mistake("not positive", good.assign(observation_error=0.0))
+
+
+def test_bad_packages(refused, files, untrained, tmp_path):
+    keys = {"observations": files.table, "out": tmp_path / "x.zarr", **QUICK}
+
+    def mistake(match, change):
+        folder = tmp_path / "package"
+        shutil.copytree(files.package, folder)
+        change(folder)
+        refused(match, "assimilate", package=folder, **keys)
+        shutil.rmtree(folder)
+
+    def other_class(folder):
+        operator = DiffusionOperator.from_checkpoint(str(folder / "operator.mdlus"))
+        operator.network.save(str(folder / "operator.mdlus"))
+
+    def other_grid(folder):
+        header = folder / "package.json"
+        header.write_text(header.read_text().replace("58.0,", "59.0,\n      58.0,"))
+
+    def also_tar(folder):
+        """A file that is both archives; the host would read the tar."""
+        good = (folder / "operator.mdlus").read_bytes()
+        with tarfile.open(folder / "operator.mdlus", "w") as archive:
+            archive.add(folder / "package.json")
+        with (folder / "operator.mdlus").open("ab") as file:
+            file.write(good)
+
+    def cut(folder):
+        data = (folder / "operator.mdlus").read_bytes()
+        (folder / "operator.mdlus").write_bytes(data[: len(data) // 2])
+
+    mistake("NeuralOperator, not a DiffusionOperator", other_class)
+    mistake("does not fit a grid (7, 8)", other_grid)
+    mistake("damaged", cut)
+    mistake("damaged", lambda folder: (folder / "package.json").write_text("{"))
+    mistake("not laid out", also_tar)
+    mistake("no package", lambda folder: (folder / "package.json").unlink())

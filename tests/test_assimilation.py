@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddo_modulus.assimilation import assimilate, usable
+from ddo_modulus.data.table import read_table
+from ddo_modulus.errors import InputError
+
+TIMES = np.array(["2019-03-27T06", "2019-03-27T13", "2019-03-28T06"], "datetime64[ns]")
+
+
+@pytest.fixture(scope="module")
+def package(untrained):
+    return untrained()
+
+
+def reports(package, counts=(6, 3, 4), variable="t2m", seed=0):
+    """Observations at grid points, a different number at each time."""
+    random, means = np.random.default_rng(seed), package.normalization.mean.numpy()
+    rows = []
+    for time, count in zip(TIMES, counts, strict=True):
+        for point in random.permutation(package.grid.shape[0] * package.grid.shape[1])[:count]:
+            i, j = divmod(int(point), package.grid.shape[1])
+            rows.append(
+                {
+                    "time": time,
+                    "lat": package.grid.lat[i],
+                    "lon": package.grid.lon[j],
+                    "observation": means[pd.Timestamp(time).hour, 0, i, j] + 2 * random.normal(),
+                    "variable": variable,
+                    "observation_error": random.choice([0.5, 1.0]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def optimal_interpolation(package, prior, frame, time, factor):
+    """Mean ``(P,)`` and covariance ``(P, P)`` of the analysis in physical units, densely."""
+    height, width = package.grid.shape
+    points = height * width
+    identity = torch.eye(points, dtype=torch.float64).unflatten(1, (1, height, width))
+    hour = pd.Timestamp(time).hour
+    mean = package.normalization.mean[hour].double().flatten()
+    std = package.normalization.std[hour].double().flatten()
+    p = factor * std[:, None] * prior(package.operator.noise).cov(identity).flatten(1) * std
+    rows = frame[frame["time"] == time]
+    h = torch.zeros(len(rows), points, dtype=torch.float64)
+    for m, (lat, lon) in enumerate(zip(rows["lat"], rows["lon"], strict=True)):
+        i, j = np.argmin(abs(package.grid.lat - lat)), np.argmin(abs(package.grid.lon - lon))
+        h[m, i * width + j] = 1
+    r = torch.diag(torch.from_numpy(rows["observation_error"].to_numpy(copy=True)) ** 2)
+    innovation = torch.from_numpy(rows["observation"].to_numpy(copy=True)) - h @ mean
+    gain = p @ h.T @ torch.linalg.inv(h @ p @ h.T + r)
+    chi2 = innovation @ torch.linalg.solve(h @ p @ h.T + r, innovation) / len(rows)
+    return mean + gain @ innovation, p - gain @ h @ p, chi2, innovation.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("covariance", "inflation"), [("linear", "none"), ("jacobian", 2.0), ("linear", "adaptive")]
+)
+def test_untrained_package_is_optimal_interpolation(
+    package, prior, unit_coefficients, monkeypatch, covariance, inflation
+):
+    """Up to the solver's steps: noise of unit coefficients leaves nothing to chance."""
+    monkeypatch.setattr(
+        type(package), "scheduler", lambda self: unit_coefficients(self.operator.noise, 0.002, 3e4)
+    )
+    frame, members = reports(package), 1 + package.operator.noise.basis.size
+    result = assimilate(
+        package,
+        read_table(frame),
+        TIMES,
+        ensemble=members,
+        inflation=inflation,
+        covariance=covariance,
+        steps=64,
+        batch=2 * members,
+    )
+    for i, time in enumerate(TIMES):
+        factor = float(result["inflation"][i])
+        assert inflation == "adaptive" or factor == (1.0 if inflation == "none" else inflation)
+        mean, cov, chi2, omb = optimal_interpolation(package, prior, frame, time, factor)
+        states = torch.from_numpy(result["t2m"].values[:, i]).double().flatten(1)
+        root = states[1:] - states[0]
+        spread = cov.diagonal().sqrt()
+        assert ((states[0] - mean) / spread).abs().max() < 0.02
+        assert (root.square().sum(0).sqrt() / spread - 1).abs().max() < 0.02
+        assert torch.linalg.norm(root.T @ root - cov) < 0.02 * torch.linalg.norm(cov)
+        assert float(result["chi2"][i]) == pytest.approx(float(chi2), rel=1e-4)
+        assert float(result["t2m_omb"][i]) == pytest.approx(float(omb), rel=1e-4)
+    if inflation == "adaptive":
+        assert len(np.unique(result["inflation"])) == 3
+
+
+def test_noise_has_the_right_spread(package, prior):
+    frame, members = reports(package), 400
+    result = assimilate(package, read_table(frame), TIMES[:1], ensemble=members, batch=150)
+    factor = float(result["inflation"][0])
+    mean, cov, *_ = optimal_interpolation(package, prior, frame, TIMES[0], factor)
+    states = torch.from_numpy(result["t2m"].values[:, 0]).double().flatten(1)
+    assert ((states.mean(0) - mean) / (cov.diagonal() / members).sqrt()).abs().max() < 4.5
+    assert abs(float((states.var(0) / cov.diagonal()).mean()) - 1) < 0.15
+
+
+def test_members_do_not_depend_on_what_is_computed_with_them(package):
+    table = read_table(reports(package))
+
+    def fields(times=TIMES, ensemble=4, **options):
+        result = assimilate(package, table, times, ensemble=ensemble, steps=6, **options)
+        return result["t2m"].values
+
+    whole = fields()
+    for batch in (1, 3, 8):
+        np.testing.assert_allclose(fields(batch=batch), whole, atol=2e-3)
+    np.testing.assert_allclose(fields(TIMES[1:2]), whole[:, 1:2], atol=2e-3)
+    np.testing.assert_allclose(fields(TIMES[::-1]), whole, atol=2e-3)
+    np.testing.assert_allclose(fields(ensemble=2), whole[:2], atol=2e-3)
+    np.testing.assert_array_equal(fields(), whole)
+    assert np.abs(fields(seed=1) - whole).mean() > 0.1
+    noise = [fields(batch=batch, solver="dpmpp_2m_sde") for batch in (1, 256)]
+    np.testing.assert_allclose(*noise, atol=2e-3)
+
+
+def test_labels(package):
+    result = assimilate(package, read_table(reports(package)), TIMES, ensemble=2)
+    assert result["t2m"].dims == ("ensemble", "time", "lat", "lon")
+    assert result["t2m"].dtype == np.float32
+    assert result["t2m"].attrs == {"units": "K", "long_name": "2m temperature"}
+    np.testing.assert_array_equal(result["lat"], package.grid.lat)
+    np.testing.assert_array_equal(result["observations"], [6, 3, 4])
+    assert result["t2m_oma"].attrs["units"] == "K"
+    assert result.attrs["seed"] == 0
+    assert result.attrs["steps"] == 16
+
+
+def test_tolerance_and_unused_rows_are_counted(package):
+    frame = reports(package)
+    outside = frame.iloc[[0]].assign(lat=10.0)
+    other = frame.iloc[[0]].assign(variable="msl", observation=1e5)
+    late = frame.iloc[[0]].assign(time=TIMES[0] + np.timedelta64(20, "m"))
+    table = read_table(pd.concat([frame, outside, other, late]))
+    result = assimilate(
+        package, table, TIMES, ensemble=1, tolerance=np.timedelta64(30, "m"), steps=2
+    )
+    np.testing.assert_array_equal(result["observations"], [7, 3, 4])
+    np.testing.assert_array_equal(result["dropped"], [2, 0, 0])
+    assert json.loads(result.attrs["dropped"]) == {"unknown variable": 1, "outside the grid": 1}
+
+
+def test_any_branch_of_longitude(package):
+    frame = reports(package)
+    turned = frame.assign(lon=frame["lon"] % 360)
+    one, other = (assimilate(package, read_table(f), TIMES, ensemble=1) for f in (frame, turned))
+    np.testing.assert_allclose(one["t2m"], other["t2m"], atol=1e-3)
+
+
+def test_wind_speed_follows_from_its_components(untrained):
+    package = untrained(("u10m", "v10m"), ("m/s", "m/s"))
+    speed = reports(package, (8, 0, 8), "ws10m").assign(observation=9.0)
+    wind = reports(package, (5, 5, 0), "u10m", seed=1).assign(observation=4.0)
+    table = read_table(pd.concat([speed, wind]))
+    options = {"ensemble": 8, "inflation": "none"}
+    result = assimilate(package, table, TIMES, **options)
+    assert result["ws10m_oma"].attrs["units"] == "m/s"
+    assert np.isnan(result["ws10m_oma"].values[1])
+    for name in ("ws10m", "u10m"):
+        used = np.isfinite(result[f"{name}_oma"])
+        assert (result[f"{name}_oma"] < result[f"{name}_omb"])[used].all()
+    alone = assimilate(package, table, TIMES[2:], batch=3, **options)
+    np.testing.assert_allclose(alone["v10m"].values[:, 0], result["v10m"].values[:, 2], atol=2e-3)
+
+
+def test_observation_errors_by_default(package):
+    known = reports(package).assign(observation_error=1.0)
+    unknown = read_table(known.drop(columns="observation_error"))
+    options = {"ensemble": 1, "steps": 4}
+    expected = assimilate(package, read_table(known), TIMES, **options)["t2m"]
+    np.testing.assert_allclose(assimilate(package, unknown, TIMES, **options)["t2m"], expected)
+    for default in (3.0, {"t2m": 3.0}):
+        other = assimilate(package, unknown, TIMES, default_error=default, **options)["t2m"]
+        assert np.abs(other - expected).max() > 0.1
+
+
+def test_unknown_observation_error_is_refused(untrained):
+    package = untrained(("z500",), ("m2/s2",))
+    frame = reports(package, variable="z500").assign(observation=54e3, observation_error=np.nan)
+    with pytest.raises(InputError, match=r"z500 .*default_error=\{z500"):
+        assimilate(package, read_table(frame), TIMES, ensemble=1)
+
+
+def test_mistakes_have_names(package):
+    frame = reports(package)
+    table = read_table(frame)
+    with pytest.raises(InputError, match="none of the 13 observations is in the package's grid"):
+        usable(package, read_table(frame.assign(lon=100.0)))
+    with pytest.raises(InputError, match="no observations of t2m"):
+        usable(package, read_table(frame.assign(variable="msl", observation=1e5)))
+    with pytest.raises(InputError, match="no observations within"):
+        assimilate(package, table, TIMES + np.timedelta64(1, "D"))
+    moved = frame.assign(lat=frame["lat"].where(frame["time"] != TIMES[1], 0.0))
+    with pytest.raises(InputError, match="3 observations outside the grid"):
+        assimilate(package, read_table(moved), TIMES)
+    for options in ({"ensemble": 0}, {"seed": -1}, {"inflation": "lots"}, {"inflation": -1.0}):
+        with pytest.raises(InputError):
+            assimilate(package, table, TIMES, **options)
+    with pytest.raises(InputError, match="number of times"):
+        assimilate(package, table, [])
