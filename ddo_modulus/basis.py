@@ -359,6 +359,9 @@ class SphericalBasis(Basis):
         shape: Grid ``(H, W)``.
         lmax: Largest degree; the largest that the grid resolves if None.
         latitudes: ``(H,)`` degrees north, descending; the layout above if None.
+
+    Attributes:
+        poles: Whether the first and the last row are the poles, here and on every grid of ``at``.
     """
 
     def __init__(
@@ -371,9 +374,9 @@ class SphericalBasis(Basis):
         self._latitudes = None if latitudes is None else np.asarray(latitudes, dtype=np.float64)
         if self._latitudes is not None and self._latitudes.shape != (shape[0],):
             raise InputError(f"{len(self._latitudes)} latitudes do not fit the grid {shape}")
-        self._poles = shape[0] % 2 == 1
+        self.poles = shape[0] % 2 == 1
         if self._latitudes is not None:
-            self._poles = bool((np.abs(self._latitudes[[0, -1]]) > 90 - 1e-9).all())
+            self.poles = bool((np.abs(self._latitudes[[0, -1]]) > 90 - 1e-9).all())
         full = self._full_band(shape)
         self.lmax = full if lmax is None else int(lmax)
         self._fills_grid = self.lmax == full
@@ -390,7 +393,7 @@ class SphericalBasis(Basis):
         """
         if self._latitudes is not None and height == len(self._latitudes):
             return self._latitudes
-        if self._poles and height > 1:
+        if self.poles and height > 1:
             return np.linspace(90.0, -90.0, height)
         return 90.0 - (np.arange(height) + 0.5) * 180.0 / height
 

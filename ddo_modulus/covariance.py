@@ -30,11 +30,11 @@ EARTH_RADIUS_KM = 6371.0
 
 @dataclass(frozen=True)
 class HybridCovariance:
-    """How to shrink a sample covariance.
+    r"""How to shrink a sample covariance.
 
     Attributes:
-        taper_km: Length :math:`\\ell` of the taper, a Matérn-3/2 correlation.
-        weight: Share :math:`\\alpha` of the parametric model, 0 to 1.
+        taper_km: Length :math:`\ell` of the taper, a Matérn-3/2 correlation.
+        weight: Share :math:`\alpha` of the parametric model, 0 to 1.
         scales_km: Lengths ``l`` of the exponentials on offer; a non-negative fit picks.
         saturation: Amplitude of the daily cycle (in the units of the fields) from which on a point
             counts as wholly continental.

@@ -161,8 +161,10 @@ class DiffusionOperator(Module):
     predicts the error of the linear estimate in units of its standard deviation. With
     :math:`F = 0` guided sampling is optimal interpolation; training can only add to it.
 
-    The network acts in the band of the training grid. On a finer grid it is fed, and corrects, the
-    same band; the scales beyond follow the linear part with an extrapolated spectrum.
+    The network acts on the band of the training grid. On a finer grid it is fed, and corrects, the
+    same band, and is evaluated on the training grid: its pointwise maps would otherwise alias
+    differently, and the same function meet another operator. The scales beyond the band follow the
+    linear part with an extrapolated spectrum. On a coarser grid it is evaluated there.
 
     Args:
         shape: Training grid ``(H, W)``.
@@ -173,6 +175,9 @@ class DiffusionOperator(Module):
         condition_channels: Channels of the condition.
         eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`EOFField`).
         network: Options of :class:`~ddo_modulus.nn.operator.NeuralOperator`.
+        network_sigma: Noise level above which the network's output fades out and the linear part
+            stands alone, for small samples: at high noise only the largest scales are left, and a
+            few independent states do not teach more of them than their covariance. None: never.
 
     Forward:
         x: ``(B, C, H, W)`` noisy states, normalised.
@@ -198,6 +203,7 @@ class DiffusionOperator(Module):
         condition_channels: int = 0,
         eof_modes: int = 0,
         network: Mapping[str, Any] | None = None,
+        network_sigma: float | None = None,
     ) -> None:
         super().__init__(
             meta=ModelMetaData(amp=True, bf16=True, onnx=True, func_torch=True, auto_grad=True)
@@ -206,6 +212,7 @@ class DiffusionOperator(Module):
         spectrum: Spectrum = Flat() if noise is None else Matern(**noise)
         self.noise = GaussianField(self.basis, spectrum, channels)
         self.channels, self.condition_channels = channels, condition_channels
+        self.network_sigma = network_sigma
         self.network = NeuralOperator(
             3 * channels + condition_channels,
             channels,
@@ -300,7 +307,7 @@ class DiffusionOperator(Module):
         Args:
             a: Coordinates of the noisy states (:meth:`GaussianDenoiser.modes`).
             sigma: Noise levels.
-            shape: Grid of the states; the network is evaluated there.
+            shape: Grid of the states.
             condition: As in :meth:`forward`.
             linear: Linear part to use instead of the operator's own.
         """
@@ -314,9 +321,11 @@ class DiffusionOperator(Module):
                 self._show(a * white, linear, band, self.basis.size**-0.5),
                 self._show(a, linear, band) / level,
                 self._show(a * gain, linear, band),
-                *self._condition(condition, a, shape),
+                *self._condition(condition, a, band),
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
+        if self.network_sigma is not None:
+            f = f / (1 + (sigma / self.network_sigma).view(-1, 1, 1, 1) ** 4)
         with torch.autocast(a.device.type, enabled=False):
             z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
@@ -331,11 +340,9 @@ class DiffusionOperator(Module):
         """Coordinates as fields in the training band: white of a given scale, or the states."""
         z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
         z = z * (linear.noise.root(z) if scale is None else scale)
-        return band.basis.synthesize(band.narrow(z), linear.noise.shape)
+        return band.basis.synthesize(band.narrow(z))
 
-    def _condition(
-        self, condition: Tensor | None, like: Tensor, shape: tuple[int, int]
-    ) -> list[Tensor]:
+    def _condition(self, condition: Tensor | None, like: Tensor, band: _Band) -> list[Tensor]:
         given = 0 if condition is None else condition.shape[1]
         if given != self.condition_channels:
             raise InputError(
@@ -345,7 +352,10 @@ class DiffusionOperator(Module):
             return []
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
-        return [condition.to(like).expand(len(like), -1, *shape)]
+        condition = condition.to(like)
+        if condition.shape[-2:] != band.basis.shape and condition[0, 0].numel() > 1:
+            condition = band.basis.synthesize(band.basis.analyze(condition))
+        return [condition.expand(len(like), -1, *band.basis.shape)]
 
 
 def _lower(size: int) -> tuple[Tensor, Tensor]:
@@ -355,7 +365,11 @@ def _lower(size: int) -> tuple[Tensor, Tensor]:
 
 
 class _Band:
-    """The functions that the training basis shares with the basis of another grid."""
+    """The functions that the training basis shares with the basis of another grid.
+
+    Attributes:
+        basis: These functions, on the coarser one of the two grids.
+    """
 
     def __init__(self, training: Basis, other: Basis) -> None:
         self.same = other.shape == training.shape

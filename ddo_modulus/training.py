@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
 from ddo_modulus.errors import InputError
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -195,14 +197,17 @@ class Trainer:
     def run(self) -> DiffusionOperator:
         """Train to the end; returns the operator with averaged weights."""
         config, rank = self.config, self.manager.rank
-        streams = [fold.batches(-(-self.step // len(self.folds))) for fold in self.folds]
+        count = len(self.folds)
+        streams = [  # fold i has served the steps i, i + count, ... so far
+            fold.batches(-((i - self.step) // count)) for i, fold in enumerate(self.folds)
+        ]
         began, first = time.perf_counter(), self.step
         with _bar(self.manager.rank == 0) as bar:
             task = bar.add_task("train", total=config.steps, completed=self.step)
             if self.step == 0:  # the linear part alone
                 self._report({"step": 0} | self.validate())
             while self.step < config.steps:
-                fold = self.step % len(self.folds)
+                fold = self.step % count
                 x0, condition = next(streams[fold])
                 generator = torch.Generator(self.device)
                 generator.manual_seed(hash((config.seed, self.step, rank)) % 2**63)
@@ -317,9 +322,7 @@ class Trainer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.config.steps, 1.0)))
 
     @torch.no_grad()
-    def _averaging(
-        self, averages: list[Tensor], current: list[Tensor], count: Tensor | int
-    ) -> None:
+    def _averaging(self, averages: Tensors, current: Tensors, count: Tensor | int) -> None:
         # Power-function weights t^gamma with gamma such that the window is ema * t wide.
         share = min(1.0, 1.0 / (self.config.ema * (float(count) + 1)))
         torch._foreach_lerp_(averages, current, share)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,19 +86,30 @@ def train(config: DictConfig, dataset: xr.Dataset) -> Package | None:
     grid = build_grid(dataset, config.domain)
     log.info("%d training and %d validation samples", len(training.times), len(validation.times))
 
-    normalization = fit_normalization(list(dataset.data_vars), training, config.normalization)
+    channels = [str(name) for name in dataset.data_vars]
+    normalization = fit_normalization(channels, training, config.normalization)
     operator = DiffusionOperator(
         list(grid.shape),
         len(normalization.channels),
         config.domain,
         list(domain_lengths(grid)),
-        OmegaConf.to_container(config.operator.noise) if config.operator.noise else None,
+        _plain(config.operator.noise) if config.operator.noise else None,
         0 if config.condition == "none" else 2,
         prior_size(config, grid, len(normalization.channels)),
-        OmegaConf.to_container(config.operator.network),
+        _plain(config.operator.network),
+        config.operator.network_sigma,
     )
     fitted = config.prior.fields or None
     operator.set_prior(fit_prior(operator, training, normalization, grid, config.prior, fitted))
+
+    slope = roughness(operator)
+    if slope > 0:
+        log.warning(
+            "the noise is smoother than the data (their ratio falls as wavenumber^%.1f at small "
+            "scales): fine scales will not be learned; lower operator.noise.smoothness or "
+            "length_scale",
+            -2 * slope,
+        )
 
     trainer = Trainer(
         operator,
@@ -109,7 +120,7 @@ def train(config: DictConfig, dataset: xr.Dataset) -> Package | None:
         _tensors(validation, normalization, config.condition, manager.device)
         if len(validation.times)
         else None,
-        TrainerConfig(**OmegaConf.to_container(config.trainer)),  # type: ignore[arg-type]
+        TrainerConfig(**_plain(config.trainer)),
         out,
         log=lambda row: log.info("%s", {k: round(v, 4) for k, v in row.items()}),
     )
@@ -120,14 +131,14 @@ def train(config: DictConfig, dataset: xr.Dataset) -> Package | None:
         return None
     if config.prior.refit:  # the network has learned; the linear part may see all there is
         everything = samples.select(_within(samples, config.data))
-        normalization = fit_normalization(list(dataset.data_vars), everything, config.normalization)
+        normalization = fit_normalization(channels, everything, config.normalization)
         trained.set_prior(fit_prior(trained, everything, normalization, grid, config.prior, fitted))
     package = Package(
         trained.cpu(),
         grid,
         normalization,
         units,
-        Sampling(**OmegaConf.to_container(config.sampling)),  # type: ignore[arg-type]
+        Sampling(**_plain(config.sampling)),
         config.condition,
         provenance(config, dataset, trainer),
     )
@@ -199,9 +210,7 @@ def domain_lengths(grid: Grid) -> tuple[float, float]:
     return float(height * degree), float(width * degree)
 
 
-def fit_normalization(
-    channels: list[str], samples: Samples, config: DictConfig
-) -> Normalization:
+def fit_normalization(channels: list[str], samples: Samples, config: DictConfig) -> Normalization:
     """Climatology and scale of the training samples (:meth:`Normalization.fit`)."""
     fitted = Normalization.fit(
         channels,
@@ -262,7 +271,7 @@ def fit_prior(
         normalization.channels, samples.fields, samples.hours, per_hour=True, per_point=True
     )
     amplitude = 2 / 24 * torch.fft.rfft(raw.mean[:, 0].double(), dim=0)[1].abs()
-    options = HybridCovariance(**config.hybrid)
+    options = HybridCovariance(**_plain(config.hybrid))
     covariance = options.estimate(anomalies[:, 0].numpy(), amplitude.numpy(), grid)
     scale = float(normalization.std.flatten()[0])
     return whitened(operator.noise, torch.from_numpy(covariance) / scale**2)
@@ -277,6 +286,25 @@ def whitened(noise: GaussianField, covariance: Float[Tensor, "P P"]) -> EOFField
     index = torch.arange(noise.basis.size)
     remainder = torch.ones(noise.basis.size, dtype=torch.float64)
     return EOFField.from_covariance(noise, (white + white.mT) / 2, index, remainder)
+
+
+def roughness(operator: DiffusionOperator) -> float:
+    """Slope of log(data / noise variance) over log eigenvalue in the upper half of the band.
+
+    Positive where the noise is smoother than the data; it must be no smoother, or the smallest
+    scales drown before the largest are hidden (arXiv 2509.02971).
+    """
+    linear = operator.linear
+    variance = linear.variance[0].double().clone()
+    if linear.rotation is not None:
+        index, vectors = linear.rotation
+        variance[index] = vectors.double().square() @ variance[index]
+    eigenvalues = operator.basis.eigenvalues
+    upper = eigenvalues > eigenvalues.median()
+    abscissa = eigenvalues[upper].log()
+    ordinate = variance.unflatten(0, (operator.channels, -1)).log().mean(0)[upper]
+    centred = abscissa - abscissa.mean()
+    return float((centred * ordinate).sum() / centred.square().sum())
 
 
 def cross_fit(
@@ -318,7 +346,7 @@ def _fold(
     manager: DistributedManager,
 ) -> Fold:
     x, condition = _tensors(samples, normalization, config.condition, manager.device)
-    symmetry = Symmetry(**OmegaConf.to_container(config.symmetry)) if config.symmetry else None
+    symmetry = Symmetry(**_plain(config.symmetry)) if config.symmetry else None
     loader = TensorLoader(
         x,
         condition,
@@ -331,15 +359,20 @@ def _fold(
     return Fold(loader.batches, linear)
 
 
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
 def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dict[str, Any]:
     """What a reader of the package should know of its making."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
+    git = subprocess.run(
+        ["git", "rev-parse", "--verify", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parent,
-    ).stdout.strip()
+    )
     device = trainer.device
     attributes = {
         key: value if isinstance(value, str | int | float) else str(value)
@@ -351,12 +384,12 @@ def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dic
         "attribution": config.attribution,
         "configuration": {
             key: value
-            for key, value in OmegaConf.to_container(config, resolve=True).items()  # type: ignore[union-attr]
+            for key, value in _plain(config).items()
             if key not in ("out", "overwrite", "resume", "data")
         },
-        "record": {k: v for k, v in OmegaConf.to_container(config.data).items() if k != "path"},  # type: ignore[union-attr]
+        "record": {k: v for k, v in _plain(config.data).items() if k != "path"},
         "training": trainer.history[-1] if trainer.history else {},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "software": {"ddo_modulus": version("ddo-modulus"), "torch": torch.__version__},
-        "revision": revision or None,
+        "revision": git.stdout.strip() if git.returncode == 0 else None,
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -88,7 +89,7 @@ class NeuralOperator(Module):
         expansion: Hidden over visible channels in a block.
         embedding: Size of the embedding of the noise level.
         coordinates: Row and column functions of the basis given as inputs, where the process
-            depends on the place; ``(0, 0)`` keeps a homogeneous operator.
+            depends on the place; ``(0, 0)`` for none.
         static_channels: Learned fields given as inputs (in the low modes of the basis).
 
     Forward:
@@ -138,7 +139,7 @@ class NeuralOperator(Module):
         )
         # Between two levels goes what the coarser grid resolves without ambiguity.
         self.bridges = nn.ModuleList(
-            Transform(fine.truncate(odd_band(coarse.shape)), coarse.shape)
+            Transform(fine.truncate(_common(odd_band(coarse.shape), coarse.modes)), coarse.shape)
             for fine, coarse in zip(grids[:-1], grids[1:], strict=True)
         )
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
@@ -159,17 +160,18 @@ class NeuralOperator(Module):
         embedding = self.embed(_noise_features(sigma, self.lift.weight.dtype))
         h = self.lift(torch.cat([x, *self._places(x)], 1).movedim(1, -1))
         kept: list[Tensor] = []
-        for i, level in enumerate(self.levels):
+        levels, bridges = cast(list[Level], self.levels), cast(list[Transform], self.bridges)
+        for i, level in enumerate(levels):
             for block in level.down:
                 h = block(h, embedding)
-            if i < len(self.bridges):
+            if i < len(bridges):
                 kept.append(h)
-                h = self.bridges[i].resample(self.shrink[i](h), down=True)
-        for i in reversed(range(len(self.levels))):
-            if i < len(self.bridges):
+                h = bridges[i].resample(self.shrink[i](h), down=True)
+        for i in reversed(range(len(levels))):
+            if i < len(bridges):
                 fine = kept.pop()
-                h = fine + self.bridges[i].resample(self.grow[i](h), down=False, like=fine)
-            for block in self.levels[i].up:
+                h = fine + bridges[i].resample(self.grow[i](h), down=False, like=fine)
+            for block in levels[i].up:
                 h = block(h, embedding)
         return self.project(self.norm(h)).movedim(-1, 1)
 
@@ -182,6 +184,10 @@ class NeuralOperator(Module):
         if self.static is not None:
             fields.append(self.static_basis.synthesize(self.static, shape).to(x.dtype))
         return [field.expand(len(x), -1, -1, -1) for field in fields]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [min(pair) for pair in zip(one, other, strict=True)]
 
 
 _FREQUENCIES = 16

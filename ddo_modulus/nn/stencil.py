@@ -24,7 +24,9 @@ def neighbours(y: Float[Tensor, "B H W C"], basis: Basis) -> tuple[Tensor, Tenso
     shape = (y.shape[1], y.shape[2])
     rows, columns = (now / then for now, then in zip(shape, basis.shape, strict=True))
     if isinstance(basis, SphericalBasis):
-        south, north = _across_poles(y, rows), _across_poles(y, -rows)
+        if basis.poles:  # one row less between the poles than there are rows
+            rows = (shape[0] - 1) / (basis.shape[0] - 1)
+        south, north = (_across_poles(y, step, int(basis.poles)) for step in (rows, -rows))
         return _roll(y, 2, columns), _roll(y, 2, -columns), south, north
     move = _roll if isinstance(basis, FourierBasis) else _mirror
     return move(y, 2, columns), move(y, 2, -columns), move(y, 1, rows), move(y, 1, -rows)
@@ -89,11 +91,12 @@ def _mirror_whole(y: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat([edge.flip(dim), kept], dim)
 
 
-def _across_poles(y: Tensor, distance: float) -> Tensor:
-    """``y`` seen ``distance`` rows ahead on a sphere: past a pole, on the meridian beyond it."""
+def _across_poles(y: Tensor, distance: float, skip: int) -> Tensor:
+    """``y`` seen ``distance`` rows ahead on a sphere: past a pole, on the meridian beyond it.
+
+    A pole row is its own mirror image (``skip`` 1); cell centres are mirrored between two rows (0).
+    """
     beyond = torch.roll(y, y.shape[2] // 2, 2)
-    # A pole row is its own mirror image; cell centres are mirrored between two rows.
-    skip = y.shape[1] % 2
     size, reach = y.shape[1], math.ceil(abs(distance))
     above = beyond.narrow(1, skip, reach).flip(1)
     below = beyond.narrow(1, size - skip - reach, reach).flip(1)

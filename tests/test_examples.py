@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo and the README's example run as a reader would run them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Output of a small demo, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("demo")
+    small = ["--members", "2", "--steps", "2", "--spin-up", "1"]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "01_demo.py"), *small],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests run beside this one
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout, folder
+
+
+@pytest.mark.slow
+def test_demo_prints_a_row_for_each_analysis(demo):
+    text, _ = demo
+    assert "3,973 unobserved points" in text
+    for label in ("climatology", "optimal interpolation", "diffusion posterior"):
+        row = re.search(rf"{label}\s+2((?:\s+[\d.]+){{4}})", text)
+        assert row, text
+        error, spread, ratio, crps = map(float, row[1].split())
+        assert 0 < crps < error < 2
+        assert ratio == pytest.approx(1.5**0.5 * spread / error, rel=0.05, abs=0.006)
+
+
+@pytest.mark.slow
+def test_demo_writes_what_it_names_and_nothing_else(demo):
+    text, folder = demo
+    written = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    names = {"analysis.png", "ranks.png", "spectra.png", "stations.csv"}
+    assert written == {f"outputs/demo/{name}" for name in names}
+    for path in written:
+        assert path in text
+        start = (folder / path).read_bytes()[:8]
+        assert path.endswith("csv") or start == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_the_command_that_the_demo_proposes_runs(demo, monkeypatch):
+    from ddo_modulus.cli import main
+
+    text, folder = demo
+    command = re.search(r"^ +ddo (.+)$", text, re.M)
+    assert command, text
+    monkeypatch.chdir(folder)
+    assert main([*command[1].split(), "ensemble=2", "posterior.steps=2"]) == 0
+    assert (folder / "outputs" / "uk_t2m.zarr").is_dir()
+
+
+@pytest.mark.slow
+def test_readme_example_runs():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 1
+    names: dict = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    kelvin, at_stations = names["members"], names["stations"](names["members"])
+    assert kelvin.shape == (8, 1, *names["package"].grid.shape)
+    # Unbiased at the stations within the errors of their reports and of eight members.
+    misfit = at_stations.mean(0) - torch.tensor([285.3, 284.0, 283.2])
+    assert misfit.abs().max() < 1.5
+    assert kelvin.std(0).mean() > at_stations.std(0).mean()
+
+
+def test_readme_commands_are_understood():
+    from ddo_modulus.cli import COMMANDS, compose
+
+    lines = re.findall(r"^ddo (\w+) +([^#\n]*=[^#\n]*)", (ROOT / "README.md").read_text(), re.M)
+    assert {command for command, _ in lines} == set(COMMANDS)
+    for command, arguments in lines:
+        compose(command, arguments.split())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/glossary.md", "docs/mathematics.md"])
+def test_pages_name_files_and_tests_that_exist(page):
+    path = ROOT / page
+    text = path.read_text()
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (path.parent / target).exists(), target
+    file = None
+    for name, test in re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`", text):
+        file = ROOT / "tests" / name if name else file
+        assert not test or f"def {test}(" in file.read_text(), test
