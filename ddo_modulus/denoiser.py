@@ -312,6 +312,8 @@ class DiffusionOperator(Module):
             linear: Linear part to use instead of the operator's own.
         """
         linear = self._linear_at(shape) if linear is None else linear
+        if self._faded(sigma):
+            return torch.zeros_like(a)
         band = _Band(self.basis, linear.noise.basis)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
@@ -329,6 +331,12 @@ class DiffusionOperator(Module):
         with torch.autocast(a.device.type, enabled=False):
             z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
+
+    def _faded(self, sigma: Float[Tensor, " B"]) -> bool:
+        """Whether the network's output would be multiplied by less than 1e-4: then it is spared."""
+        if self.network_sigma is None or self.training or torch.compiler.is_compiling():
+            return False
+        return bool((sigma > 10 * self.network_sigma).all())
 
     def _show(
         self,
