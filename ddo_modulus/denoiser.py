@@ -312,9 +312,12 @@ class DiffusionOperator(Module):
             linear: Linear part to use instead of the operator's own.
         """
         linear = self._linear_at(shape) if linear is None else linear
-        if self._faded(sigma):
-            return torch.zeros_like(a)
         band = _Band(self.basis, linear.noise.basis)
+        given = self._condition(condition, a, band)
+        fade = self._fade(sigma)
+        # Spared where it would count for nothing; training and compilers want one path for all.
+        if not (self.training or torch.compiler.is_compiling() or fade is None or fade.any()):
+            return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
             white = (1 - gain).sqrt() / sigma[:, None]  # c_in = 1 / sqrt(s + sigma^2)
@@ -323,20 +326,21 @@ class DiffusionOperator(Module):
                 self._show(a * white, linear, band, self.basis.size**-0.5),
                 self._show(a, linear, band) / level,
                 self._show(a * gain, linear, band),
-                *self._condition(condition, a, band),
+                *given,
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
-        if self.network_sigma is not None:
-            f = f / (1 + (sigma / self.network_sigma).view(-1, 1, 1, 1) ** 4)
+        if fade is not None:
+            f = f * fade.view(-1, 1, 1, 1)
         with torch.autocast(a.device.type, enabled=False):
             z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
 
-    def _faded(self, sigma: Float[Tensor, " B"]) -> bool:
-        """Whether the network's output would be multiplied by less than 1e-4: then it is spared."""
-        if self.network_sigma is None or self.training or torch.compiler.is_compiling():
-            return False
-        return bool((sigma > 10 * self.network_sigma).all())
+    def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        """Share of the network's output at each noise level: zero where it is below 1e-4."""
+        if self.network_sigma is None:
+            return None
+        ratio = sigma / self.network_sigma
+        return torch.where(ratio > 10, 0.0, 1 / (1 + ratio**4))
 
     def _show(
         self,

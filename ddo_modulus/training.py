@@ -166,8 +166,7 @@ class Trainer:
         out: Path | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        if not DistributedManager.is_initialized():
-            initialize_distributed()
+        initialize_distributed()
         self.manager = DistributedManager()
         self.device = self.manager.device
         self.operator = operator.to(self.device)
@@ -329,8 +328,9 @@ class Trainer:
 
 
 def initialize_distributed() -> None:
-    """Start PhysicsNeMo's ``DistributedManager``; also where CPU ranks use gloo."""
-    DistributedManager.initialize()
+    """Start PhysicsNeMo's ``DistributedManager``, unless it runs already."""
+    if not DistributedManager.is_initialized():
+        DistributedManager.initialize()
 
 
 def _bar(visible: bool) -> Progress:

@@ -242,3 +242,30 @@ def test_coarser_grids():
     torch.testing.assert_close(operator(x, sigma), coarse, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="do not live on the coarser grid 6x6"):
         build("torus-eofs")[0](x, sigma)
+
+
+def test_network_fades_out_above_a_noise_level_state_by_state():
+    torch.manual_seed(0)
+    options = dict(
+        shape=[9, 8],
+        condition_channels=1,
+        network=dict(widths=[8], depths=[1], modes=[5], embedding=8),
+    )
+    full = DiffusionOperator(**options).eval()
+    for parameter in full.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    faded = DiffusionOperator(**options, network_sigma=0.1).eval()
+    faded.load_state_dict(full.state_dict())
+    x, condition = torch.randn(3, 1, 9, 8), torch.zeros(3, 1)
+    sigma = torch.tensor([0.01, 0.1, 2.0])
+    with torch.no_grad():
+        linear = full.linear(x, sigma)
+        whole = full(x, sigma, condition) - linear
+        rest = faded(x, sigma, condition) - linear
+        alone = faded(x[2:], sigma[2:], condition[2:])
+    share = rest.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
+    torch.testing.assert_close(share, torch.tensor([1 / 1.0001, 0.5, 0.0]), atol=1e-3, rtol=0)
+    # Whoever shares the batch, and whether the network is spared, must not matter.
+    torch.testing.assert_close(alone, linear[2:])
+    with pytest.raises(InputError, match="condition"):
+        faded(x, torch.full((3,), 50.0))  # spared, but a missing condition is still a mistake
