@@ -204,11 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="era5-2mt-2019-03-uk.grib")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--package", default="uk_t2m", help="name of a shipped one, or a folder")
     parser.add_argument("--out", default="benchmarks/results/era5_uk.md")
     arguments = parser.parse_args()
     dataset = open_dataset(arguments.data, ["t2m"])
     fields, times = dataset["t2m"].values, dataset["time"].values
-    package = Package.load("uk_t2m")
+    package = Package.load(arguments.package)
     grid = package.grid
     assert isinstance(grid, LatLonGrid)
     points = fields[0].size

@@ -152,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--members", type=int, default=32)
+    parser.add_argument("--package", default="kolmogorov64", help="a shipped one, or a folder")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 1, 2, 4])
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.03, 0.10])
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/kolmogorov.md")
     arguments = parser.parse_args()
     device = arguments.device
-    package = Package.load("kolmogorov64", device)
+    package = Package.load(arguments.package, device)
     operator, normalization = package.operator, package.normalization
     truth = unseen_states(
         arguments.states, float(normalization.mean), float(normalization.std), device

@@ -28,8 +28,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
+from ddo_modulus.linalg import lasting
 
 Array = np.ndarray
+
+#: Domains that :func:`build_basis` knows.
+DOMAINS = ("torus", "box", "sphere")
 
 
 class Basis(ABC):
@@ -148,13 +152,16 @@ class Basis(ABC):
             if inverse:
                 columns = np.linalg.pinv(columns)
                 # Rows in quadrature weights, so that the fit is the domain's, not the grid's.
-                root = np.sqrt(self.weights(shape).sum(1).numpy())[:, None]
+                with lasting():
+                    weights = self.weights(shape).sum(1).numpy()
+                root = np.sqrt(weights)[:, None]
                 rows = np.linalg.pinv(root * rows) * root.T
             # Values below the rounding of the sum would only cost time (denormals, near the poles).
-            self._matrices[key] = tuple(  # type: ignore[assignment]
-                torch.from_numpy(np.where(np.abs(m) < 1e-17, 0.0, m)).to(device, dtype)
-                for m in (rows, columns)
-            )
+            with lasting():
+                self._matrices[key] = tuple(  # type: ignore[assignment]
+                    torch.from_numpy(np.where(np.abs(m) < 1e-17, 0.0, m)).to(device, dtype)
+                    for m in (rows, columns)
+                )
         return self._matrices[key]
 
     def _gather(self, rectangle: Tensor) -> Tensor:
@@ -166,11 +173,14 @@ class Basis(ABC):
         return coefficients.unflatten(-1, self.modes)
 
     def coordinates(
-        self, functions: Sequence[int], shape: Sequence[int] | None = None
+        self,
+        functions: Sequence[int],
+        shape: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
     ) -> Float[Tensor, "F H W"]:
         """The first row functions and column functions after the constant, as fields (float32)."""
         shape = self.shape if shape is None else _pair(shape, "shape")
-        rows, columns = self.matrices(shape, torch.float32)
+        rows, columns = self.matrices(shape, torch.float32, device)
         rows = rows[0] if rows.ndim == 3 else rows  # on the sphere: the zonal ones
         down = rows[:, 1 : 1 + functions[0]].T[:, :, None].expand(-1, -1, shape[1])
         across = columns[:, 1 : 1 + functions[1]].T[:, None, :].expand(-1, shape[0], -1)
@@ -377,12 +387,13 @@ class SphericalBasis(Basis):
         self.poles = shape[0] % 2 == 1
         if self._latitudes is not None:
             self.poles = bool((np.abs(self._latitudes[[0, -1]]) > 90 - 1e-9).all())
+        self._bands: dict[tuple[int, int], int] = {}
         full = self._full_band(shape)
         self.lmax = full if lmax is None else int(lmax)
         self._fills_grid = self.lmax == full
         if not 0 <= self.lmax <= full:
             raise InputError(f"lmax={lmax} is outside 0..{full}, the band of the grid {shape}")
-        self._valid = torch.from_numpy(self._indices_flat())
+        self._valid = {torch.device("cpu"): torch.from_numpy(self._indices_flat())}
         super().__init__(shape, (self.lmax + 1, 2 * self.lmax + 1))
 
     def latitudes(self, height: int) -> Array:
@@ -398,9 +409,11 @@ class SphericalBasis(Basis):
         return 90.0 - (np.arange(height) + 0.5) * 180.0 / height
 
     def _full_band(self, shape: tuple[int, int]) -> int:
-        # A row at a pole sees zonal order 0 only, so the two of them count as one.
-        poles = int(np.sum(np.abs(self.latitudes(shape[0])) > 90 - 1e-9))
-        return min(shape[0] - max(poles, 1), (shape[1] - 1) // 2)
+        if shape not in self._bands:  # kept, since compilers cannot follow NumPy to a number
+            # A row at a pole sees zonal order 0 only, so the two of them count as one.
+            poles = int(np.sum(np.abs(self.latitudes(shape[0])) > 90 - 1e-9))
+            self._bands[shape] = min(shape[0] - max(poles, 1), (shape[1] - 1) // 2)
+        return self._bands[shape]
 
     def _order(self) -> Array:
         """Zonal order of each column function: 0, 1 (cos), 1 (sin), 2, 2, ..."""
@@ -450,12 +463,19 @@ class SphericalBasis(Basis):
         return self.indices[:, 0]
 
     def _gather(self, rectangle: Tensor) -> Tensor:
-        return rectangle.flatten(-2)[..., self._valid.to(rectangle.device)]
+        return rectangle.flatten(-2)[..., self._valid_on(rectangle.device)]
 
     def _scatter(self, coefficients: Tensor) -> Tensor:
         rectangle = coefficients.new_zeros(*coefficients.shape[:-1], math.prod(self.modes))
-        index = self._valid.to(coefficients.device)
+        index = self._valid_on(coefficients.device)
         return rectangle.index_copy(-1, index, coefficients).unflatten(-1, self.modes)
+
+    def _valid_on(self, device: torch.device) -> Tensor:
+        """Places of the coefficients in their rectangle; copied to a device once."""
+        if device not in self._valid:
+            with lasting():
+                self._valid[device] = self._valid[torch.device("cpu")].to(device)
+        return self._valid[device]
 
 
 def _to_modes(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Every command is a module of :mod:`ddo_modulus.commands` with a function ``run``
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddo_modulus.errors import InputError
+from ddo_modulus.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +31,15 @@ COMMANDS = {
     "verify": "score analyses against the truth",
 }
 
-_USAGE_ERROR, _INTERRUPTED = 2, 130
+# Rank and number of ranks, as torchrun, srun and mpirun tell them.
+_RANKS = (
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_NPROCS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+
+# 75 is EX_TEMPFAIL of sysexits.h: try again.
+_USAGE_ERROR, _STOPPED, _INTERRUPTED = 2, 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process if None.
 
     Returns:
-        Exit status: 0, 2 for a mistake in the input (one line on stderr tells which), 130 when
-        interrupted. Anything unexpected keeps its traceback.
+        Exit status: 0, 2 for a mistake in the input (one line on stderr tells which), 75 for a
+        run that a signal stopped and that `resume=true` continues, 130 when interrupted. Anything
+        unexpected keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -59,12 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("ddo_modulus").setLevel(logging.INFO)
             import_module(f"ddo_modulus.commands.{arguments[0]}").run(config)
     except InputError as error:
-        print(f"ddo: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(error)
         return _USAGE_ERROR
+    except Stopped as stopped:
+        _tell(stopped)
+        return _STOPPED
     except KeyboardInterrupt:
-        print("ddo: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return _INTERRUPTED
     return 0
+
+
+def _tell(what: object) -> None:
+    """One line on stderr; from one rank if there are several, which all know the same."""
+    for rank, count in _RANKS:
+        if os.environ.get(count, "1") != "1" and os.environ.get(rank, "0") != "0":
+            return
+    print(f"ddo: {' '.join(str(what).split())}", file=sys.stderr)
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:

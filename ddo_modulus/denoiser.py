@@ -23,7 +23,7 @@ from torch import Tensor
 from ddo_modulus.basis import Basis, build_basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
-from ddo_modulus.linalg import spread
+from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.nn.operator import NeuralOperator
 
 
@@ -139,12 +139,13 @@ class GaussianDenoiser:
         key = (like.dtype, str(like.device))
         if key not in self._constants:
             index, vectors = self.rotation or (None, torch.empty(0))
-            self._constants[key] = (
-                self.mean.to(like),
-                self.variance.to(like),
-                None if index is None else index.to(like.device),
-                vectors.to(like),
-            )  # type: ignore[assignment]
+            with lasting():
+                self._constants[key] = (
+                    self.mean.to(like.device, like.dtype),
+                    self.variance.to(like.device, like.dtype),
+                    None if index is None else index.to(like.device),
+                    vectors.to(like.device, like.dtype),
+                )  # type: ignore[assignment]
         return self._constants[key]  # type: ignore[return-value]
 
 
@@ -206,7 +207,14 @@ class DiffusionOperator(Module):
         network_sigma: float | None = None,
     ) -> None:
         super().__init__(
-            meta=ModelMetaData(amp=True, bf16=True, onnx=True, func_torch=True, auto_grad=True)
+            meta=ModelMetaData(
+                cuda_graphs=True,
+                amp=True,
+                bf16=True,
+                onnx=True,
+                func_torch=True,
+                auto_grad=True,
+            )
         )
         self.basis = build_basis(domain, shape, lengths)
         spectrum: Spectrum = Flat() if noise is None else Matern(**noise)
@@ -261,22 +269,24 @@ class DiffusionOperator(Module):
 
     def _linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
         if shape not in self._linear:
-            if shape != self.basis.shape:
-                self._linear[shape] = self.linear.at(shape)
-                return self._linear[shape]
-            variance = self.prior_variance.detach().double().cpu()
-            prior: GaussianField | EOFField
-            if len(self.eof_index):
-                index = self.eof_index.long().cpu()
-                block = torch.zeros(len(index), len(index), dtype=torch.float64)
-                block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
-                block = block + block.tril(-1).mT
-                prior = EOFField.from_covariance(self.noise, block, index, variance)
-            else:
-                spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
-                prior = GaussianField(self.basis, MeasuredSpectrum(self.basis, spectrum))
-            self._linear[shape] = GaussianDenoiser(0.0, prior, self.noise)
+            with lasting():
+                own = shape == self.basis.shape
+                self._linear[shape] = self._stored_prior() if own else self.linear.at(shape)
         return self._linear[shape]
+
+    def _stored_prior(self) -> GaussianDenoiser:
+        variance = self.prior_variance.detach().double().cpu()
+        prior: GaussianField | EOFField
+        if len(self.eof_index):
+            index = self.eof_index.long().cpu()
+            block = torch.zeros(len(index), len(index), dtype=torch.float64)
+            block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
+            block = block + block.tril(-1).mT
+            prior = EOFField.from_covariance(self.noise, block, index, variance)
+        else:
+            spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
+            prior = GaussianField(self.basis, MeasuredSpectrum(self.basis, spectrum))
+        return GaussianDenoiser(0.0, prior, self.noise)
 
     def forward(
         self,

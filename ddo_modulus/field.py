@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
+from ddo_modulus.linalg import lasting
 
 
 class Spectrum(Protocol):
@@ -117,6 +118,13 @@ class MeasuredSpectrum:
             floor: Smallest variance, as a fraction of the mean variance of a coefficient.
         """
         square = basis.analyze(fields.double()).square().mean(0).cpu()
+        return cls.from_power(basis, square, floor=floor)
+
+    @classmethod
+    def from_power(
+        cls, basis: Basis, square: Float[Tensor, "C K"], *, floor: float = 1e-6
+    ) -> MeasuredSpectrum:
+        """As :meth:`fit`, from the mean squares of the coefficients (float64)."""
         label = basis.symmetry()
         count = torch.zeros(int(label.max()) + 1, dtype=square.dtype).index_add(
             0, label, torch.ones_like(label, dtype=square.dtype)
@@ -191,7 +199,8 @@ class GaussianField:
         """Standard deviation of the coefficients, in the dtype and on the device of ``like``."""
         key = (like.dtype, str(like.device))
         if key not in self._roots:
-            self._roots[key] = self.variance.sqrt().to(like.device, like.dtype)
+            with lasting():
+                self._roots[key] = self.variance.sqrt().to(like.device, like.dtype)
         return self._roots[key]
 
     def color(self, z: Float[Tensor, "*B C K"]) -> Float[Tensor, "*B C H W"]:

@@ -249,6 +249,54 @@ def spectra_figure(
     return _save(figure, path)
 
 
+def samples_figure(
+    truth: ArrayLike,
+    samples: ArrayLike,
+    wavenumber: ArrayLike,
+    power: tuple[ArrayLike, ArrayLike],
+    *,
+    title: str,
+    path: str | Path,
+) -> Path:
+    """Draw samples of a prior beside true states, and the spectra of both.
+
+    One row a channel, three at most: two true states, three samples, spectra.
+
+    Args:
+        truth: True states, ``(B, C, H, W)``.
+        samples: Samples, of the same shape.
+        wavenumber: Wavenumbers, ``(K,)``; those that are not positive are left out.
+        power: Mean power of the true states and of the samples, ``(C, K)`` each.
+        title: Heading.
+        path: File to write; the ending chooses the format.
+
+    Returns:
+        The path written.
+    """
+    fields = [*_array(truth)[:2], *_array(samples)[:3]]
+    names = ["truth"] * len(_array(truth)[:2]) + ["sample"] * len(_array(samples)[:3])
+    rows = min(fields[0].shape[0], 3)
+    k, powers = _array(wavenumber), [_array(p) for p in power]
+    shape = float(np.clip(fields[0].shape[1] / fields[0].shape[2], 0.4, 1.6))
+    figure = _figure((2.1 * len(fields) + 3.2, 2.1 * shape * rows + 0.7))
+    axes = figure.subplots(rows, len(fields) + 1, squeeze=False)
+    figure.suptitle(title, fontsize=11)
+    for channel, row in enumerate(axes):
+        scale = _scale(fields[0][channel], None)
+        for ax, name, field in zip(row, names, fields, strict=False):
+            ax.imshow(field[channel], interpolation="nearest", **scale)
+            ax.set_title(name, fontsize=9)
+            ax.set_axis_off()
+        for label, style, p in zip(("truth", "samples"), ("black", _LINES[1]), powers, strict=True):
+            seen = (k > 0) & (p[channel] > 0)
+            row[-1].loglog(k[seen], p[channel][seen], color=style, label=label)
+        row[-1].xaxis.set_minor_formatter("")  # no room for numbers between the decades
+        row[-1].set_title("power over wavenumber", fontsize=9)
+        row[-1].legend(frameon=False, fontsize=8)
+        _unframe(row[-1])
+    return _save(figure, path)
+
+
 def _figure(size: tuple[float, float], pad: float = 0.04) -> Figure:
     """Make a figure that lays itself out, without pyplot; sizes and padding in inches."""
     from matplotlib.figure import Figure

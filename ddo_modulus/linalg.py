@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear algebra in batches.
+"""Linear algebra in batches, and the constants that it is done with.
 
 Axes: ``B`` batch, ``T`` analyses (their members stand next to each other in the batch),
 ``M`` unknowns of a system.
@@ -7,11 +7,14 @@ Axes: ``B`` batch, ``T`` analyses (their members stand next to each other in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ddo_modulus.errors import InputError
 
@@ -79,3 +82,20 @@ def spread(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
     if batch % len(t):
         raise InputError(f"{batch} states cannot be shared out to {len(t)} analyses")
     return t.repeat_interleave(batch // len(t), 0)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Make tensors that outlive what is going on around them.
+
+    A constant is made when it is first needed, which may be inside a function transform
+    (``torch.func``), a tracer or ``inference_mode``. Made by their rules it would be a wrapper that
+    dies with the transform, a fake without values, or a tensor that refuses gradients for ever.
+    """
+    with (
+        temporarily_clear_interpreter_stack(),
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield

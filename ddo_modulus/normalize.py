@@ -24,6 +24,46 @@ HOURS = 24
 _MAX_GAIN = 3.0
 
 
+# Data whose deviations are this small a part of their mean are constant, but for rounding.
+_CONSTANT = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What a normalization is fitted to, whatever its options: mean and variance of samples.
+
+    Attributes:
+        count: ``(T,)`` samples of each hour of the day, or of all.
+        mean: ``(T, C, H, W)`` float64, physical units; without meaning where there are no samples.
+        variance: Like `mean`; about the mean of the hour, divided by the count.
+    """
+
+    count: Float[Tensor, " T"]
+    mean: Float[Tensor, "T C H W"]
+    variance: Float[Tensor, "T C H W"]
+
+    @classmethod
+    def of(
+        cls, fields: Float[Tensor, "N C H W"], hours: Integer[Tensor, " N"] | None = None
+    ) -> "Moments":
+        """Moments of samples in memory, by the hour if there are `hours`.
+
+        Raises:
+            InputError: If hours are not 0 to 23.
+        """
+        x = fields.double()
+        if hours is None:
+            groups = [x]
+        else:
+            _check_hours(hours)
+            groups = [x[hours.to(x.device) == h] for h in range(HOURS)]
+        count = torch.tensor([len(g) for g in groups], dtype=torch.float64, device=x.device)
+        nothing = x.new_zeros(x.shape[1:])
+        mean = torch.stack([g.mean(0) if len(g) else nothing for g in groups])
+        variance = torch.stack([g.var(0, correction=0) if len(g) else nothing for g in groups])
+        return cls(count, mean, variance)
+
+
 @dataclass(frozen=True, eq=False)
 class Normalization:
     """Climatology to subtract and standard deviation to divide by.
@@ -124,11 +164,7 @@ class Normalization:
                 f"this normalization goes by the hour of the day; got {given} for a batch of "
                 f"{x.shape[0]}: give hour (B,), 0 to {HOURS - 1} UTC"
             )
-        if hour.min() < 0 or hour.max() >= HOURS:
-            raise InputError(
-                f"hours run from {int(hour.min())} to {int(hour.max())}; expected 0 to "
-                f"{HOURS - 1} UTC"
-            )
+        _check_hours(hour)
         index = hour.to(self.mean.device, torch.long)
         return self.mean[index].to(x.device), self.std[index].to(x.device)
 
@@ -170,32 +206,78 @@ class Normalization:
                 f"fields have shape {tuple(fields.shape)}; expected (N, {len(channels)}, H, W) "
                 f"for {', '.join(channels)} with at least one sample"
             )
+        if per_hour and (hours is None or hours.shape != fields.shape[:1]):
+            raise InputError("normalization by the hour needs hours (N,), one for each sample")
+        return cls.from_moments(
+            channels,
+            Moments.of(fields, hours if per_hour else None),
+            per_hour=per_hour,
+            per_point=per_point,
+            harmonics=harmonics,
+            floor=floor,
+        )
+
+    @classmethod
+    def from_moments(
+        cls,
+        channels: Sequence[str],
+        moments: "Moments",
+        *,
+        per_hour: bool = False,
+        per_point: bool = False,
+        harmonics: int | None = None,
+        floor: float = 1e-2,
+    ) -> "Normalization":
+        """As `fit`, from the moments of the samples, which may have been more than fit in memory.
+
+        Raises:
+            InputError: As `fit`; or if `per_hour` and the moments are not by the hour.
+        """
         if harmonics is not None and not per_hour:
             raise InputError("harmonics smooth the daily cycle: they need per_hour=True")
-        x = fields.double()
-        overall = x.std(dim=(0, 2, 3), correction=0)
-        for channel, value in zip(channels, overall.tolist(), strict=True):
-            if not 0 < value < float("inf"):  # NaN fails as well
-                fault = "constant" if value == 0 else "not finite"
-                raise InputError(f"{channel} is {fault} in the samples: leave it out or mend it")
-
+        if per_hour and len(moments.count) != HOURS:
+            raise InputError("normalization by the hour needs moments by the hour")
+        share = (moments.count / moments.count.sum())[:, None, None, None]
+        present = moments.count.nonzero().flatten().tolist()
         over = (0,) if per_point else (0, 2, 3)
 
         def average(values: Tensor) -> Tensor:
-            return values.mean(dim=over, keepdim=True)
+            """Over all samples, and over the grid unless `per_point`: (1, C, H|1, W|1)."""
+            values = (share * values)[present].sum(0, keepdim=True)
+            return values if per_point else values.mean((2, 3), keepdim=True)
+
+        def spread(mean: Tensor) -> Tensor:
+            """Mean square of the samples of each hour about a mean."""
+            return moments.variance + (moments.mean - mean) ** 2
+
+        centre = average(moments.mean).mean((2, 3), keepdim=True)
+        overall = average(spread(centre)).mean((0, 2, 3)).sqrt()
+        scale = centre.flatten().abs()
+        for channel, value, size in zip(channels, overall.tolist(), scale.tolist(), strict=True):
+            if not _CONSTANT * size < value < float("inf"):  # NaN fails as well
+                fault = "constant" if value <= _CONSTANT * size else "not finite"
+                raise InputError(f"{channel} is {fault} in the samples: leave it out or mend it")
 
         if per_hour:
-            if hours is None or hours.shape != fields.shape[:1]:
-                raise InputError("normalization by the hour needs hours (N,), one for each sample")
-            index = hours.to(x.device, torch.long)
-            cycle = _DailyCycle(index, harmonics)
-            mean = cycle.fit([average(x[index == h]) for h in cycle.present])
-            variance = cycle.fit([average((x[index == h] - mean[h]) ** 2) for h in cycle.present])
+            cycle = _DailyCycle(torch.tensor(present, device=share.device), harmonics)
+
+            def by_hour(values: Tensor) -> list[Tensor]:
+                return [values[[h]].mean(over, keepdim=True) for h in present]
+
+            mean = cycle.fit(by_hour(moments.mean))
+            variance = cycle.fit(by_hour(spread(mean)))
         else:
-            mean = average(x)
-            variance = average((x - mean) ** 2)
+            mean = average(moments.mean)
+            variance = average(spread(mean))
         std = variance.clamp_min(0).sqrt().maximum(floor * overall[:, None, None])
         return cls(tuple(channels), mean.float(), std.float())
+
+    def window(self, rows: slice, columns: slice) -> "Normalization":
+        """The statistics of a part of the grid; all of them, if they are not by point."""
+        if self.mean.shape[-2:] == (1, 1):
+            return self
+        mean, std = (v[..., rows, columns].contiguous() for v in (self.mean, self.std))
+        return Normalization(self.channels, mean, std)
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz``, float32: the very numbers that the network was trained with.
@@ -228,6 +310,14 @@ class Normalization:
         return cls(channels, mean, std)
 
 
+def _check_hours(hours: Tensor) -> None:
+    if hours.min() < 0 or hours.max() >= HOURS:
+        raise InputError(
+            f"hours run from {int(hours.min())} to {int(hours.max())}; expected 0 to "
+            f"{HOURS - 1} UTC"
+        )
+
+
 class _DailyCycle:
     """Least-squares fit of a daily cycle to the hours that have samples.
 
@@ -239,14 +329,9 @@ class _DailyCycle:
         """Look at the hours (N,) that there are.
 
         Raises:
-            InputError: If the hours are out of range or too few for the cycle asked for.
+            InputError: If the hours are too few for the cycle asked for.
         """
         self.present: list[int] = sorted(set(hours.tolist()))
-        if self.present[0] < 0 or self.present[-1] >= HOURS:
-            raise InputError(
-                f"hours run from {self.present[0]} to {self.present[-1]}; expected 0 to "
-                f"{HOURS - 1} UTC"
-            )
         if harmonics is None:
             basis = torch.eye(HOURS, dtype=torch.float64)
         elif 0 <= harmonics < HOURS // 2:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ddo_modulus.linalg import gmres
+from ddo_modulus.linalg import gmres, lasting
 
 
 def systems(batch=3, size=6, seed=0):
@@ -67,3 +68,28 @@ def test_systems_of_a_batch_do_not_mix():
     together = gmres(product(a), b, 3)
     alone = torch.cat([gmres(product(a[i : i + 1]), b[i : i + 1], 3) for i in range(3)])
     torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("around", ["vjp", "vmap", "fake", "inference"])
+def test_constants_outlast_what_they_are_made_in(around):
+    kept = {}
+
+    def make(x):
+        with lasting():
+            kept["x"] = torch.ones(3).double()
+        return x * kept["x"].sum()
+
+    x = torch.ones(3, dtype=torch.float64)
+    if around == "vjp":
+        torch.func.vjp(make, x)
+    elif around == "vmap":
+        torch.func.vmap(make)(x)
+    elif around == "fake":
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            make(x)
+    else:
+        with torch.inference_mode():
+            make(x)
+    y = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    (y * kept["x"]).sum().backward()  # values are there, and gradients pass
+    assert torch.equal(y.grad, x)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +39,11 @@ def flag(config: DictConfig, key: str) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"{key}={value} must be true or false")
     return value
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def pick_device(name: str) -> torch.device:

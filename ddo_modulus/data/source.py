@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields from GRIB, netCDF or zarr, in one canonical form.
+"""Fields from GRIB, netCDF or zarr (training stores too), in one canonical form.
 
 The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` in
 front where the data have one: variables named by `variables.variable_id` (levels flattened, as
@@ -29,6 +29,10 @@ _RENAMED = {
     "member": "ensemble",
     "realization": "ensemble",
 }
+# What marks a training store (written by `training_store`), and the array that holds its fields.
+LAYOUT = "ddo training store 1"
+FIELDS = "fields"
+
 _HORIZONTAL = ("lat", "lon")
 _DIMS = ("trajectory", "ensemble", "time", *_HORIZONTAL)
 _KEPT_ATTRIBUTES = ("units", "long_name", "standard_name")
@@ -81,7 +85,9 @@ def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr
             f"{path}: the fields {', '.join(wanted)} do not share times, grid and dimensions; "
             "select variables that do"
         ) from error
-    attributes = {k: v for k, v in parts[0].attrs.items() if not str(k).startswith("GRIB_")}
+    attributes = {
+        k: v for k, v in parts[0].attrs.items() if not str(k).startswith("GRIB_") and v != LAYOUT
+    }
     return xr.Dataset(dict(zip(wanted, aligned, strict=True)), attrs=attributes)
 
 
@@ -170,7 +176,7 @@ def _open(path: str | Path) -> list[xr.Dataset]:
     """Open with the library for the format, told by the first bytes and not by the name."""
     if "://" in str(path):
         with _reading(path):
-            return [xr.open_zarr(str(path), chunks=None, decode_timedelta=False)]
+            return [_unstacked(xr.open_zarr(str(path), chunks=None, decode_timedelta=False))]
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
@@ -193,7 +199,22 @@ def _open_zarr(path: Path) -> xr.Dataset:
             "store's own folder, and copy it again if it should be one"
         )
     with _reading(path):
-        return xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
+        dataset = xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
+        return _unstacked(dataset)
+
+
+def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
+    """The variables of a training store, views of its one array; any other dataset as it is."""
+    if dataset.attrs.get("layout") != LAYOUT:
+        return dataset
+    fields = dataset[FIELDS]
+    variables = {
+        name: fields.isel(channel=i, drop=True)
+        for i, name in enumerate(dataset["channel"].values.tolist())
+    }
+    for name, field in variables.items():
+        field.attrs = dict(fields.attrs["variables"][name])
+    return xr.Dataset(variables, attrs=dataset.attrs)
 
 
 def _open_grib(path: Path) -> list[xr.Dataset]:

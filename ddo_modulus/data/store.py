@@ -13,8 +13,8 @@ import xarray as xr
 from ddo_modulus.data.source import slabs
 from ddo_modulus.errors import InputError
 
-# Int64 nanoseconds hold every time exactly, and any later one that is appended.
-_TIME_ENCODING: dict[str, object] = {"units": "nanoseconds since 1970-01-01", "dtype": "int64"}
+#: Int64 nanoseconds hold every time exactly, and any later one that is appended.
+TIME_ENCODING: dict[str, object] = {"units": "nanoseconds since 1970-01-01", "dtype": "int64"}
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -38,6 +38,18 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise InputError(f"{path}: {parent} is not a folder; choose another place")
+    return path
+
+
+def check_store_output(path: str | Path, *, overwrite: bool = False) -> Path:
+    """As `check_output`; and what is replaced by a store has to be one.
+
+    Raises:
+        InputError: See `check_output`, or if something else than a store is there.
+    """
+    path = check_output(path, overwrite=overwrite)
+    if path.exists() and not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
+        raise InputError(f"{path} is there and is not a zarr store; choose another place")
     return path
 
 
@@ -111,9 +123,7 @@ def write_store(
         InputError: If something is there that may not be replaced, if the dataset has no times,
             or if its values cannot be read.
     """
-    path = check_output(path, overwrite=overwrite)
-    if path.exists() and not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
-        raise InputError(f"{path} is there and is not a zarr store; choose another place")
+    path = check_store_output(path, overwrite=overwrite)
     if dataset.sizes.get("time", 0) == 0:
         raise InputError(f"{path}: nothing to write, the dataset has no times")
     dataset = dataset.drop_encoding()
@@ -145,5 +155,5 @@ def _encoding(dataset: xr.Dataset, *, compress: bool) -> dict[str, dict[str, obj
         if not compress:
             encoding[str(name)]["compressors"] = None
     if np.issubdtype(dataset["time"].dtype, np.datetime64):
-        encoding["time"] = _TIME_ENCODING
+        encoding["time"] = TIME_ENCODING
     return encoding

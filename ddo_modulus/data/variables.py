@@ -24,7 +24,19 @@ _SURFACE_ALIASES = {
     "sst": ("sea_surface_temperature",),
     "skt": ("skin_temperature",),
     "tcwv": ("total_column_water_vapour",),
+    "tcw": ("total_column_water",),
+    "tcc": ("total_cloud_cover",),
+    "stl1": ("soil_temperature_level_1",),
+    "stl2": ("soil_temperature_level_2",),
+    "swvl1": ("volumetric_soil_water_layer_1",),
+    "swvl2": ("volumetric_soil_water_layer_2",),
+    "lsm": ("land_sea_mask",),
+    "z": ("geopotential_at_surface",),
+    "ws10m": ("10m_wind_speed",),
     "tp": ("total_precipitation",),
+    "tp06": ("total_precipitation_6hr",),
+    "tp12": ("total_precipitation_12hr",),
+    "tp24": ("total_precipitation_24hr",),
 }
 _LEVEL_ALIASES = {
     "z": ("geopotential",),
@@ -34,6 +46,7 @@ _LEVEL_ALIASES = {
     "w": ("vertical_velocity",),
     "q": ("specific_humidity",),
     "r": ("relative_humidity",),
+    "ws": ("wind_speed",),
 }
 _SURFACE_ID = {alias: name for name, aliases in _SURFACE_ALIASES.items() for alias in aliases}
 _LEVEL_ID = {alias: name for name, aliases in _LEVEL_ALIASES.items() for alias in aliases}
@@ -99,6 +112,7 @@ class PlausibleRange:
 _CELSIUS = _Slip(-100.0, 70.0, "They look like degrees Celsius: add 273.15.")
 _HECTOPASCAL = _Slip(300.0, 1100.0, "They look like hPa: multiply by 100.")
 _GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
+_LEAST_HUMIDITY = 2.0  # %; the largest of a whole field is never below
 
 _FAMILIES = [
     (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
@@ -151,6 +165,11 @@ def check_units(variable: str, low: float, high: float, where: str) -> None:
         InputError: If a value is not plausible.
     """
     plausible = plausible_range(variable)
+    if plausible is not None and plausible.units == "%" and 0 < high < _LEAST_HUMIDITY:
+        raise InputError(
+            f"{where}: {variable} runs from {low:.6g} to {high:.6g}, but has to be in %. It looks "
+            "like a fraction, as in WeatherBench2: multiply by 100."
+        )
     if plausible is None or (plausible.low <= low and high <= plausible.high):
         return
     raise InputError(

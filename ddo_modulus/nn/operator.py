@@ -23,25 +23,26 @@ from physicsnemo.core.module import Module
 from torch import Tensor, nn
 
 from ddo_modulus.basis import Basis, build_basis
-from ddo_modulus.nn.spectral import SpectralFilter, Transform, odd_band
+from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 from ddo_modulus.nn.stencil import LocalLinear
 
 
 class Block(nn.Module):
     """Residual block: local differences and a spectral filter, mixed by a pointwise network.
 
-    ``h + W2 silu(W1 [y, differences(y), filter(y)])`` with ``y`` the normalised ``h``, scaled and
-    shifted by the noise level. Differences carry what a truncated spectral filter cannot see.
+    ``h + W2 silu(W1 [y, differences(y)] + V filter(y))`` with ``y`` the normalised ``h``, scaled
+    and shifted by the noise level. Differences carry what a truncated spectral filter cannot see.
     """
 
-    def __init__(self, transform: Transform, width: int, embedding: int, expansion: float) -> None:
+    def __init__(
+        self, transform: Transform, width: int, embedding: int, expansion: float, local: float
+    ) -> None:
         super().__init__()
         hidden = int(width * expansion)
-        self.transform = transform
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(embedding, 2 * width)
-        self.filter = SpectralFilter(transform, width)
-        self.mix = LocalLinear(width, hidden)
+        self.local = LocalLinear(width, hidden, round(width * local))
+        self.spectral = SpectralLinear(transform, width, hidden)
         self.out = nn.Linear(hidden, width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -53,8 +54,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B H W C"]:
         """One residual update."""
         scale, shift = self.modulation(embedding)[:, None, None].chunk(2, -1)
-        y = self.norm(h) * (1 + scale) + shift
-        mixed = self.mix(y, self.filter(y), self.transform.basis)
+        y = (self.norm(h) * (1 + scale) + shift).to(h.dtype)  # autocast would keep it wide
+        mixed = self.local(y, self.spectral.transform.basis) + self.spectral(y)
         return h + self.out(nn.functional.silu(mixed))
 
 
@@ -62,16 +63,58 @@ class Level(nn.Module):
     """Blocks on one grid, before (down) and after (up) the coarser levels."""
 
     def __init__(
-        self, basis: Basis, width: int, depth: int, modes: int, embedding: int, expansion: float
+        self,
+        basis: Basis,
+        width: int,
+        depth: int,
+        modes: int,
+        embedding: int,
+        expansion: float,
+        local: float,
     ) -> None:
         super().__init__()
         self.transform = Transform(basis.truncate(odd_band(basis.shape, modes)))
-        self.down = nn.ModuleList(
-            Block(self.transform, width, embedding, expansion) for _ in range(depth)
-        )
-        self.up = nn.ModuleList(
-            Block(self.transform, width, embedding, expansion) for _ in range(depth)
-        )
+
+        def blocks() -> nn.ModuleList:
+            options = (self.transform, width, embedding, expansion, local)
+            return nn.ModuleList(Block(*options) for _ in range(depth))
+
+        self.down, self.up = blocks(), blocks()
+
+
+class Bridge(nn.Module):
+    """Way from a level to the next coarser one, and back up onto the finer field."""
+
+    def __init__(self, fine: Basis, coarse: Basis, widths: tuple[int, int]) -> None:
+        super().__init__()
+        # What the coarser grid resolves without ambiguity goes between them.
+        band = zip(odd_band(coarse.shape), coarse.modes, strict=True)
+        self.transform = Transform(fine.truncate([min(pair) for pair in band]), coarse.shape)
+        self.shrink = nn.Linear(widths[0], widths[1])
+        self.grow = nn.Linear(widths[1], widths[0])
+
+    def forward(
+        self, h: Float[Tensor, "B H W C"], fine: Float[Tensor, "B h w c"] | None = None
+    ) -> Float[Tensor, "B h w c"]:
+        """Down to the coarse grid; up onto ``fine`` if that is given."""
+        if fine is None:
+            return self.transform.resample(self.shrink(h), down=True)
+        return fine + self.transform.resample(self.grow(h), down=False, like=fine)
+
+
+class Head(nn.Module):
+    """Normalisation and projection to the output; zero before training."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.project = nn.Linear(width, out)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, h: Float[Tensor, "B H W C"]) -> Float[Tensor, "B D H W"]:
+        """Channels in front again."""
+        return self.project(self.norm(h)).movedim(-1, 1)
 
 
 class NeuralOperator(Module):
@@ -87,6 +130,7 @@ class NeuralOperator(Module):
         depths: Blocks of each level on the way down, and again on the way up.
         modes: Spectral modes along each axis at each level.
         expansion: Hidden over visible channels in a block.
+        local: Share of the channels whose differences a block sees.
         embedding: Size of the embedding of the noise level.
         coordinates: Row and column functions of the basis given as inputs, where the process
             depends on the place; ``(0, 0)`` for none.
@@ -100,7 +144,7 @@ class NeuralOperator(Module):
         ``(B, out_channels, H, W)``; zero before training.
     """
 
-    __model_checkpoint_version__ = "0.1.0"
+    __model_checkpoint_version__ = "0.2.0"
 
     def __init__(
         self,
@@ -113,12 +157,20 @@ class NeuralOperator(Module):
         depths: Sequence[int] = (2, 2, 2),
         modes: Sequence[int] = (23, 23, 15),
         expansion: float = 1.5,
+        local: float = 0.5,
         embedding: int = 64,
         coordinates: Sequence[int] = (0, 0),
         static_channels: int = 0,
     ) -> None:
         super().__init__(
-            meta=ModelMetaData(amp=True, bf16=True, onnx=True, func_torch=True, auto_grad=True)
+            meta=ModelMetaData(
+                cuda_graphs=True,
+                amp=True,
+                bf16=True,
+                onnx=True,
+                func_torch=True,
+                auto_grad=True,
+            )
         )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.basis = build_basis(domain, shape, lengths)
@@ -134,22 +186,15 @@ class NeuralOperator(Module):
         for _ in widths[1:]:
             grids.append(self.basis.at([max(math.ceil(n / 2), 4) for n in grids[-1].shape]))
         self.levels = nn.ModuleList(
-            Level(grid, width, depth, mode, embedding, expansion)
+            Level(grid, width, depth, mode, embedding, expansion, local)
             for grid, width, depth, mode in zip(grids, widths, depths, modes, strict=True)
         )
-        # Between two levels goes what the coarser grid resolves without ambiguity.
         self.bridges = nn.ModuleList(
-            Transform(fine.truncate(_common(odd_band(coarse.shape), coarse.modes)), coarse.shape)
-            for fine, coarse in zip(grids[:-1], grids[1:], strict=True)
+            Bridge(grids[i], grids[i + 1], (widths[i], widths[i + 1]))
+            for i in range(len(grids) - 1)
         )
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.shrink = nn.ModuleList(nn.Linear(fine, coarse) for fine, coarse in pairs)
-        self.grow = nn.ModuleList(nn.Linear(coarse, fine) for fine, coarse in pairs)
         self.lift = nn.Linear(in_channels + sum(self.coordinates) + static_channels, widths[0])
-        self.norm = nn.LayerNorm(widths[0], elementwise_affine=False)
-        self.project = nn.Linear(widths[0], out_channels)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.head = Head(widths[0], out_channels)
 
     def forward(
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
@@ -158,36 +203,51 @@ class NeuralOperator(Module):
         if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
             raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
         embedding = self.embed(_noise_features(sigma, self.lift.weight.dtype))
-        h = self.lift(torch.cat([x, *self._places(x)], 1).movedim(1, -1))
+        h = self._lift(torch.cat([x, *self._places(x)], 1))
         kept: list[Tensor] = []
-        levels, bridges = cast(list[Level], self.levels), cast(list[Transform], self.bridges)
+        levels, bridges = cast(list[Level], self.levels), cast(list[Bridge], self.bridges)
         for i, level in enumerate(levels):
             for block in level.down:
                 h = block(h, embedding)
             if i < len(bridges):
                 kept.append(h)
-                h = bridges[i].resample(self.shrink[i](h), down=True)
+                h = bridges[i](h)
         for i in reversed(range(len(levels))):
             if i < len(bridges):
-                fine = kept.pop()
-                h = fine + bridges[i].resample(self.grow[i](h), down=False, like=fine)
+                h = bridges[i](h, kept.pop())
             for block in levels[i].up:
                 h = block(h, embedding)
-        return self.project(self.norm(h)).movedim(-1, 1)
+        return self.head(h)
+
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Compile part by part, as :meth:`torch.nn.Module.compile` compiles the whole.
+
+        Blocks of one level share their code: it is traced once, not once for each block, so the
+        time to compile does not grow with the depth.
+        """
+        # All parts of a kind are variants of one function to the compiler, which gives up on a
+        # function after eight of them and runs it uncompiled.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for part in self.modules():
+            if isinstance(part, Block | Bridge | Head):
+                part.compile(*args, **kwargs)
+
+    def _lift(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W D"]:
+        """To channels last, with as many empty channels as the fast matrix units ask for."""
+        empty, weight = -x.shape[1] % 8, self.lift.weight
+        x = torch.cat([x, x.new_zeros(len(x), empty, *x.shape[2:])], 1).movedim(1, -1)
+        weight = torch.cat([weight, weight.new_zeros(len(weight), empty)], 1)
+        return nn.functional.linear(x, weight, self.lift.bias)
 
     def _places(self, x: Tensor) -> list[Tensor]:
         """Coordinate functions and learned fields on the grid of ``x``."""
         shape = (x.shape[-2], x.shape[-1])
         fields = []
         if sum(self.coordinates):
-            fields.append(self.basis.coordinates(self.coordinates, shape).to(x))
+            fields.append(self.basis.coordinates(self.coordinates, shape, x.device).to(x.dtype))
         if self.static is not None:
             fields.append(self.static_basis.synthesize(self.static, shape).to(x.dtype))
         return [field.expand(len(x), -1, -1, -1) for field in fields]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    return [min(pair) for pair in zip(one, other, strict=True)]
 
 
 _FREQUENCIES = 16

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ddo_modulus.basis import Basis
 
@@ -18,37 +19,47 @@ from ddo_modulus.basis import Basis
 class Transform(nn.Module):
     """Analysis on one grid and synthesis on another, as products with real matrices.
 
+    The product along rows comes first in analysis and last in synthesis: it is one large matrix
+    product over all columns and channels, and leaves little for the other. Modes are padded with
+    zeros to a multiple of eight, which the fast matrix units ask of every leading dimension.
     Matrices of the grids it was built for are buffers, so that compilers and exporters see
     constants; those of any other grid come from the basis.
 
     Args:
         basis: Truncated basis; its grid is the fine one.
         coarse: Second grid, for :meth:`resample`; the basis' own if None.
+
+    Attributes:
+        modes: Row and column modes ``(K1, K2)``, padding included.
     """
 
     def __init__(self, basis: Basis, coarse: Sequence[int] | None = None) -> None:
         super().__init__()
         self.basis = basis
+        self.modes = (_padded(basis.modes[0]), _padded(basis.modes[1]))
         self.fine = basis.shape
         self.coarse = basis.shape if coarse is None else (coarse[0], coarse[1])
         for name, shape in (("fine", self.fine), ("coarse", self.coarse)):
             for direction in ("analysis", "synthesis"):
-                inverse = direction == "analysis"
-                rows, columns = basis.matrices(shape, torch.float32, inverse=inverse)
+                rows, columns = self._pad(shape, direction, torch.float32)
                 self.register_buffer(f"{name}_{direction}_rows", rows, persistent=False)
                 self.register_buffer(f"{name}_{direction}_columns", columns, persistent=False)
 
     def analyze(self, y: Float[Tensor, "B H W C"]) -> Float[Tensor, "B K1 K2 C"]:
-        """Coefficients of a field on any grid that resolves the basis."""
+        """Coefficients of a field on any grid that resolves the basis; zero in the padding."""
         rows, columns = self._matrices("analysis", (y.shape[1], y.shape[2]), y)
-        return _rows(rows, torch.matmul(columns, y))
+        if rows.ndim == 3:  # one page for each column mode
+            return torch.einsum("jkh,bhjc->bkjc", rows, torch.matmul(columns, y))
+        return torch.matmul(columns, _along_rows(rows, y))
 
     def synthesize(
         self, c: Float[Tensor, "B K1 K2 C"], shape: Sequence[int]
     ) -> Float[Tensor, "B H W C"]:
         """Values on a grid."""
         rows, columns = self._matrices("synthesis", (shape[0], shape[1]), c)
-        return torch.matmul(columns, _rows(rows, c))
+        if rows.ndim == 3:
+            return torch.matmul(columns, torch.einsum("jhk,bkjc->bhjc", rows, c))
+        return _along_rows(rows, torch.matmul(columns, c))
 
     def resample(
         self, y: Float[Tensor, "B H W C"], *, down: bool, like: Tensor | None = None
@@ -65,25 +76,57 @@ class Transform(nn.Module):
                 rows = getattr(self, f"{name}_{direction}_rows")
                 columns = getattr(self, f"{name}_{direction}_columns")
                 return rows.to(like.dtype), columns.to(like.dtype)
+        return self._pad(shape, direction, like.dtype, like.device)
+
+    def _pad(
+        self,
+        shape: Sequence[int],
+        direction: str,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> tuple[Tensor, Tensor]:
         inverse = direction == "analysis"
-        return self.basis.matrices(shape, like.dtype, like.device, inverse=inverse)
+        rows, columns = self.basis.matrices(shape, dtype, device, inverse=inverse)
+        more = [k - n for k, n in zip(self.modes, self.basis.modes, strict=True)]
+        pages = (0, more[1]) if rows.ndim == 3 else ()
+        if inverse:
+            return pad(rows, (0, 0, 0, more[0], *pages)), pad(columns, (0, 0, 0, more[1]))
+        return pad(rows, (0, more[0], 0, 0, *pages)), pad(columns, (0, more[1]))
 
 
-class SpectralFilter(nn.Module):
-    """Multiplies every mode of every channel by a learned number; a low-pass before training.
+class SpectralLinear(nn.Module):
+    """A filter on every channel, then a linear map of the channels.
 
-    Channels are mixed elsewhere, pointwise, so a mode costs ``C`` weights and not ``C^2``.
+    A filter multiplies each mode by a learned number; it is a low-pass before training. Functions
+    that a shift (on the sphere, a rotation) turns into each other share their number, so the filter
+    commutes with the symmetries of the domain. The map of the channels commutes with the
+    synthesis and is applied to the few coefficients, not to the many points.
+
+    Args:
+        transform: Gives the modes.
+        width: Channels of the input.
+        out: Channels of the output.
     """
 
-    def __init__(self, transform: Transform, width: int) -> None:
+    index: Tensor
+
+    def __init__(self, transform: Transform, width: int, out: int) -> None:
         super().__init__()
         self.transform = transform
-        self.weight = nn.Parameter(1 + 0.1 * torch.randn(*transform.basis.modes, width))
+        label = transform.basis.symmetry()
+        rectangle = transform.basis._scatter(label)
+        more = [k - n for k, n in zip(transform.modes, rectangle.shape, strict=True)]
+        index = pad(rectangle, (0, more[1], 0, more[0])).flatten()
+        self.register_buffer("index", index, persistent=False)
+        self.weight = nn.Parameter(1 + 0.1 * torch.randn(int(label.max()) + 1, width))
+        self.mix = nn.Linear(width, out, bias=False)
 
-    def forward(self, y: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        """Filtered field on the same grid."""
+    def forward(self, y: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
+        """Filtered and mapped field on the same grid."""
         c = self.transform.analyze(y)
-        return self.transform.synthesize(c * self.weight.to(c.dtype), (y.shape[1], y.shape[2]))
+        weight = self.weight.index_select(0, self.index).unflatten(0, self.transform.modes)
+        c = self.mix(c * weight.to(c.dtype))
+        return self.transform.synthesize(c, (y.shape[1], y.shape[2]))
 
 
 def odd_band(shape: Sequence[int], most: int | None = None) -> tuple[int, int]:
@@ -92,8 +135,11 @@ def odd_band(shape: Sequence[int], most: int | None = None) -> tuple[int, int]:
     return height - (height + 1) % 2, width - (width + 1) % 2
 
 
-def _rows(matrix: Tensor, y: Float[Tensor, "B H J C"]) -> Float[Tensor, "B K J C"]:
-    """Product along the rows; a three-dimensional matrix has one page for each column mode."""
-    if matrix.ndim == 3:
-        return torch.einsum("jkh,bhjc->bkjc", matrix, y)
+def _padded(modes: int) -> int:
+    return -(-modes // 8) * 8
+
+
+def _along_rows(
+    matrix: Float[Tensor, "I H"], y: Float[Tensor, "B H J C"]
+) -> Float[Tensor, "B I J C"]:
     return torch.matmul(matrix, y.flatten(2)).unflatten(2, y.shape[2:])

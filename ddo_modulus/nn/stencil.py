@@ -33,32 +33,31 @@ def neighbours(y: Float[Tensor, "B H W C"], basis: Basis) -> tuple[Tensor, Tenso
 
 
 class LocalLinear(nn.Linear):
-    """Pointwise linear map of a field, its first and second differences, and a companion field.
+    """Pointwise linear map of a field and the first and second differences of some of its channels.
 
-    The parameters belong to ``[y, dx y, dy y, dxx y, dyy y, companion]``: differences are what
-    has a meaning on every grid. They are applied to the values themselves, whose combinations they
-    are: the same map with a third of the memory traffic.
+    The parameters belong to ``[y, dx y', dy y', dxx y', dyy y']`` with ``y'`` the channels that are
+    differentiated: differences are what has a meaning on every grid. They are applied to the values
+    at the five points themselves, whose combinations they are.
 
     Args:
-        width: Channels of the field and of its companion.
+        width: Channels of the field.
         out: Channels of the output.
+        local: Channels that are differentiated, the first ones.
     """
 
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__(6 * width, out)
+    def __init__(self, width: int, out: int, local: int) -> None:
+        super().__init__(width + 4 * local, out)
+        self.split = [local, width - local, local, local, local, local]
 
     def forward(  # type: ignore[override]
-        self,
-        y: Float[Tensor, "B H W C"],
-        companion: Float[Tensor, "B H W C"],
-        basis: Basis,
+        self, y: Float[Tensor, "B H W C"], basis: Basis
     ) -> Float[Tensor, "B H W D"]:
         """Apply the map on the grid of ``y``; ``basis`` as in :func:`neighbours`."""
-        w, x, v, xx, vv, c = self.weight.chunk(6, 1)
+        w, rest, x, v, xx, vv = self.weight.split(self.split, 1)
         weight = torch.cat(
-            [w - 2 * (xx + vv), xx + x / 2, xx - x / 2, vv + v / 2, vv - v / 2, c], 1
+            [w - 2 * (xx + vv), rest, xx + x / 2, xx - x / 2, vv + v / 2, vv - v / 2], 1
         )
-        values = torch.cat([y, *neighbours(y, basis), companion], -1)
+        values = torch.cat([y, *neighbours(y[..., : self.split[0]], basis)], -1)
         return nn.functional.linear(values, weight, self.bias)
 
 

@@ -7,12 +7,21 @@ import pytest
 import torch
 import xarray as xr
 
-from ddo_modulus.cli import compose
-from ddo_modulus.commands.train import _within as within
-from ddo_modulus.commands.train import fit_normalization, fit_prior, load_samples
+from ddo_modulus.cli import compose, main
+from ddo_modulus.commands import record as record_module
+from ddo_modulus.commands.prior import fit_prior
+from ddo_modulus.commands.record import (
+    fit_normalization,
+    load_samples,
+    open_record,
+    pick_loader,
+    split,
+    within,
+)
 from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.denoiser import GaussianDenoiser
+from ddo_modulus.errors import InputError
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import Package
 
@@ -150,6 +159,107 @@ def test_the_shipped_linear_part_is_what_its_record_gives(shared_data):
     dataset = open_dataset(shared_data / "era5-2mt-2019-03-uk.grib", config.data.variables)
     error = refitted(Package.load("uk_t2m"), config, dataset)
     assert error < 2e-3
+
+
+SPECTRUM = REGION | {"prior__kind": "spectrum", "prior__folds": 1, "prior__refit": "false"}
+
+
+@pytest.fixture(scope="module")
+def prepared(region, tmp_path_factory):
+    """The region as a training store with statistics of its training days."""
+    out = tmp_path_factory.mktemp("prepared") / "t2m.zarr"
+    arguments = ["prepare", f"source={region}", f"out={out}", "statistics.end=2019-03-04"]
+    assert main(arguments) == 0
+    return out
+
+
+@pytest.mark.parametrize("more", [{}, {"data__crop": "[4,5]"}], ids=["whole", "windows"])
+def test_reading_on_the_way_trains_the_same(ddo, prepared, tmp_path, caplog, more):
+    packages = {}
+    for loader in ("memory", "torch"):
+        caplog.clear()
+        keys = SPECTRUM | more | {"data__loader": loader, "data__workers": 1}
+        out = tmp_path / loader
+        result = ddo("train", out=out, data__path=prepared, **keys)
+        assert result.status == 0, result.err
+        packages[loader] = Package.load(out / "package")
+        if loader == "torch":
+            assert "read on the way by torch with 1 processes" in caplog.text
+            assert "climatology: the statistics of" in caplog.text
+            known = "spectrum: the statistics of" in caplog.text
+            assert known == (not more)  # the stored spectrum is of the whole grid
+    memory, streamed = packages["memory"], packages["torch"]
+    assert streamed.grid.shape == ((4, 5) if more else (6, 8))
+    torch.testing.assert_close(streamed.normalization.mean, memory.normalization.mean)
+    torch.testing.assert_close(streamed.normalization.std, memory.normalization.std)
+    for key, value in memory.operator.state_dict().items():
+        torch.testing.assert_close(
+            streamed.operator.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key
+        )
+
+
+def test_statistics_of_other_days_are_not_used(prepared, caplog):
+    config = compose("train", ["experiment=uk_t2m", "out=x", f"data.path={prepared}"])
+    config.data.loader = "torch"
+    config.data.end = "2019-03-03T23"
+    caplog.set_level("INFO")
+    record = open_record(config.data)
+    training, _ = split(record.samples, config.data)
+    streamed = fit_normalization(record.channels, training, config.normalization)
+    assert "are of 96 samples from 2019-03-01T00:00 to 2019-03-04T23:00" in caplog.text
+    assert "takes 72 from 2019-03-01T00:00 to 2019-03-03T23:00" in caplog.text
+    config.data.loader = "memory"
+    training, _ = split(open_record(config.data).samples, config.data)
+    expected = fit_normalization(record.channels, training, config.normalization)
+    torch.testing.assert_close(streamed.mean, expected.mean)
+    torch.testing.assert_close(streamed.std, expected.std)
+
+
+def test_the_loader_goes_by_size_and_by_what_is_there(monkeypatch):
+    config = compose("train", ["experiment=uk_t2m", "out=x", "data.path=x", "data.memory=0.5"])
+    assert pick_loader(config.data, 2**29) == "memory"
+    assert pick_loader(config.data, 2**29 + 1) == "dali"
+    monkeypatch.setattr(record_module, "find_spec", lambda name: None)
+    assert pick_loader(config.data, 2**29 + 1) == "torch"
+    config.data.loader = "dali"
+    with pytest.raises(InputError, match=r"pip install ddo-modulus\[dali\]"):
+        pick_loader(config.data, 1)
+
+
+@pytest.mark.parametrize(
+    ("edges", "lat", "lon"),
+    [
+        ([51, 54.5, -2, 1], [54, 53, 52, 51], [-2, -1, 0, 1]),
+        ([51, 52, 358, 361], [52, 51], [-2, -1, 0, 1]),  # another branch of the longitude
+    ],
+)
+def test_a_region_is_cut_out(prepared, edges, lat, lon):
+    config = compose("train", ["experiment=uk_t2m", "out=x", f"data.path={prepared}"])
+    config.data.region = edges
+    whole = open_dataset(prepared)
+    for loader in ("memory", "torch"):
+        config.data.loader = loader
+        record = open_record(config.data)
+        assert record.dataset["lat"].values.tolist() == lat
+        assert record.dataset["lon"].values.tolist() == lon
+        chosen = np.arange(len(record.samples.times)) == 5
+        ((first, _),) = record.samples.select(chosen).pieces()
+        expected = whole["t2m"].isel(time=5).sel(lat=lat, lon=lon)
+        np.testing.assert_array_equal(first[0, 0], expected)
+
+
+def test_mistakes_in_how_to_read(refused, prepared, torus, tmp_path):
+    def mistake(match, **others):
+        keys = {**SPECTRUM, "data__path": prepared, "out": tmp_path / "run", **others}
+        refused(match, "train", **keys)
+
+    mistake("data.loader=tape: choose one of auto, memory, dali, torch", data__loader="tape")
+    mistake("data.region=[0, 1]: expected [south", data__region="[0,1]")
+    mistake("holds no grid", data__region="[0,1,0,1]")
+    mistake("does not fit into the grid of 6x8", data__crop="[7,4]")
+    mistake("needs domain=box", data__crop="[4,4]", domain="sphere")
+    mistake("data.workers=0", data__workers=0, data__loader="torch")
+    mistake("needs all samples in memory", prior__kind="hybrid", data__loader="torch")
 
 
 def test_mistakes(refused, torus, region, tmp_path):

@@ -15,6 +15,10 @@ from ddo_modulus.errors import InputError
         ("geopotential", 500.0, "z500"),
         ("u_component_of_wind", 850, "u850"),
         ("t", 2.5, "t2.5"),
+        ("geopotential_at_surface", None, "z"),
+        ("total_precipitation_6hr", None, "tp06"),
+        ("wind_speed", 850, "ws850"),
+        ("relative_humidity", 700, "r700"),
         ("vorticity", None, "vorticity"),
         ("u", None, "u"),  # a simulation's own, on no level
     ],
@@ -30,6 +34,7 @@ def test_names_become_lexicon_ids(name, level, expected):
         ("t850", -40.0, 25.0, "add 273.15"),
         ("msl", 970.0, 1040.0, "multiply by 100"),
         ("q700", 0.1, 9.0, "divide by 1000"),
+        ("r500", 0.0, 1.2, "multiply by 100"),
         ("z500", 4900.0, 5900.0, "multiply by 9.80665"),
         ("z850", 1200.0, 1600.0, "multiply by 9.80665"),
         ("u10m", -10.0, 1e11, "Convert the values to m/s"),
@@ -50,6 +55,7 @@ def test_wrong_units_are_named_with_their_mend(variable, low, high, mend):
         ("z850", 9500.0, 16500.0),
         ("z500", 45000.0, 59500.0),
         ("z50", 175000.0, 208000.0),
+        ("r500", -2.0, 130.0),
         ("vorticity", -1e9, 1e9),
     ],
 )

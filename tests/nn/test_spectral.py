@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.nn.spectral import SpectralFilter, Transform, odd_band
+from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 
 BASES = {
     "torus": FourierBasis((8, 9)),
@@ -31,7 +31,11 @@ def test_transforms_are_those_of_the_basis(basis, factor):
     x = randn(2, 3, *shape)
     c = transform.analyze(last(x))
     expected = truncated.analyze(x)
-    torch.testing.assert_close(truncated._gather(c.movedim(-1, 1)), expected)
+    assert c.shape[1:3] == transform.modes and not any(n % 8 for n in transform.modes)
+    rows, columns = truncated.modes
+    assert not c[:, rows:].any() and not c[:, :, columns:].any()
+    coefficients = c[:, :rows, :columns].movedim(-1, 1)
+    torch.testing.assert_close(truncated._gather(coefficients), expected)
     field = truncated.synthesize(expected, shape)
     torch.testing.assert_close(transform.synthesize(c, shape), last(field))
 
@@ -52,13 +56,22 @@ def test_resampling_keeps_functions_of_the_band(basis):
 
 
 @families
-def test_a_filter_multiplies_modes(basis):
+def test_it_multiplies_modes_and_maps_channels(basis):
     truncated = basis.truncate(5)
-    layer = SpectralFilter(Transform(truncated), 3)
+    layer = SpectralLinear(Transform(truncated), 3, 4)
     x = randn(2, 3, *basis.shape)
-    weight = truncated._gather(layer.weight.movedim(-1, 0))
-    expected = truncated.synthesize(weight * truncated.analyze(x), basis.shape)
-    torch.testing.assert_close(layer(last(x)), last(expected))
+    weight = layer.weight[truncated.symmetry()].T
+    filtered = truncated.synthesize(weight * truncated.analyze(x), basis.shape)
+    expected = last(filtered) @ layer.mix.weight.T
+    torch.testing.assert_close(layer(last(x)), expected)
+
+
+def test_it_commutes_with_shifts_of_the_torus():
+    basis = BASES["torus"]
+    layer = SpectralLinear(Transform(basis.truncate(5)), 3, 4)
+    y = last(randn(2, 3, *basis.shape))
+    shifted = layer(y.roll((2, 5), (1, 2)))
+    torch.testing.assert_close(shifted, layer(y).roll((2, 5), (1, 2)))
 
 
 def test_odd_band():

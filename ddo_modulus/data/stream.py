@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaders that read states from a store while a model trains.
+
+Processes read and crop; what is random in a batch comes from :class:`~ddo_modulus.data.loader
+.Order`; normalisation, symmetries and conditions are applied on the device to train on, to whole
+batches.
+
+Axes: ``N`` samples, ``B`` batch, ``C`` channel, ``H W`` grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ddo_modulus.data.loader import Draw, Order, Symmetry, move, window
+from ddo_modulus.data.reader import StateReader
+from ddo_modulus.errors import InputError
+from ddo_modulus.normalize import Normalization
+
+
+class StoreLoader(ABC):
+    """Endless shuffled batches of a store's states; a subclass says how they are read.
+
+    Args:
+        reader: The samples, in physical units.
+        normalization: Of the samples, by point on the grid of the reader.
+        condition: ``(N, D)`` or None.
+        batch: Samples in a batch, over all ranks.
+        seed: Of the order of samples and of their random transformations.
+        symmetry: Random transformations of the states.
+        crop: Size ``(h, w)`` of a window drawn at random from each state; None takes it whole.
+        rank: This process.
+        ranks: Number of processes; divides the batch.
+        device: Where the batches are to be.
+        workers: Processes that read.
+        prefetch: Batches to read ahead.
+
+    Raises:
+        InputError: As :class:`~ddo_modulus.data.loader.Order`, or if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        reader: StateReader,
+        normalization: Normalization,
+        condition: Tensor | None = None,
+        *,
+        batch: int,
+        seed: int = 0,
+        symmetry: Symmetry | None = None,
+        crop: Sequence[int] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device | str = "cpu",
+        workers: int = 4,
+        prefetch: int = 2,
+    ) -> None:
+        for name, value in (("workers", workers), ("prefetch", prefetch)):
+            if value < 1:
+                raise InputError(f"data.{name}={value} must be at least 1")
+        self.order = Order(
+            len(reader),
+            batch,
+            reader.shape,
+            seed=seed,
+            crop=crop,
+            symmetry=symmetry,
+            rank=rank,
+            ranks=ranks,
+        )
+        self.reader, self.device = reader, torch.device(device)
+        self.workers, self.prefetch = workers, prefetch
+        self.normalization = normalization.to(self.device)
+        self.hours = torch.from_numpy(reader.times.astype("datetime64[h]").astype("int64") % 24)
+        self.condition = None if condition is None else condition.to(self.device)
+        self._running: list[Generator[Tensor]] = []
+
+    @abstractmethod
+    def fields(self, start: int) -> Generator[Float[Tensor, "B C H W"]]:
+        """This rank's states from step ``start`` on, in physical units, on the device.
+
+        Raises:
+            InputError: If one cannot be read.
+        """
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """States and conditions of this rank, from step ``start`` on.
+
+        Raises:
+            InputError: If a state cannot be read; it names the store and the time.
+        """
+        running = self.fields(start)
+        self._running.append(running)
+        with closing(running):
+            for step in itertools.count(start):
+                draw = self.order(step)
+                try:
+                    states = next(running)
+                except (RuntimeError, OSError, EOFError) as error:  # when a process is gone
+                    raise InputError(
+                        f"{self.reader.path}: a process that reads it has died "
+                        f"({' '.join(str(error).split())[:200]}); if the memory ran out, take "
+                        "fewer data.workers or a smaller data.prefetch"
+                    ) from error
+                x = self._normalized(states, draw)
+                if draw.moves is not None:
+                    x = move(x, draw.moves)
+                condition = None
+                if self.condition is not None:
+                    chosen = draw.samples.to(self.device, non_blocking=True)
+                    condition = self.condition[chosen]
+                yield x, condition
+
+    def close(self) -> None:
+        """End the processes that read."""
+        while self._running:
+            self._running.pop().close()
+
+    def _normalized(self, x: Tensor, draw: Draw) -> Tensor:
+        """As ``Normalization.normalize``, in windows; and without waiting for the device."""
+        mean, std = self.normalization.mean, self.normalization.std
+        if self.normalization.per_hour:
+            hour = self.hours[draw.samples].to(self.device, non_blocking=True)
+            mean, std = mean[hour], std[hour]
+        crop = self.order.crop
+        if crop is not None and draw.corners is not None and mean.shape[-2:] != (1, 1):
+            mean, std = (
+                window(v.expand(len(x), -1, -1, -1), draw.corners, crop) for v in (mean, std)
+            )
+        return (x - mean) / std
+
+
+class StateOfStep:
+    """Reads the state at a place of this rank's share of a step; sent to the processes that read.
+
+    Args:
+        reader: The samples.
+        order: Says which sample it is and where its window stands.
+    """
+
+    def __init__(self, reader: StateReader, order: Order) -> None:
+        self.reader, self.order = reader, order
+
+    def __call__(self, step: int, place: int) -> np.ndarray:
+        """``(C, h, w)`` float32 in physical units."""
+        draw = self.order(step)
+        corner = None if draw.corners is None else draw.corners[place].tolist()
+        return self.reader.read(int(draw.samples[place]), corner, self.order.crop)
+
+
+class _Steps(Dataset):
+    """The states of each step as one tensor; or what is wrong with them, in words."""
+
+    def __init__(self, read: StateOfStep) -> None:
+        self.read = read
+
+    def __getitem__(self, step: int) -> Tensor | str:
+        try:
+            states = [self.read(step, place) for place in range(self.read.order.share)]
+        except InputError as error:  # raised here, it would come wrapped in tracebacks
+            return str(error)
+        # In a worker this stacks straight into memory shared with the training process.
+        batch: Tensor = default_collate([torch.from_numpy(state) for state in states])
+        return batch
+
+
+class StreamLoader(StoreLoader):
+    """Reads through PyTorch's ``DataLoader``: a worker reads a batch at a time."""
+
+    def fields(self, start: int) -> Generator[Float[Tensor, "B C H W"]]:
+        """As :meth:`StoreLoader.fields`."""
+        loader = DataLoader(
+            _Steps(StateOfStep(self.reader, self.order)),
+            batch_size=None,
+            sampler=itertools.count(start),
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch,
+            persistent_workers=True,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="spawn",  # a fork would copy locks that threads hold
+        )
+        for states in loader:
+            if isinstance(states, str):
+                raise InputError(states)
+            yield states.to(self.device, non_blocking=True)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training stores: one array that holds all variables, a chunk for each time.
+
+A zarr store of format 3 with the array ``fields`` on ``(trajectory | ensemble, time, channel, lat,
+lon)`` in float32. A chunk is one time with all channels, so that a sample is one read. The
+coordinate ``channel`` holds the variable ids; the attribute ``variables`` of ``fields`` their units
+and names. Statistics lie in the group ``statistics`` (:mod:`~ddo_modulus.data.statistics`).
+:func:`~ddo_modulus.data.source.open_dataset` reads one back in canonical form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from zarr.codecs import BloscCodec
+
+from ddo_modulus.data.source import FIELDS, LAYOUT, check_values, slabs
+from ddo_modulus.data.store import TIME_ENCODING, check_store_output, replacing
+
+
+def write_training_store(
+    dataset: xr.Dataset,
+    path: str | Path,
+    where: str,
+    *,
+    overwrite: bool = False,
+    compress: bool = True,
+    finish: Callable[[Path], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Check fields and write them as a training store, piece by piece.
+
+    Args:
+        dataset: Fields in canonical form; may be larger than the memory.
+        path: Folder of the store.
+        where: What holds the fields, for messages.
+        overwrite: Whether an older store there may be replaced; nothing but a store ever is.
+        compress: Compress the chunks (bytes shuffled, LZ4); loading is faster without.
+        finish: Called with the folder once all fields are in it, to add to them; if it raises, no
+            store is left.
+        progress: Called with the number of times written and their total.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If something is there that may not be replaced, or a value is missing, not
+            plausible in its units or cannot be read.
+    """
+    path = check_store_output(path, overwrite=overwrite)
+    total, done = dataset.sizes["time"], 0
+    with replacing(path, overwrite=overwrite) as new:
+        for piece in slabs(dataset.drop_encoding(), where):
+            check_values(piece, where)
+            fields = _stacked(piece)
+            if new.exists():
+                # Only what grows with the time; the other coordinates are there.
+                fixed = [d for d in fields.coords if d != "time"]
+                fields.drop_vars(fixed).to_zarr(new, append_dim="time", consolidated=False)
+            else:
+                encoding = _encoding(fields, compress=compress)
+                fields.to_zarr(new, zarr_format=3, consolidated=False, encoding=encoding)
+            done += piece.sizes["time"]
+            if progress is not None:
+                progress(done, total)
+        if finish is not None:
+            finish(new)
+    return path
+
+
+def _stacked(piece: xr.Dataset) -> xr.Dataset:
+    """Fields in canonical form as one array."""
+    names = [str(name) for name in piece.data_vars]
+    first = piece[names[0]]
+    lead = first.dims[:-2]
+    values = np.stack([piece[name].values for name in names], len(lead))
+    coords = {d: piece[d] for d in first.dims}
+    # Strings of any length: zarr's fixed-length ones are no part of format 3.
+    coords["channel"] = xr.DataArray(np.array(names, dtype=object), dims="channel")
+    fields = xr.DataArray(
+        values.astype(np.float32, copy=False),
+        coords,
+        (*lead, "channel", *first.dims[-2:]),
+        attrs={"variables": {name: dict(piece[name].attrs) for name in names}},
+    )
+    time = piece["time"].astype("datetime64[ns]")
+    return xr.Dataset({FIELDS: fields}, attrs={**piece.attrs, "layout": LAYOUT}).assign_coords(
+        time=time
+    )
+
+
+def _encoding(dataset: xr.Dataset, *, compress: bool) -> dict[str, dict[str, object]]:
+    state = ("channel", "lat", "lon")
+    chunks = tuple(n if d in state else 1 for d, n in dataset[FIELDS].sizes.items())
+    # A shuffle before LZ4 makes floats smaller and quicker to read than the default, Zstandard.
+    codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if compress else None
+    # A chunk that gets lost later reads as missing, not as zero.
+    fields = {"chunks": chunks, "fill_value": np.nan, "compressors": codec}
+    return {FIELDS: fields, "time": TIME_ENCODING}

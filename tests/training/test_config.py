@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from ddo_modulus.cli import compose
+from ddo_modulus.errors import InputError
+from ddo_modulus.training import TrainerConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"precision": "fp8"}, "trainer.precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ({"optimizer": "sgd"}, "trainer.optimizer must be one of auto, adamw, apex"),
+        ({"compile": "fast"}, "trainer.compile must be one of false, true, max-autotune"),
+        ({"cuda_graph": "never"}, "trainer.cuda_graph must be one of auto, false, true"),
+        ({"compile": 1}, "trainer.compile must be one of"),
+        ({"figure": "no"}, "trainer.figure must be one of false, true"),
+        ({"steps": 0}, "trainer.steps must be at least 1, got 0"),
+        ({"steps": "many"}, "trainer.steps must be a whole number, got 'many'"),
+        ({"steps": True}, "trainer.steps must be a whole number"),
+        ({"batch": 0}, "trainer.batch must be at least 1"),
+        ({"accumulate": 0}, "trainer.accumulate must be at least 1"),
+        ({"validate_every": 0}, "trainer.validate_every"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints must be at least 1"),
+        ({"warmup": -1}, "trainer.warmup must be at least 0"),
+        ({"learning_rate": "1e-3x"}, "trainer.learning_rate must be a number"),
+        ({"learning_rate": float("nan")}, "trainer.learning_rate must be positive"),
+        ({"ema": 0}, "trainer.ema must be positive"),
+        ({"weight_decay": -0.1}, "trainer.weight_decay must not be negative"),
+        ({"sigma_min": 90.0}, "sigma_min must be positive and below sigma_max"),
+        ({"sigma_min": 0.0}, "sigma_min must be positive and below sigma_max"),
+        ({"loggers": "wandb"}, "trainer.loggers must be a list"),
+        (
+            {"loggers": ["paper"]},
+            "unknown logger 'paper' in trainer.loggers; choose of tensorboard",
+        ),
+    ],
+)
+def test_mistakes(options, match):
+    with pytest.raises(InputError, match=match):
+        TrainerConfig(**options)
+
+
+def test_the_command_line_has_the_same_defaults():
+    config = compose("train", ["experiment=uk_t2m", "out=x", "data.path=x"]).trainer
+    given = TrainerConfig()
+    assert set(config) == set(vars(given))
+    experiment = {"steps", "batch", "learning_rate", "precision", "whitening", "sigma_min"}
+    experiment |= {"sigma_max", "validate_every", "keep_best", "weight_decay"}
+    for key in set(config) - experiment:
+        assert config[key] == (list if key == "loggers" else type(config[key]))(getattr(given, key))
