@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.grid import LatLonGrid
@@ -29,6 +30,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set DDO_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torus(tmp_path_factory) -> Path:
+    """File of four short trajectories of Kolmogorov flow on 8 x 8 points."""
+    flow = KolmogorovFlow(
+        reynolds=50.0,
+        forcing_wavenumber=2,
+        resolution=16,
+        output_resolution=8,
+        spin_up=0.4,
+        dt=0.02,
+    )
+    frames = torch.cat(list(flow.simulate(4, 5, generator=torch.Generator().manual_seed(0))))
+    path = tmp_path_factory.mktemp("torus") / "flow.nc"
+    flow.to_dataset(frames, seed=0).to_netcdf(path)
+    return path
 
 
 class _UnitCoefficients(FieldNoiseScheduler):

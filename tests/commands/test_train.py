@@ -18,7 +18,6 @@ from ddo_modulus.commands.record import (
     split,
     within,
 )
-from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
@@ -52,22 +51,6 @@ REGION = TINY | {
     "data__validation__end": "2019-03-05T23",
     "operator__network__coordinates": "[1,1]",
 }
-
-
-@pytest.fixture(scope="module")
-def torus(tmp_path_factory):
-    flow = KolmogorovFlow(
-        reynolds=50.0,
-        forcing_wavenumber=2,
-        resolution=16,
-        output_resolution=8,
-        spin_up=0.4,
-        dt=0.02,
-    )
-    frames = torch.cat(list(flow.simulate(4, 5, generator=torch.Generator().manual_seed(0))))
-    path = tmp_path_factory.mktemp("torus") / "flow.nc"
-    flow.to_dataset(frames, seed=0).to_netcdf(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -194,3 +194,21 @@ def state_of():
         return state
 
     return state_of
+
+
+@pytest.fixture
+def halt_when_saved():
+    """Runs a trainer until its first checkpoint is written."""
+
+    def halt_when_saved(trainer):
+        save = trainer._save
+
+        def halt():
+            save()
+            raise KeyboardInterrupt
+
+        trainer._save = halt
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+
+    return halt_when_saved

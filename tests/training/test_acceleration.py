@@ -79,7 +79,7 @@ def test_an_overflow_is_no_step(trainees, same):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_resumed_run_in_half_precision(trainees, same, tmp_path, precision):
+def test_a_resumed_run_in_half_precision(trainees, same, tmp_path, precision, halt_when_saved):
     options = {"precision": precision, "checkpoint_every": 3, "steps": 9}
     whole = trainees.build_trainer(**options)
     halted = trainees.build_trainer(out=tmp_path, **options)
@@ -87,15 +87,7 @@ def test_a_resumed_run_in_half_precision(trainees, same, tmp_path, precision):
         overflow(whole)
         overflow(halted)
     whole.run()
-    save = halted._save
-
-    def halt():
-        save()
-        raise KeyboardInterrupt
-
-    halted._save = halt
-    with pytest.raises(KeyboardInterrupt):
-        halted.run()
+    halt_when_saved(halted)
     again = trainees.build_trainer(out=tmp_path, **options)
     assert again.resume() and again.step == 3
     again.run()

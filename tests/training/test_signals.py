@@ -7,9 +7,7 @@ import sys
 import time
 
 import pytest
-import torch
 
-from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.training import Checkpoints
 from ddo_modulus.training.signals import StopSignals
 
@@ -17,27 +15,11 @@ STEPS = 80
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory):
-    solver = KolmogorovFlow(
-        reynolds=50.0,
-        forcing_wavenumber=2,
-        resolution=16,
-        output_resolution=8,
-        spin_up=0.4,
-        dt=0.02,
-    )
-    frames = torch.cat(list(solver.simulate(4, 5, generator=torch.Generator().manual_seed(0))))
-    path = tmp_path_factory.mktemp("flow") / "flow.nc"
-    solver.to_dataset(frames, seed=0).to_netcdf(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(flow):
+def arguments(torus):
     def arguments(out, **keys):
         given = {
             "experiment": "kolmogorov64",
-            "data.path": flow,
+            "data.path": torus,
             "data.validation.trajectories": 1,
             "symmetry.roll": "[4,1]",
             "symmetry.glide": 2,

@@ -53,21 +53,15 @@ def test_training_learns_what_no_linear_denoiser_knows(trainees, bimodal):
 
 
 @pytest.mark.parametrize("keep_best", [False, True])
-def test_a_resumed_run_equals_an_uninterrupted_one(trainees, same, tmp_path, keep_best):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    trainees, same, tmp_path, keep_best, halt_when_saved
+):
     options = {"keep_best": keep_best}
     whole = trainees.build_trainer(**options)
     whole.run()
     assert not trainees.build_trainer(out=tmp_path, **options).resume()
     halted = trainees.build_trainer(out=tmp_path, **options)
-    save = halted._save
-
-    def halt():
-        save()
-        raise KeyboardInterrupt
-
-    halted._save = halt
-    with pytest.raises(KeyboardInterrupt):
-        halted.run()
+    halt_when_saved(halted)
     again = trainees.build_trainer(out=tmp_path, **options)
     assert again.resume() and again.step == 5
     again.run()
