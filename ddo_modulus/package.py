@@ -184,8 +184,8 @@ class Package:
             InputError: If there is none, or it is damaged or of another format.
         """
         folder = Path(name)
-        if not folder.is_dir():
-            folder = SHIPPED / str(name)
+        if not (folder / "package.json").is_file() and (SHIPPED / str(name)).is_dir():
+            folder = SHIPPED / str(name)  # also beside a run's folder of that name
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
         if not (folder / "package.json").is_file():
             raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")

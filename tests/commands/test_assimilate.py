@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.package import Package
 
 QUICK = {"ensemble": 2, "posterior__steps": 4}
 
@@ -129,3 +130,9 @@ def test_bad_packages(refused, files, untrained, tmp_path):
     mistake("damaged", lambda folder: (folder / "package.json").write_text("{"))
     mistake("not laid out", also_tar)
     mistake("no package", lambda folder: (folder / "package.json").unlink())
+
+
+def test_a_shipped_package_is_found_beside_a_run_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "uk_t2m" / "checkpoints").mkdir(parents=True)
+    assert Package.load("uk_t2m").normalization.channels == ("t2m",)
