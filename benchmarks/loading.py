@@ -16,13 +16,10 @@ disk. Prints Markdown::
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
-from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
 
@@ -31,6 +28,7 @@ import pandas as pd
 import torch
 import xarray as xr
 import zarr
+from report import machine, publish
 
 from ddo_modulus.basis import CosineBasis
 from ddo_modulus.cli import compose
@@ -151,18 +149,6 @@ def step_time(
     return (time.perf_counter() - began) / (options.steps - first)
 
 
-def machine(device: torch.device) -> str:
-    """Where this runs."""
-    names = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    cpu = names[0].split(":")[1].strip() if names else platform.machine()
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
-    software = ", ".join(f"{n} {version(n)}" for n in ("torch", "nvidia-dali-cuda130", "zarr"))
-    cores = len(os.sched_getaffinity(0))
-    return f"{gpu}; {cpu}, {cores} cores; Python {platform.python_version()}, {software}"
-
-
 def main() -> None:
     """Make the stores, run all loaders on each, print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -227,12 +213,13 @@ def main() -> None:
                 rows.append(row)
             ratio = speed["DALI"] / speed["PyTorch"]
             rows.append(f"| {compression} | | **DALI / PyTorch** | **{ratio:.2f}** | | | |")
-    text = "\n".join(
+    publish(
         [
             "# Loading of training data",
             "",
-            f"{date.today():%Y-%m-%d}; {machine(device)}. Stores of {options.samples} samples of "
-            f"{options.variables} variables on {options.shape[0]} x {options.shape[1]} points "
+            f"{date.today():%Y-%m-%d}; {machine('nvidia-dali-cuda130', 'zarr')}. Stores of "
+            f"{options.samples} samples of {options.variables} variables on "
+            f"{options.shape[0]} x {options.shape[1]} points "
             f"({size / 2**20:.1f} MiB each, one chunk), batches of {options.batch}, "
             f"{options.workers} processes. *Waiting*: share of a training step by which it is "
             "longer than with a batch that is there already. Ratios are of samples a second.",
@@ -240,13 +227,9 @@ def main() -> None:
             "| compression | size | loader | samples/s | GB/s | waiting | ms a step |",
             "|---|---:|---|---:|---:|---:|---:|",
             *rows,
-            "",
-        ]
+        ],
+        options.out,
     )
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from report import machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.nn.operator import Block, NeuralOperator
@@ -292,7 +292,6 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     copy, product = ceilings()
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor()
     speed, roof = [], []
     for case in CASES if DEVICE.type == "cuda" else SMALL:
         x = torch.randn(case.batch, case.channels, *case.shape, device=DEVICE)
@@ -319,11 +318,11 @@ def main() -> None:
         )
         print(speed[-1], flush=True)
         roof += roofline(case, mine[0], copy, product)
-    text = "\n".join(
+    publish(
         [
             "# Speed of the neural operator",
             "",
-            f"{device}, torch {torch.__version__}. Copy {copy / 1e9:.2f} TB/s, bf16 product "
+            f"{machine()}. Copy {copy / 1e9:.2f} TB/s, bf16 product "
             f"{product / 1e9:.0f} TFLOP/s. `python benchmarks/operator_speed.py`",
             "",
             "| case | network | parameters | forward + backward, ms | peak, GiB "
@@ -334,12 +333,9 @@ def main() -> None:
             "| case | part | ms | floor, ms | over floor | floors of the layers, µs |",
             "|---|---|---|---|---|---|",
             *roof,
-            "",
-        ]
+        ],
+        arguments.out,
     )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from report import machine, publish
 
 from ddo_modulus.data.loader import TensorLoader
 from ddo_modulus.denoiser import DiffusionOperator
@@ -77,25 +77,21 @@ def main() -> None:
             own = [__file__, "--steps", str(arguments.steps), "--out", str(out)]
             subprocess.run([sys.executable, *launch, *own], check=True)
             speed[ranks] = json.loads(out.read_text())
-    device = torch.cuda.get_device_name() if CUDA else platform.processor()
     first = arguments.ranks[0]
     rows = [f"| {n} | {s:.0f} | {s / speed[first]:.2f} |" for n, s in speed.items()]
-    text = "\n".join(
+    publish(
         [
             "# Training on several devices",
             "",
-            f"{device}, torch {torch.__version__}; {SIZE} x {SIZE}, {SHARE} samples on each rank, "
+            f"{machine()}; {SIZE} x {SIZE}, {SHARE} samples on each rank, "
             f"{arguments.steps} steps. `python benchmarks/scaling.py`",
             "",
             f"| ranks | samples/s | over {first} |",
             "|---|---|---|",
             *rows,
-            "",
-        ]
+        ],
+        arguments.out,
     )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
 
 
 if __name__ == "__main__":

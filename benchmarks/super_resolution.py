@@ -13,10 +13,10 @@ learning rates. cdo's own figures, for the ratios: 417 images/s and 35.3 GiB on 
 from __future__ import annotations
 
 import argparse
-import platform
 from pathlib import Path
 
 import torch
+from report import machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.data.loader import TensorLoader
@@ -123,7 +123,6 @@ def main() -> None:
     size, frames, batch = (64, 26, 128) if cuda else (16, 8, 8)
     data = windows(arguments.trajectories, frames, 1, size)
     held = windows(max(arguments.trajectories // 16, 2), frames, 2, size)
-    device = torch.cuda.get_device_name() if cuda else platform.processor()
     uno = ([64, 108, 108, 108, 64], 32) if cuda else ([8, 8, 8, 8, 8], 4)
     cases: list[tuple[str, nn.Module | None, str, float]] = [
         ("ours, bf16", None, "bf16", 2e-3),
@@ -152,11 +151,11 @@ def main() -> None:
             f"| {speed / CDO_IMAGES:.1f} | {peak:.1f} | {peak / CDO_MEMORY:.2f} |"
         )
         print(rows[-1], flush=True)
-    text = "\n".join(
+    publish(
         [
             "# Training for super-resolution",
             "",
-            f"{device}, torch {torch.__version__}; {arguments.steps} steps of {batch} images from "
+            f"{machine()}; {arguments.steps} steps of {batch} images from "
             f"{len(data[0])}; {len(held[0])} to validate on. "
             "`python benchmarks/super_resolution.py`",
             "",
@@ -164,12 +163,9 @@ def main() -> None:
             "| over cdo's 417 | peak, GiB | over cdo's 35.3 |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
-            "",
-        ]
+        ],
+        arguments.out,
     )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -70,18 +70,20 @@ def test_systems_of_a_batch_do_not_mix():
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("around", ["vjp", "vmap", "fake", "inference"])
+@pytest.mark.parametrize("around", ["vjp", "jvp", "vmap", "fake", "inference"])
 def test_constants_outlast_what_they_are_made_in(around):
     kept = {}
 
     def make(x):
         with lasting():
-            kept["x"] = torch.ones(3).double()
+            kept["x"] = torch.from_numpy(torch.ones(3).double().numpy())
         return x * kept["x"].sum()
 
     x = torch.ones(3, dtype=torch.float64)
     if around == "vjp":
         torch.func.vjp(make, x)
+    elif around == "jvp":
+        torch.func.jvp(make, (x,), (x,))
     elif around == "vmap":
         torch.func.vmap(make)(x)
     elif around == "fake":

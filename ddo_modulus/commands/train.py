@@ -60,7 +60,9 @@ def run(config: DictConfig) -> None:
     """
     out = Path(config.out)
     with session() as manager:
-        TrainerConfig(**plain(config.trainer)).share(manager.world_size)
+        trainer = TrainerConfig(**plain(config.trainer))
+        trainer.share(manager.world_size)
+        trainer.captures(manager.device)
         check_output(out / "package", overwrite=config.overwrite)
         if not (config.resume or config.overwrite):
             Checkpoints(out / "checkpoints").refuse_leftovers()

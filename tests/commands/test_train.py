@@ -245,6 +245,12 @@ def test_mistakes_in_how_to_read(refused, prepared, torus, tmp_path):
     mistake("needs all samples in memory", prior__kind="hybrid", data__loader="torch")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_what_the_machine_cannot_do_is_told_before_the_data_are_opened(refused, tmp_path):
+    keys = {**SPECTRUM, "data__path": tmp_path / "nowhere", "out": tmp_path / "run"}
+    refused("trainer.cuda_graph=true needs a GPU", "train", **keys, trainer__cuda_graph="true")
+
+
 def test_mistakes(refused, torus, region, tmp_path):
     def mistake(match, keys, **others):
         refused(match, "train", **{**keys, "out": tmp_path / "run", **others})

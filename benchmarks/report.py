@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How benchmarks name their machine and publish their tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def machine(*packages: str) -> str:
+    """Where this runs: GPU, processor, cores, versions of Python, torch and other packages."""
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    cpu = names[0].split(":")[1].strip() if names else platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    software = ", ".join(f"{n} {version(n)}" for n in ("torch", *packages))
+    cores = len(os.sched_getaffinity(0))
+    return f"{gpu}; {cpu}, {cores} cores; Python {platform.python_version()}, {software}"
+
+
+def publish(lines: Sequence[str], out: Path | None) -> None:
+    """Print a Markdown document, and write it if a file is given."""
+    text = "\n".join([*lines, ""])
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
