@@ -46,7 +46,7 @@ from ddo_modulus.training import Fold, Trainer, TrainerConfig
 from ddo_modulus.training.evaluation import Batch
 
 LOADERS: dict[str, type[StoreLoader]] = {"DALI": DaliLoader, "PyTorch": StreamLoader}
-WARM_UP = 10  # batches (or steps, at most half of them) before the clock starts
+WARM_UP = 10  # batches before the clock starts; of training it is half of the steps
 
 
 def make_stores(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
@@ -133,20 +133,18 @@ def step_time(
         network=plain(config.operator.network),
     )
     operator.set_prior(GaussianField(operator.basis, Matern(0.1, 1.0), options.variables))
-    first = min(WARM_UP, options.steps // 2)  # compilation, and reading ahead
-    began = 0.0
+    first, last = options.steps // 2, options.steps - 1  # compilation, and reading ahead
+    clock = {}
 
     def timed(start: int) -> Iterator[Batch]:
-        nonlocal began
         for number, batch in enumerate(batches(start)):
-            if number == first:
+            if number in (first, last):  # before the end: closing a loader is no step
                 wait()
-                began = time.perf_counter()
+                clock[number] = time.perf_counter()
             yield batch
 
     Trainer(operator, [Fold(timed)], None, TrainerConfig(**trainer_config)).run()
-    wait()
-    return (time.perf_counter() - began) / (options.steps - first)
+    return (clock[last] - clock[first]) / (last - first)
 
 
 def main() -> None:
@@ -159,9 +157,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="processes of each loader")
     parser.add_argument("--prefetch", type=int, default=4, help="batches to read ahead")
     parser.add_argument("--batches", type=int, default=300, help="timed for the throughput")
-    parser.add_argument("--steps", type=int, default=60, help="of training; 0 for none")
+    parser.add_argument("--steps", type=int, default=200, help="of training; 0 for none")
     parser.add_argument("--config", nargs="*", default=[], help="key=value, as of `ddo train`")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--stores", nargs="*", default=None, help="which; all if not given")
     parser.add_argument("--folder", type=Path, default=None, help="for the stores, e.g. /dev/shm")
     parser.add_argument("--out", type=Path, default=None, help="Markdown file to write")
     options = parser.parse_args()
@@ -177,6 +176,8 @@ def main() -> None:
     size = 4 * options.variables * options.shape[0] * options.shape[1]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for compression, path in make_stores(Path(folder), options).items():
+            if options.stores is not None and compression not in options.stores:
+                continue
             reader = StateReader(path)
             statistics = Normalization.from_moments(
                 reader.channels, moments(reader), per_hour=True, per_point=True, harmonics=1
@@ -203,6 +204,8 @@ def main() -> None:
                 if options.steps:
                     loader = build()
                     batch = next(loader.batches())
+                    loader.close()
+                    loader = build()
                     idle = step_time(lambda start: repeat(batch), options, wait)  # noqa: B023
                     step = step_time(loader.batches, options, wait)
                     loader.close()

@@ -102,6 +102,20 @@ class Bridge(nn.Module):
         return fine + self.transform.resample(self.grow(h), down=False, like=fine)
 
 
+class Lift(nn.Linear):
+    """Pointwise linear map to channels last.
+
+    As many empty channels are added as the fast matrix units ask for.
+    """
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W D"]:
+        """Channels behind."""
+        empty = -x.shape[1] % 8
+        x = torch.cat([x, x.new_zeros(len(x), empty, *x.shape[2:])], 1).movedim(1, -1)
+        weight = torch.cat([self.weight, self.weight.new_zeros(len(self.weight), empty)], 1)
+        return nn.functional.linear(x, weight, self.bias)
+
+
 class Head(nn.Module):
     """Normalisation and projection to the output; zero before training."""
 
@@ -193,7 +207,7 @@ class NeuralOperator(Module):
             Bridge(grids[i], grids[i + 1], (widths[i], widths[i + 1]))
             for i in range(len(grids) - 1)
         )
-        self.lift = nn.Linear(in_channels + sum(self.coordinates) + static_channels, widths[0])
+        self.lift = Lift(in_channels + sum(self.coordinates) + static_channels, widths[0])
         self.head = Head(widths[0], out_channels)
 
     def forward(
@@ -203,7 +217,7 @@ class NeuralOperator(Module):
         if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
             raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
         embedding = self.embed(_noise_features(sigma, self.lift.weight.dtype))
-        h = self._lift(torch.cat([x, *self._places(x)], 1))
+        h = self.lift(torch.cat([x, *self._places(x)], 1))
         kept: list[Tensor] = []
         levels, bridges = cast(list[Level], self.levels), cast(list[Bridge], self.bridges)
         for i, level in enumerate(levels):
@@ -229,15 +243,8 @@ class NeuralOperator(Module):
         # function after eight of them and runs it uncompiled.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for part in self.modules():
-            if isinstance(part, Block | Bridge | Head):
+            if isinstance(part, Lift | Block | Bridge | Head):
                 part.compile(*args, **kwargs)
-
-    def _lift(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W D"]:
-        """To channels last, with as many empty channels as the fast matrix units ask for."""
-        empty, weight = -x.shape[1] % 8, self.lift.weight
-        x = torch.cat([x, x.new_zeros(len(x), empty, *x.shape[2:])], 1).movedim(1, -1)
-        weight = torch.cat([weight, weight.new_zeros(len(weight), empty)], 1)
-        return nn.functional.linear(x, weight, self.lift.bias)
 
     def _places(self, x: Tensor) -> list[Tensor]:
         """Coordinate functions and learned fields on the grid of ``x``."""
