@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ddo_modulus.basis import CosineBasis as CosineBasis
     from ddo_modulus.basis import FourierBasis as FourierBasis
     from ddo_modulus.basis import SphericalBasis as SphericalBasis
+    from ddo_modulus.coupled import CoupledField as CoupledField
     from ddo_modulus.denoiser import Denoiser as Denoiser
     from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
     from ddo_modulus.denoiser import GaussianDenoiser as GaussianDenoiser
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from ddo_modulus.posterior import Inflated as Inflated
     from ddo_modulus.posterior import MomentMatching as MomentMatching
     from ddo_modulus.posterior import innovation_inflation as innovation_inflation
+    from ddo_modulus.sampling import Churn as Churn
     from ddo_modulus.sampling import sample as sample
+    from ddo_modulus.task import CoarseWindow as CoarseWindow
+    from ddo_modulus.task import Task as Task
+    from ddo_modulus.trajectory import TrajectoryDenoiser as TrajectoryDenoiser
 
 __version__ = "0.1.0"
 
@@ -38,6 +43,7 @@ _MODULE_OF = {
     "CosineBasis": "basis",
     "FourierBasis": "basis",
     "SphericalBasis": "basis",
+    "CoupledField": "coupled",
     "Denoiser": "denoiser",
     "DiffusionOperator": "denoiser",
     "GaussianDenoiser": "denoiser",
@@ -57,7 +63,11 @@ _MODULE_OF = {
     "Inflated": "posterior",
     "MomentMatching": "posterior",
     "innovation_inflation": "posterior",
+    "Churn": "sampling",
     "sample": "sampling",
+    "CoarseWindow": "task",
+    "Task": "task",
+    "TrajectoryDenoiser": "trajectory",
 }
 
 

@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.table import ERROR_COLUMN, NO_TOLERANCE, ObservationTable
 from ddo_modulus.data.variables import long_name
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import LatLonGrid
+from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.linalg import spread
 from ddo_modulus.observations import (
     LinearOperator,
@@ -84,6 +85,11 @@ def usable(package: Package, table: ObservationTable) -> ObservationTable:
     Raises:
         InputError: If none is left.
     """
+    if package.task.frames > 1:
+        raise InputError(
+            f"the package's states are windows of {package.task.frames} frames; take a package of "
+            "single states (trajectories are assimilated in Python, by TrajectoryDenoiser)"
+        )
     frame, dropped, grid = table.frame, dict(table.dropped), package.grid
     known = frame["variable"].isin(observable(package, frame["variable"].unique()))
     if not known.any():
@@ -255,7 +261,9 @@ def assimilate(
         "dropped": json.dumps(chosen.dropped),
         "software": f"ddo_modulus {__version__}",
     }
-    return _labelled(package, times, torch.cat(fields), pd.DataFrame(diagnostics), attributes)
+    axes = coordinates(package.grid)
+    dataset = labelled(package, times, torch.cat(fields).transpose(0, 1), axes, attributes)
+    return dataset.assign(_diagnostics(package, pd.DataFrame(diagnostics)))
 
 
 def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Generator:
@@ -371,23 +379,51 @@ def _misfits(observations: Observations, states: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _labelled(
+def labelled(
     package: Package,
     times: np.ndarray,
-    fields: Tensor,
-    diagnostics: pd.DataFrame,
+    fields: Float[Tensor, "E T C H W"],
+    axes: Mapping[str, Any],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Dataset of fields ``(T, E, C, H, W)`` in physical units and of one row for each time."""
-    units = dict(zip(package.channels, package.units, strict=True))
-    data: dict[str, Any] = {
+    """Dataset of a package's channels, from fields in physical units.
+
+    Args:
+        package: Names the channels and their units.
+        times: ``(T,)`` UTC.
+        fields: In physical units.
+        axes: The coordinates of a grid (:func:`coordinates`).
+        attributes: Of the dataset.
+    """
+    data = {
         channel: (
             ("ensemble", "time", "lat", "lon"),
-            fields[:, :, i].transpose(0, 1).contiguous().numpy(),
-            {"units": units[channel], "long_name": long_name(channel)},
+            fields[:, :, i].contiguous().numpy(),
+            {"units": unit, "long_name": long_name(channel)},
         )
-        for i, channel in enumerate(package.channels)
+        for i, (channel, unit) in enumerate(zip(package.channels, package.units, strict=True))
     }
+    members = np.arange(len(fields))
+    return xr.Dataset(data, {"ensemble": members, "time": times, **axes}, attrs=dict(attributes))
+
+
+def coordinates(grid: Grid) -> dict[str, Any]:
+    """Latitude and longitude of a grid, or the two axes of a box, for a dataset."""
+    spherical = isinstance(grid, LatLonGrid)
+    axes = (("lat", "degrees_north", "y"), ("lon", "degrees_east", "x"))
+    return {
+        name: (
+            name,
+            getattr(grid, name),
+            {"units": degrees} if spherical else {"units": "1", "long_name": letter},
+        )
+        for name, degrees, letter in axes
+    }
+
+
+def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
+    """Variables of a dataset on ``time``, of one row for each time."""
+    units = dict(zip(package.channels, package.units, strict=True))
     names = {
         "inflation": "factor on the prior's covariance",
         "observations": "observations used",
@@ -396,22 +432,10 @@ def _labelled(
         "omb": "RMS of observation minus background",
         "oma": "RMS of observation minus analysis mean",
     }
-    for column in diagnostics:
+    data: dict[str, Any] = {}
+    for column in rows:
         variable, _, kind = str(column).rpartition("_")
         unit = units.get(variable, units.get(variable.replace("ws", "u", 1), "1"))
         label = {"units": unit if variable else "1", "long_name": names[kind]}
-        data[str(column)] = ("time", diagnostics[column].to_numpy(), label)
-    spherical = isinstance(package.grid, LatLonGrid)
-    axes = (("lat", "degrees_north", "y"), ("lon", "degrees_east", "x"))
-    coordinates = {
-        name: (
-            name,
-            getattr(package.grid, name),
-            {"units": degrees} if spherical else {"units": "1", "long_name": letter},
-        )
-        for name, degrees, letter in axes
-    }
-    members = np.arange(fields.shape[1])
-    return xr.Dataset(
-        data, {"ensemble": members, "time": times, **coordinates}, attrs=dict(attributes)
-    )
+        data[str(column)] = ("time", rows[column].to_numpy(), label)
+    return data

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``ddo COMMAND key=value ...``.
+"""Command line: ``ddo COMMAND key=value ...``, ``ddo train -m key=value,value ...``.
 
 Every command is a module of :mod:`ddo_modulus.commands` with a function ``run``, and a file of
 ``conf/`` with its keys, which Hydra composes with the groups that it names.
@@ -7,39 +7,29 @@ Every command is a module of :mod:`ddo_modulus.commands` with a function ``run``
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ddo_modulus.application import CONF, compose, execute, first_rank
 from ddo_modulus.errors import InputError, Stopped
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-CONF = Path(__file__).parent / "conf"
 
 COMMANDS = {
     "simulate": "make training and test data with a simulator",
     "prepare": "turn GRIB, netCDF or zarr into a training store",
-    "train": "train a diffusion operator",
+    "train": "train a diffusion operator; with -m, one for each of several values",
+    "resume": "go on with a run of `train`",
+    "generate": "draw fields from a prior: states, trajectories, or finer ones of coarse",
     "assimilate": "draw ensembles of states given observations",
-    "verify": "score analyses against the truth",
+    "verify": "score analyses or generated fields against the truth",
+    "animate": "make a film of a data set or of samples",
 }
-
-# Rank and number of ranks, as torchrun, srun and mpirun tell them.
-_RANKS = (
-    ("RANK", "WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_NPROCS"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-)
 
 # 75 is EX_TEMPFAIL of sysexits.h: try again.
 _USAGE_ERROR, _STOPPED, _INTERRUPTED = 2, 75, 130
+
+_SWEEP = {"-m", "--multirun"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, 2 for a mistake in the input (one line on stderr tells which), 75 for a
-        run that a signal stopped and that `resume=true` continues, 130 when interrupted. Anything
+        run that a signal stopped and that `ddo resume` continues, 130 when interrupted. Anything
         unexpected keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -63,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__version__)
         elif {"-h", "--help"} & set(arguments):
             _print_keys(_command(arguments[0]))
+        elif _SWEEP & set(arguments):
+            from ddo_modulus.sweep import sweep
+
+            sweep(_command(arguments[0]), [a for a in arguments[1:] if a not in _SWEEP])
         else:
-            config = compose(_command(arguments[0]), arguments[1:])
-            logging.basicConfig(format="%(message)s")
-            logging.getLogger("ddo_modulus").setLevel(logging.INFO)
-            import_module(f"ddo_modulus.commands.{arguments[0]}").run(config)
+            execute(_command(arguments[0]), compose(arguments[0], arguments[1:]))
     except InputError as error:
         _tell(error)
         return _USAGE_ERROR
@@ -82,57 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell(what: object) -> None:
     """One line on stderr; from one rank if there are several, which all know the same."""
-    for rank, count in _RANKS:
-        if os.environ.get(count, "1") != "1" and os.environ.get(rank, "0") != "0":
-            return
-    print(f"ddo: {' '.join(str(what).split())}", file=sys.stderr)
-
-
-def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Configuration of a command.
-
-    Args:
-        command: One of :data:`COMMANDS`.
-        overrides: ``key=value`` in Hydra's grammar; a value that does not parse is plain text.
-
-    Raises:
-        InputError: On an argument of another form, an unknown key or choice, or a missing key.
-    """
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose(command, [_parsable(override) for override in overrides])
-        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        told = str(error).split("\nTo append")[0].split("\nConfig search path")[0]
-        told = re.sub(r"\s*Available options.*:\s*", "; choose one of ", told)
-        told = re.sub(r"Could not override '(.+)'\.?", r"unknown key '\1'", told)
-        raise InputError(f"{told} (`ddo {command} --help` lists all keys)") from error
-    if missing:
-        needed = " ".join(f"{key}=..." for key in missing)
-        raise InputError(f"{command} needs {needed} (`ddo {command} --help` tells the meaning)")
-    return config
-
-
-def _parsable(override: str) -> str:
-    """Quote a value that is not of Hydra's grammar, such as a path with brackets."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if not re.match(r"[\w+~@./-]*\w=", override) or override.startswith("-"):
-        raise InputError(f"{override!r} is not of the form key=value")
-    try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
-            return override
-    except HydraException:
-        pass
-    key, _, value = override.partition("=")
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    if first_rank():
+        print(f"ddo: {' '.join(str(what).split())}", file=sys.stderr)
 
 
 def _command(name: str) -> str:

@@ -21,10 +21,15 @@ from physicsnemo.core.module import Module
 from torch import Tensor
 
 from ddo_modulus.basis import Basis, build_basis
+from ddo_modulus.coupled import CoupledField
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
 from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.nn.operator import NeuralOperator
+from ddo_modulus.rotation import Rotation, SubsetRotation
+
+#: Gaussian laws that have a closed form together with the noise.
+Prior = GaussianField | EOFField | CoupledField
 
 
 class Denoiser(Protocol):
@@ -68,7 +73,7 @@ class GaussianDenoiser:
     def __init__(
         self,
         mean: Tensor | float,
-        prior: GaussianField | EOFField,
+        prior: Prior,
         noise: GaussianField,
         inflation: float | Float[Tensor, " T"] = 1.0,
     ) -> None:
@@ -76,9 +81,10 @@ class GaussianDenoiser:
         self.inflation = torch.as_tensor(inflation, dtype=torch.float64).reshape(-1)
         size = (noise.channels, *noise.shape)
         self.mean = torch.as_tensor(mean, dtype=torch.float64).expand(size)
+        self.rotation: Rotation | None
         variance, self.rotation = prior.relative_to(noise)
         self.variance = self.inflation[:, None].to(variance.device) * variance
-        self._constants: dict[tuple, tuple[Tensor, ...]] = {}
+        self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
 
     @property
     def linear(self) -> Self:
@@ -120,10 +126,8 @@ class GaussianDenoiser:
 
     def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
         """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""
-        _, _, index, vectors = self._on(z)
-        if index is None:
-            return z
-        return z.index_copy(1, index, z[:, index] @ (vectors.mT if back else vectors))
+        rotation = self._on(z)[2]
+        return z if rotation is None else rotation(z, back=back)
 
     def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
@@ -134,19 +138,17 @@ class GaussianDenoiser:
         """Variance of each coordinate of the clean state given the noisy one."""
         return sigma[:, None] ** 2 * self.gain(sigma)
 
-    def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
         """Mean, variances and rotation in the dtype and on the device of ``like``."""
         key = (like.dtype, str(like.device))
         if key not in self._constants:
-            index, vectors = self.rotation or (None, torch.empty(0))
             with lasting():
                 self._constants[key] = (
                     self.mean.to(like.device, like.dtype),
                     self.variance.to(like.device, like.dtype),
-                    None if index is None else index.to(like.device),
-                    vectors.to(like.device, like.dtype),
-                )  # type: ignore[assignment]
-        return self._constants[key]  # type: ignore[return-value]
+                    None if self.rotation is None else self.rotation.to(like),
+                )
+        return self._constants[key]
 
 
 class DiffusionOperator(Module):
@@ -175,6 +177,11 @@ class DiffusionOperator(Module):
         noise: ``{"length_scale": ..., "smoothness": ...}`` of the Matérn noise, or None for white.
         condition_channels: Channels of the condition.
         eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`EOFField`).
+        coupled: Whether the linear part knows covariances between channels
+            (:class:`CoupledField`).
+        regression: Whether the linear part knows the condition: its mean is then a linear map of
+            the condition, mode by mode (:meth:`set_regression`), and all else is about the
+            deviation from it.
         network: Options of :class:`~ddo_modulus.nn.operator.NeuralOperator`.
         network_sigma: Noise level above which the network's output fades out and the linear part
             stands alone, for small samples: at high noise only the largest scales are left, and a
@@ -205,6 +212,8 @@ class DiffusionOperator(Module):
         eof_modes: int = 0,
         network: Mapping[str, Any] | None = None,
         network_sigma: float | None = None,
+        coupled: bool = False,
+        regression: bool = False,
     ) -> None:
         super().__init__(
             meta=ModelMetaData(
@@ -216,6 +225,8 @@ class DiffusionOperator(Module):
                 auto_grad=True,
             )
         )
+        if coupled and eof_modes:
+            raise InputError("the linear part is either coupled or has EOFs")
         self.basis = build_basis(domain, shape, lengths)
         spectrum: Spectrum = Flat() if noise is None else Matern(**noise)
         self.noise = GaussianField(self.basis, spectrum, channels)
@@ -235,39 +246,86 @@ class DiffusionOperator(Module):
         self.register_buffer("prior_variance", torch.ones(size))
         self.register_buffer("eof_index", torch.arange(eof_modes, dtype=torch.int32))
         self.register_buffer("eof_covariance", torch.eye(eof_modes)[_lower(eof_modes)])
+        # Instead of the diagonal: the lower triangles of covariances between channels.
+        triangles = torch.eye(channels)[_lower(channels)].expand(self.basis.size, -1)
+        self.coupling: Tensor | None
+        self.register_buffer("coupling", triangles.clone() if coupled else None)
+        weights = torch.zeros(channels, condition_channels, self.basis.size)
+        self.regression: Tensor | None
+        self.register_buffer("regression", weights if regression else None)
         self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
 
     @property
     def linear(self) -> GaussianDenoiser:
         """The linear part: the whole operator where the network's output is zero."""
-        return self._linear_at(self.basis.shape)
+        return self.linear_at(self.basis.shape)
 
-    def set_prior(self, prior: GaussianField | EOFField) -> None:
+    def set_prior(self, prior: Prior) -> None:
         """Take a Gaussian prior as the linear part.
 
         Args:
-            prior: Covariance of the normalised states; an :class:`EOFField` must mix as many
-                coefficients as ``eof_modes``.
+            prior: Covariance of the normalised states (of their deviation from the regression, if
+                there is one); of the kind that the operator was built for, and an
+                :class:`EOFField` must mix as many coefficients as ``eof_modes``.
 
         Raises:
-            InputError: If it does not fit the noise field or ``eof_modes``.
+            InputError: If it does not fit the noise field or the operator.
         """
         variance, rotation = prior.relative_to(self.noise)
-        mixed = 0 if rotation is None else len(rotation[0])
+        if isinstance(prior, CoupledField) != (self.coupling is not None):
+            raise InputError("a coupled prior is for an operator that was built with coupled=True")
+        if self.coupling is not None and isinstance(prior, CoupledField):
+            self.coupling.copy_(prior.covariance[:, *_lower(self.channels)])
+            self.prior_variance.copy_(prior.covariance.diagonal(dim1=1, dim2=2).mT.flatten())
+            self._linear.clear()
+            return
+        mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
         if mixed != len(self.eof_index):
             raise InputError(
                 f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}"
             )
         self.prior_variance.copy_(variance)
-        if rotation is not None:
-            index, vectors = rotation
+        if isinstance(rotation, SubsetRotation):
+            index, vectors = rotation.index, rotation.vectors
             block = (vectors * variance[index]) @ vectors.mT
             self.eof_index.copy_(index)
             self.eof_covariance.copy_(block[_lower(len(index))])
         self._linear.clear()
 
-    def _linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
+    def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
+        """Take the linear map from a condition to the mean of the states, mode by mode.
+
+        Raises:
+            InputError: If the operator was built without one, or for another size.
+        """
+        if self.regression is None or weights.shape != self.regression.shape:
+            have = None if self.regression is None else tuple(self.regression.shape)
+            raise InputError(f"the operator takes a regression {have}, got {tuple(weights.shape)}")
+        self.regression.copy_(weights)
+
+    def conditional_mean(
+        self, condition: Tensor | None, like: Float[Tensor, "B C H W"]
+    ) -> Tensor | float:
+        """Linear estimate of the states from the condition alone, on the grid of ``like``.
+
+        Zero for an operator without a regression.
+        """
+        if self.regression is None:
+            return 0.0
+        shape = (like.shape[-2], like.shape[-1])
+        band = _Band(self.basis, self.linear_at(shape).noise.basis)
+        (given,) = self._condition(condition, like, band)
+        weights = self.regression.to(like)
+        if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
+            here, there = (i.to(weights.device) for i in self.basis.shared(band.basis))
+            shown = weights.new_zeros(*weights.shape[:2], band.basis.size)
+            weights = shown.index_copy(2, there, weights[..., here])
+        c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
+        return band.basis.synthesize(c, shape)
+
+    def linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
+        """The linear part on a grid."""
         if shape not in self._linear:
             with lasting():
                 own = shape == self.basis.shape
@@ -276,8 +334,12 @@ class DiffusionOperator(Module):
 
     def _stored_prior(self) -> GaussianDenoiser:
         variance = self.prior_variance.detach().double().cpu()
-        prior: GaussianField | EOFField
-        if len(self.eof_index):
+        prior: Prior
+        if self.coupling is not None:
+            covariance = torch.zeros(self.basis.size, self.channels, self.channels).double()
+            covariance[:, *_lower(self.channels)] = self.coupling.detach().double().cpu()
+            prior = CoupledField(self.noise, covariance + covariance.tril(-1).mT)
+        elif len(self.eof_index):
             index = self.eof_index.long().cpu()
             block = torch.zeros(len(index), len(index), dtype=torch.float64)
             block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
@@ -296,13 +358,14 @@ class DiffusionOperator(Module):
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean states given noisy ones."""
         shape = (x.shape[-2], x.shape[-1])
-        linear = self._linear_at(shape)
+        linear = self.linear_at(shape)
         with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
-            a = linear.modes(x)
+            mean = self.conditional_mean(condition, x)
+            a = linear.modes(x - mean)
         residual = self.residual(a, sigma, shape, condition)
         with torch.autocast(x.device.type, enabled=False):
             deviation = linear.posterior_variance(sigma).sqrt()
-            return linear.fields(a * linear.gain(sigma) + deviation * residual)
+            return mean + linear.fields(a * linear.gain(sigma) + deviation * residual)
 
     def residual(
         self,
@@ -315,13 +378,14 @@ class DiffusionOperator(Module):
         """The network's output: error of the linear estimate over its standard deviation.
 
         Args:
-            a: Coordinates of the noisy states (:meth:`GaussianDenoiser.modes`).
+            a: Coordinates of the noisy states (:meth:`GaussianDenoiser.modes`), or of their
+                deviation from :meth:`conditional_mean`.
             sigma: Noise levels.
             shape: Grid of the states.
             condition: As in :meth:`forward`.
             linear: Linear part to use instead of the operator's own.
         """
-        linear = self._linear_at(shape) if linear is None else linear
+        linear = self.linear_at(shape) if linear is None else linear
         band = _Band(self.basis, linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)

@@ -24,6 +24,7 @@ from torch import Tensor
 from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.linalg import lasting
+from ddo_modulus.rotation import Rotation, SubsetRotation
 
 
 class Spectrum(Protocol):
@@ -240,9 +241,7 @@ class GaussianField:
             return self
         return GaussianField(self.basis.at(shape), self.spectrum, self.channels, scale=self.scale)
 
-    def relative_to(
-        self, reference: GaussianField
-    ) -> tuple[Float[Tensor, " N"], tuple[Tensor, Tensor] | None]:
+    def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], None]:
         """Covariance in the whitened coordinates of another field, as variances and a rotation.
 
         Returns:
@@ -309,10 +308,8 @@ class EOFField:
         variance[index] = values.clamp_min(floor * float(values.max()))
         return cls(reference, variance, index, vectors)
 
-    def relative_to(
-        self, reference: GaussianField
-    ) -> tuple[Float[Tensor, " N"], tuple[Tensor, Tensor] | None]:
-        """Variances and rotation ``(index, vectors)`` in whitened coordinates.
+    def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], SubsetRotation]:
+        """Variances and rotation in whitened coordinates.
 
         Raises:
             InputError: If ``reference`` is not the field that this one was built on.
@@ -320,7 +317,7 @@ class EOFField:
         check_same_basis(self.reference, reference)
         if not torch.allclose(self.reference.variance, reference.variance):
             raise InputError("an EOFField is diagonal only with respect to its own reference")
-        return self.variance, (self.index, self.vectors)
+        return self.variance, SubsetRotation(self.index, self.vectors)
 
     def at(self, shape: Sequence[int]) -> EOFField:
         """The same field on a finer grid; the scales that are new get the spectrum's tail.
@@ -337,9 +334,7 @@ class EOFField:
                 f"{shape[0]}x{shape[1]}"
             )
         new = old.at(shape)
-        marginal = self.variance.double().clone()
-        vectors = self.vectors.double()
-        marginal[self.index] = vectors.square() @ marginal[self.index]
+        marginal = SubsetRotation(self.index, self.vectors).marginal(self.variance.double())
         spectrum = MeasuredSpectrum(
             old.basis, marginal.unflatten(0, (old.channels, -1)) * old.variance
         )
@@ -360,13 +355,23 @@ class EOFField:
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "B C H W"]:
         """Independent draws, on the device of the generator (the CPU without one)."""
-        device = "cpu" if generator is None else generator.device
-        size = (batch, self.variance.numel())
-        z = torch.randn(size, generator=generator, dtype=dtype, device=device)
-        z = z * self.variance.sqrt().to(z)
-        index = self.index.to(device)
-        z = z.index_copy(1, index, z[:, index] @ self.vectors.to(z).mT)
-        return self.reference.color(z.unflatten(1, (self.reference.channels, -1)))
+        variance, rotation = self.relative_to(self.reference)
+        return draw_rotated(self.reference, variance, rotation, batch, generator, dtype)
+
+
+def draw_rotated(
+    reference: GaussianField,
+    variance: Float[Tensor, " N"],
+    rotation: Rotation,
+    batch: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
+) -> Float[Tensor, "B C H W"]:
+    """Draws of a field with these variances in rotated whitened coordinates of the reference."""
+    device = "cpu" if generator is None else generator.device
+    z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
+    z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
+    return reference.color(z.unflatten(1, (reference.channels, -1)))
 
 
 def WhiteField(basis: Basis, channels: int = 1) -> GaussianField:  # noqa: N802

@@ -90,7 +90,7 @@ def analysis_panel(
     mean, spread = members.mean(0), members.std(0, ddof=1)
     error = np.abs(mean - field)
 
-    field_scale = _scale(field, signed)
+    field_scale = color_scale(field, signed)
     top = float(np.nanpercentile(np.stack([error, spread]), 99.0))
     spread_scale: dict[str, Any] = {"cmap": "magma_r", "vmin": 0.0, "vmax": top if top > 0 else 1.0}
 
@@ -282,7 +282,7 @@ def samples_figure(
     axes = figure.subplots(rows, len(fields) + 1, squeeze=False)
     figure.suptitle(title, fontsize=11)
     for channel, row in enumerate(axes):
-        scale = _scale(fields[0][channel], None)
+        scale = color_scale(fields[0][channel], None)
         for ax, name, field in zip(row, names, fields, strict=False):
             ax.imshow(field[channel], interpolation="nearest", **scale)
             ax.set_title(name, fontsize=9)
@@ -295,6 +295,121 @@ def samples_figure(
         row[-1].legend(frameon=False, fontsize=8)
         _unframe(row[-1])
     return _save(figure, path)
+
+
+class CurvePanel(NamedTuple):
+    """One function of two sets of fields, with the truth's sampling variability.
+
+    Attributes:
+        title: What is shown.
+        xlabel: Name of the abscissa.
+        x: Abscissa, ``(K,)``.
+        samples: Of the samples, ``(K,)``.
+        truth: Of the truth, ``(K,)``.
+        low: Lower edge of the band in which samples of the truth's law lie, ``(K,)``.
+        high: Upper edge, ``(K,)``.
+        log_x: Whether the abscissa is logarithmic; what is not positive is left out.
+        log_y: Whether the ordinate is.
+    """
+
+    title: str
+    xlabel: str
+    x: ArrayLike
+    samples: ArrayLike
+    truth: ArrayLike
+    low: ArrayLike
+    high: ArrayLike
+    log_x: bool = False
+    log_y: bool = False
+
+
+def curves_figure(
+    panels: Sequence[CurvePanel], *, title: str, path: str | Path, columns: int = 3
+) -> Path:
+    """Draw functions of generated and true fields over each other.
+
+    The band holds nine in ten sets of samples of the truth's law, point by point: a line outside
+    it differs by more than chance. Below each logarithmic panel the samples' ratio to the truth.
+
+    Args:
+        panels: One for each function.
+        title: Heading.
+        path: File to write; the ending chooses the format.
+        columns: Panels beside each other.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If there is no panel.
+    """
+    if not panels:
+        raise InputError("no curve to draw")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    heights = (3.0, 1.1)
+    figure = _figure((3.9 * columns + 0.4, sum(heights) * rows + 0.5), pad=0.05)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    places = figure.add_gridspec(2 * rows, columns, height_ratios=heights * rows)
+    for number, panel in enumerate(panels):
+        row, column = 2 * (number // columns), number % columns
+        if panel.log_y:
+            ax = figure.add_subplot(places[row, column])
+            below = figure.add_subplot(places[row + 1, column], sharex=ax)
+            _draw_ratio(below, panel)
+            below.set_xlabel(panel.xlabel)
+            ax.tick_params(labelbottom=False)
+        else:
+            ax = figure.add_subplot(places[row : row + 2, column])
+            ax.set_xlabel(panel.xlabel)
+        _draw_curve(ax, panel)
+        if number == 0:
+            ax.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _draw_curve(ax: Axes, panel: CurvePanel) -> None:
+    x, samples, truth, low, high = (_array(v) for v in panel[2:7])
+    shown = (x > 0) | (not panel.log_x)
+    if panel.log_y:
+        shown &= (truth > 0) | (samples > 0)
+        samples, truth = (np.where(v > 0, v, np.nan) for v in (samples, truth))
+        low = np.where(low > 0, low, np.nanmin(truth[shown], initial=np.inf))
+    x, samples, truth, low, high = (v[shown] for v in (x, samples, truth, low, high))
+    _scale_axis(ax, panel)
+    ax.set_yscale("log" if panel.log_y else "linear")
+    ax.fill_between(x, low, high, color=_GREY, alpha=0.3, lw=0, label="truth, 9 of 10")
+    ax.plot(x, truth, color="black", lw=2.4, alpha=0.75, label="truth")
+    ax.plot(x, samples, color=_LINES[1], lw=1.6, ls="--", label="samples")
+    if panel.log_y:  # round-off at truncated scales would hide the rest
+        ax.set_ylim(max(ax.get_ylim()[0], 1e-10 * float(np.nanmax(truth, initial=0.0))))
+    ax.set_title(panel.title, fontsize=11)
+    ax.grid(which="major", color="#dddddd", lw=0.6)
+    _unframe(ax)
+
+
+def _scale_axis(ax: Axes, panel: CurvePanel) -> None:
+    ax.set_xscale("log" if panel.log_x else "linear")
+    if panel.log_x:
+        ax.xaxis.set_minor_formatter("")  # no room for numbers between the decades
+
+
+def _draw_ratio(ax: Axes, panel: CurvePanel) -> None:
+    """Samples over truth; the axis shows the band and factors of at least a tenth."""
+    x, samples, truth, low, high = (_array(v) for v in panel[2:7])
+    shown = ((x > 0) | (not panel.log_x)) & (truth > 0)
+    x, samples, truth, low, high = (v[shown] for v in (x, samples, truth, low, high))
+    ratio = samples / truth
+    _scale_axis(ax, panel)
+    ax.fill_between(x, low / truth, high / truth, color=_GREY, alpha=0.3, lw=0)
+    ax.axhline(1.0, color="black", lw=1.2, alpha=0.75)
+    ax.plot(x, ratio, color=_LINES[1], lw=1.6, ls="--")
+    reach = float(np.percentile(np.abs(ratio - 1.0), 90.0)) if ratio.size else 0.0
+    reach = float(np.clip(1.3 * reach, 0.1, 1.0))
+    ax.set_ylim(1.0 - reach, 1.0 + reach)
+    ax.set_ylabel("ratio", fontsize=9)
+    ax.grid(which="major", color="#dddddd", lw=0.6)
+    _unframe(ax)
 
 
 def _figure(size: tuple[float, float], pad: float = 0.04) -> Figure:
@@ -333,7 +448,7 @@ def _edges(coordinate: NDArray[np.float64]) -> tuple[float, float]:
     return float(coordinate.min()) - half, float(coordinate.max()) + half
 
 
-def _scale(field: NDArray[np.float64], signed: bool | None) -> dict[str, Any]:
+def color_scale(field: NDArray[np.float64], signed: bool | None) -> dict[str, Any]:
     """Choose colours for fields like this one; the outermost half per cent may saturate."""
     low, high = np.nanpercentile(field, [0.5, 99.5])
     if signed is None:

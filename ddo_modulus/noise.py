@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,9 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         sigma_data: Standard deviation of the data, for the EDM loss weight.
         P_mean: Mean of the logarithm of training noise levels.
         P_std: Standard deviation of the same.
+        discretization: How the levels of a sampling schedule are spaced: ``"edm"`` (by ``rho``), or
+            as earlier samplers have it, brought to the same range (Karras et al. 2022, table 1):
+            ``"vp"``, ``"ve"`` (evenly in the logarithm) or ``"iddpm"``.
         generator: Source of all draws; None for torch's global one.
     """
 
@@ -45,10 +49,21 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         sigma_data: float | Float[Tensor, " C"] = 1.0,
         P_mean: float = -1.2,  # noqa: N803 - the host's names
         P_std: float = 1.2,  # noqa: N803
+        discretization: str = "edm",
         generator: torch.Generator | None = None,
     ) -> None:
+        if discretization not in DISCRETIZATIONS:
+            raise InputError(
+                f"unknown discretization {discretization!r}; choose {', '.join(DISCRETIZATIONS)}"
+            )
+        if not 0 < sigma_min < sigma_max or rho <= 0:
+            raise InputError(
+                f"sigma_min={sigma_min:g}, sigma_max={sigma_max:g}, rho={rho:g}: noise levels must "
+                "be positive and ascend, and rho be positive"
+            )
         super().__init__(sigma_min, sigma_max, rho, sigma_data, P_mean, P_std)
         self.field = field
+        self.discretization = discretization
         self.generator = generator
 
     def draw(
@@ -111,4 +126,52 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         """Noise levels from ``sigma_max`` to ``sigma_min`` and zero; one step goes straight."""
         if num_steps == 1:  # the host divides by num_steps - 1
             return torch.tensor([self.sigma_max, 0.0], device=device, dtype=dtype)
-        return super().timesteps(num_steps, device=device, dtype=dtype)
+        if self.discretization == "edm":
+            return super().timesteps(num_steps, device=device, dtype=dtype)
+        space = DISCRETIZATIONS[self.discretization]
+        assert space is not None
+        levels = [*space(num_steps, float(self.sigma_min), float(self.sigma_max)), 0.0]
+        return torch.tensor(levels, device=device, dtype=dtype)
+
+
+def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
+    """Levels at even times of the VP process whose range is the one wanted."""
+    first = 1e-3  # its smallest time
+    bottom, top = math.log1p(low**2), math.log1p(high**2)
+    slope = 2 * (bottom / first - top) / (first - 1)
+    offset = top - slope / 2
+    times = [1 + i / (steps - 1) * (first - 1) for i in range(steps)]
+    return [math.sqrt(math.expm1(slope * t**2 / 2 + offset * t)) for t in times]
+
+
+def _variance_exploding(steps: int, low: float, high: float) -> list[float]:
+    return [high * (low / high) ** (i / (steps - 1)) for i in range(steps)]
+
+
+def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
+    """Levels of the cosine schedule with a thousand steps, thinned out within the range."""
+    many = 1000
+
+    def kept(j: int) -> float:  # alpha bar
+        return math.sin(math.pi / 2 * j / (many * 1.008)) ** 2
+
+    levels = [0.0]
+    for j in range(many, 0, -1):
+        ratio = max(kept(j - 1) / kept(j), 1e-3)
+        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
+    inside = [v for v in reversed(levels) if low <= v <= high]
+    if len(inside) < steps:
+        raise InputError(
+            f"discretization=iddpm has {len(inside)} levels from {low:g} to {high:g}, too few for "
+            f"{steps} steps; widen the range or take fewer steps"
+        )
+    return [inside[math.floor((len(inside) - 1) / (steps - 1) * i + 0.5)] for i in range(steps)]
+
+
+#: How noise levels may be spaced; the host's own for ``"edm"``.
+DISCRETIZATIONS: dict[str, Callable[[int, float, float], list[float]] | None] = {
+    "edm": None,
+    "vp": _variance_preserving,
+    "ve": _variance_exploding,
+    "iddpm": _improved_ddpm,
+}

@@ -31,6 +31,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
+from ddo_modulus.task import CoarseWindow, Task
 
 #: Packages that ship with the distribution.
 SHIPPED = Path(__file__).parent / "packages"
@@ -83,8 +84,9 @@ class Package:
         normalization: Between physical units and the operator's; names the channels.
         units: Physical unit of each channel.
         sampling: Defaults for sampling.
-        condition: ``"none"``, or ``"hour_of_day"``: sine and cosine of the UTC hour.
+        task: Frames of a state, and the condition they are given.
         provenance: How and on what it was trained; free form, JSON.
+        interval: Seconds from one frame to the next, for a task of several; None if it has one.
     """
 
     operator: DiffusionOperator
@@ -92,8 +94,9 @@ class Package:
     normalization: Normalization
     units: tuple[str, ...]
     sampling: Sampling = field(default_factory=Sampling)
-    condition: str = "none"
+    task: Task = field(default_factory=Task)
     provenance: dict[str, Any] = field(default_factory=dict)
+    interval: float | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together.
@@ -104,10 +107,17 @@ class Package:
         basis, statistics = self.operator.basis, self.normalization.mean.shape
         if basis.shape != self.grid.shape:
             raise InputError(f"an operator on {basis.shape} does not fit a grid {self.grid.shape}")
-        if not len(self.channels) == len(self.units) == self.operator.channels:
+        variables, frames = len(self.channels), self.task.frames
+        if variables != len(self.units) or variables * frames != self.operator.channels:
             raise InputError(
-                f"channels {', '.join(self.channels)} with units {', '.join(self.units)} do not "
-                f"fit an operator of {self.operator.channels}"
+                f"{frames} frame(s) of {', '.join(self.channels)} with units "
+                f"{', '.join(self.units)} do not fit an operator of {self.operator.channels} "
+                "channels"
+            )
+        if self.task.channels(variables) != self.operator.condition_channels:
+            raise InputError(
+                f"condition {self.task.condition!r} does not fit an operator that takes "
+                f"{self.operator.condition_channels} channels of it"
             )
         if any(n not in (1, m) for n, m in zip(statistics[2:], self.grid.shape, strict=True)):
             raise InputError(
@@ -130,8 +140,17 @@ class Package:
         return torch.from_numpy(hour)
 
     def conditions(self, times: np.ndarray) -> Float[Tensor, "T D"] | None:
-        """Condition of the operator at given times, or None if it takes none."""
-        return condition_at(self.condition, times)
+        """Condition of the operator at given times, or None if it takes none.
+
+        Raises:
+            InputError: If the operator takes fields, which no time tells.
+        """
+        if self.task.coarse is not None:
+            raise InputError(
+                "the package draws states that belong to a coarse view of them, with `ddo "
+                "generate`; take a prior without this condition here"
+            )
+        return self.task.at(times)
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
         """Write the package; whole or not at all.
@@ -159,7 +178,10 @@ class Package:
             "channels": list(self.channels),
             "units": list(self.units),
             "grid": grid,
-            "condition": self.condition,
+            "condition": self.task.condition,
+            "coarse": None if self.task.coarse is None else asdict(self.task.coarse),
+            "frames": self.task.frames,
+            "interval": self.interval,
             "sampling": asdict(self.sampling),
             "provenance": self.provenance,
         }
@@ -207,8 +229,9 @@ class Package:
                 normalization.to(device),
                 tuple(header["units"]),
                 Sampling(**header["sampling"]),
-                header["condition"],
+                _task(header),
                 header["provenance"],
+                header.get("interval"),
             )
         except InputError:
             raise
@@ -217,6 +240,12 @@ class Package:
                 f"the package in {folder} cannot be read ({type(error).__name__}: {error}); "
                 "it is damaged or not a package: copy or train it again"
             ) from error
+
+
+def _task(header: dict[str, Any]) -> Task:
+    coarse = header.get("coarse")
+    window = None if coarse is None else CoarseWindow(**coarse)
+    return Task(header.get("frames", 1), header["condition"], window)
 
 
 def _load_operator(path: Path) -> DiffusionOperator:
@@ -234,18 +263,3 @@ def _load_operator(path: Path) -> DiffusionOperator:
     if args.keys() != {"__name__", "__module__", "__args__"} or tarfile.is_tarfile(path):
         raise InputError(f"{path} is not laid out as `ddo train` writes it; copy or train it again")
     return DiffusionOperator.from_checkpoint(str(path))
-
-
-def condition_at(kind: str, times: np.ndarray) -> Float[Tensor, "T D"] | None:
-    """Condition of a kind (see :class:`Package`) at ``datetime64`` times.
-
-    Raises:
-        InputError: On an unknown kind.
-    """
-    if kind == "none":
-        return None
-    if kind != "hour_of_day":
-        raise InputError(f"unknown condition {kind!r}; choose 'none' or 'hour_of_day'")
-    seconds = np.asarray(times, "datetime64[s]").astype("int64") % 86_400
-    angle = torch.from_numpy(seconds * (2 * np.pi / 86_400)).float()
-    return torch.stack([angle.sin(), angle.cos()], 1)

@@ -10,7 +10,9 @@ that is drawn knows the field. Any denoiser goes in, conditioned on observations
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -110,6 +112,39 @@ SOLVERS: dict[str, Callable[[Denoise, Draw], Solver]] = {
 }
 
 
+@dataclass(frozen=True)
+class Churn:
+    """Noise added before each step and removed by it (Karras et al. 2022, algorithm 2).
+
+    Attributes:
+        amount: Sum over all steps of the relative rise of the noise level, ``S_churn``; a step's
+            share is at most sqrt(2) - 1.
+        low: Least noise level at which it happens, ``S_min``.
+        high: Largest, ``S_max``.
+        noise: Factor on the noise added, ``S_noise``.
+
+    Raises:
+        InputError: If a value is negative, or the range empty.
+    """
+
+    amount: float
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.amount >= 0 and 0 <= self.low < self.high and self.noise > 0):
+            raise InputError(
+                f"churn={self.amount} from {self.low} to {self.high} with noise {self.noise}: "
+                "numbers from 0 up and a range are needed"
+            )
+
+    def raised(self, sigma: Tensor, steps: int) -> Tensor:
+        """Noise level to start a step from."""
+        share = min(self.amount / steps, math.sqrt(2) - 1)
+        return sigma * (1 + share) if self.low <= float(sigma) <= self.high else sigma
+
+
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
@@ -118,6 +153,7 @@ def sample(
     *,
     steps: int,
     solver: str = "dpmpp_2m",
+    churn: Churn | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     shape: Sequence[int] | None = None,
     condition: Tensor | None = None,
@@ -133,6 +169,7 @@ def sample(
         batch: Number of states.
         steps: Number of noise levels, at least one.
         solver: One of :data:`SOLVERS`.
+        churn: Noise to renew on the way, with a solver of single steps.
         generator: Source of all noise; a sequence shares out the batch
             (:meth:`FieldNoiseScheduler.draw`).
         shape: Grid of the states; the field's own if None.
@@ -142,12 +179,15 @@ def sample(
         progress: Wraps the iteration over steps, for a progress bar.
 
     Raises:
-        InputError: On an unknown solver, or steps or batch below one.
+        InputError: On an unknown solver, steps or batch below one, or churn with a solver that
+            remembers earlier steps.
     """
     if solver not in SOLVERS:
         raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
     if steps < 1 or batch < 1:
         raise InputError(f"steps and batch must be at least 1, got {steps} and {batch}")
+    if churn is not None and solver not in ("euler", "heun"):
+        raise InputError(f"churn is for solver=euler or heun, not for {solver}")
     if device is None:
         first = generator[0] if isinstance(generator, Sequence) else generator
         owner = condition if condition is not None else first
@@ -168,5 +208,11 @@ def sample(
     x = float(sigmas[0]) * draw()
     step = SOLVERS[solver](denoise, draw)
     for i in progress(range(steps)):
-        x = step(x, sigmas[i], sigmas[i + 1])
+        sigma = sigmas[i]
+        if churn is not None:
+            sigma = churn.raised(sigma, steps)
+            added = float((sigma**2 - sigmas[i] ** 2).sqrt())
+            if added > 0:
+                x = x + added * churn.noise * draw()
+        x = step(x, sigma, sigmas[i + 1])
     return x

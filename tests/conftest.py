@@ -17,6 +17,7 @@ from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.package import Package, Sampling
 from ddo_modulus.sampling import sample
+from ddo_modulus.task import Task
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already
@@ -142,7 +143,7 @@ def untrained(prior):
             Normalization(channels, mean, std),
             units,
             Sampling(steps=16, sigma_min=0.01),
-            "hour_of_day",
+            Task(condition="hour_of_day"),
             {"data": "none"},
         )
 

@@ -86,7 +86,8 @@ def test_readme_commands_are_understood():
     lines = re.findall(r"^ddo (\w+) +([^#\n]*=[^#\n]*)", (ROOT / "README.md").read_text(), re.M)
     assert {command for command, _ in lines} == set(COMMANDS)
     for command, arguments in lines:
-        compose(command, arguments.split())
+        if command != "resume":  # which reads a run's own configuration
+            compose(command, arguments.split())
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/glossary.md", "docs/mathematics.md"])

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from ddo_modulus import figures
 from ddo_modulus.errors import InputError
 from ddo_modulus.figures import (
+    CurvePanel,
     PointValues,
     _scale,
     analysis_panel,
+    curves_figure,
     rank_histogram_figure,
     spectra_figure,
 )
@@ -81,6 +84,32 @@ def test_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no spectrum"):
         spectra_figure([1.0, 2.0], {}, title="t", path=path)
     assert not path.exists()
+
+
+def test_curves_with_and_without_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logarithmic panels have a ratio below; what is not positive is left out, not drawn."""
+    x = np.arange(6.0)
+    samples, truth = np.array([1.0, 2.0, 0.0, 1e-16, 3.0, 2.0]), np.array([1.0, 1, 1, 1, 1, 0])
+    panel = CurvePanel("power", "k", x, samples, truth, 0.9 * truth, 1.1 * truth)
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure) or Path(path))
+    logarithmic = panel._replace(log_x=True, log_y=True)
+    curves_figure([panel, logarithmic], title="t", path=tmp_path / "x.png")
+    linear, main, ratio = sorted(drawn[0].axes, key=lambda ax: (ax.get_xscale(), ax.get_ylabel()))
+    assert (linear.get_yscale(), main.get_yscale(), ratio.get_ylabel()) == (
+        "linear",
+        "log",
+        "ratio",
+    )
+    lines = {line.get_label(): line.get_xydata() for line in main.lines}
+    np.testing.assert_array_equal(lines["samples"][:, 0], x[1:])
+    assert np.isnan(lines["samples"][1, 1])
+    assert main.get_ylim()[0] >= 1e-10 * 0.999  # not down to 1e-16
+    np.testing.assert_allclose(ratio.lines[-1].get_ydata(), samples[1:5])
+    monkeypatch.undo()
+    assert is_png(curves_figure([logarithmic] * 4, title="t", path=tmp_path / "y.png"))
+    with pytest.raises(InputError, match="no curve"):
+        curves_figure([], title="t", path=tmp_path / "z.png")
 
 
 def test_matplotlib_is_imported_late() -> None:

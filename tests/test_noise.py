@@ -9,6 +9,7 @@ from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
 
 from ddo_modulus.basis import FourierBasis, SphericalBasis
 from ddo_modulus.denoiser import GaussianDenoiser
+from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.sampling import sample
@@ -168,3 +169,51 @@ def test_the_sphere_has_noise_of_unit_variance_everywhere():
     scheduler = FieldNoiseScheduler(GaussianField(SphericalBasis((8, 16)), Matern(0.5, 1.0)))
     x = scheduler.draw(torch.empty(20_000, 1, 8, 16), generator())
     torch.testing.assert_close(x.var(0).mean(-1), torch.ones(1, 8), rtol=0.05, atol=0)
+
+
+def spaced(discretization, steps=20, **levels):
+    field = GaussianField(FourierBasis((4, 4)), Matern(0.2, 0.5))
+    return FieldNoiseScheduler(field, **levels, discretization=discretization).timesteps(
+        steps, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("discretization", ["edm", "vp", "ve", "iddpm"])
+def test_every_discretization_covers_the_range(discretization):
+    levels = spaced(discretization, sigma_min=0.02, sigma_max=80.0)
+    assert len(levels) == 21 and levels[-1] == 0
+    assert bool((levels.diff() < 0).all())
+    slack = 0.3 if discretization == "iddpm" else 1e-9  # which takes the nearest of its own
+    assert abs(float(levels[0]) / 80 - 1) < slack and abs(float(levels[-2]) / 0.02 - 1) < slack
+
+
+def test_discretizations_are_those_of_the_table():
+    """Karras et al. 2022, table 1, with the ranges that the original samplers had."""
+    even = spaced("ve", sigma_min=0.02, sigma_max=100.0)[:-1].log().diff()
+    torch.testing.assert_close(even, even[:1].expand(19))
+    # beta_d = 19.9, beta_min = 0.1 belong to this range at times 1 and 1e-3.
+    low, high = (math.sqrt(math.expm1(9.95 * t**2 + 0.1 * t)) for t in (1e-3, 1.0))
+    levels = spaced("vp", sigma_min=low, sigma_max=high)[:-1]
+    t = torch.linspace(1, 1e-3, 20, dtype=torch.float64)
+    torch.testing.assert_close(levels, (9.95 * t**2 + 0.1 * t).expm1().sqrt())
+    # All of iDDPM's own levels in a range: sigma^2 + 1 is in proportion to 1 / alpha_j.
+    with pytest.raises(InputError, match="has") as told:
+        spaced("iddpm", 1001, sigma_min=0.1, sigma_max=20.0)
+    count = int(str(told.value).split("has ")[1].split()[0])
+    levels = spaced("iddpm", count, sigma_min=0.1, sigma_max=20.0)[:-1]
+    scale = None
+    for first in range(1, 1001 - count):
+        j = torch.arange(first, first + count, dtype=torch.float64)
+        product = (levels**2 + 1) * (math.pi / 2 * j / 1008).sin() ** 2
+        if float(product.std() / product.mean()) < 1e-9:
+            scale = float(product.mean())
+    assert scale is not None and 0.5 < scale < 2
+
+
+def test_levels_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="unknown discretization 'ddim'"):
+        spaced("ddim")
+    with pytest.raises(InputError, match="must be positive and ascend"):
+        spaced("edm", sigma_min=2.0, sigma_max=1.0)
+    with pytest.raises(InputError, match="too few for 900 steps"):
+        spaced("iddpm", 900, sigma_min=1.0, sigma_max=2.0)

@@ -7,7 +7,7 @@ from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.noise import FieldNoiseScheduler
-from ddo_modulus.sampling import SOLVERS, sample
+from ddo_modulus.sampling import SOLVERS, Churn, sample
 
 DETERMINISTIC = ["euler", "heun", "dpmpp_2m"]
 
@@ -228,3 +228,37 @@ def test_progress_sees_every_step():
 
     sample(denoiser, FieldNoiseScheduler(noise), 1, steps=5, progress=progress)
     assert seen == [0, 1, 2, 3, 4]
+
+
+def test_churn_leaves_the_law_alone(dense):
+    """However much noise is renewed on the way, samples have the prior's covariance."""
+    denoiser, prior, noise = TORUS
+    scheduler = FieldNoiseScheduler(noise, 0.01, 30.0)
+    churn = Churn(30.0)
+    x = sample(
+        denoiser, scheduler, 4000, steps=100, solver="heun", churn=churn, generator=generator(1)
+    )
+    found = torch.cov((x.double() - denoiser.mean).flatten(1).T)
+    assert relative(found, dense(prior.cov, (1, 6, 7))) < 0.12
+
+
+def test_churn_renews_the_noise_in_its_range_only():
+    denoiser, _, noise = TORUS
+    scheduler = FieldNoiseScheduler(noise, 0.01, 30.0)
+
+    def states(churn, seed):
+        return sample(
+            denoiser, scheduler, 2, steps=6, solver="heun", churn=churn, generator=generator(seed)
+        )
+
+    plain = states(None, 3)
+    assert torch.equal(plain, states(Churn(0.0), 3))
+    assert torch.equal(plain, states(Churn(5.0, 40.0, 50.0), 3))
+    assert not torch.allclose(plain, states(Churn(5.0), 3))
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    assert float(Churn(1.0).raised(sigma, 10)) == pytest.approx(2.2)
+    assert float(Churn(100.0).raised(sigma, 10)) == pytest.approx(2 * 2**0.5)
+    with pytest.raises(InputError, match="churn is for solver=euler or heun"):
+        sample(denoiser, scheduler, 1, steps=3, churn=Churn(1.0))
+    with pytest.raises(InputError, match="numbers from 0 up"):
+        Churn(-1.0)

@@ -72,12 +72,12 @@ def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
     Raises:
         InputError: If a time cannot be understood, the keys contradict each other, or none is left.
     """
-    start, end = (_time(config[key], key) for key in ("start", "end"))
+    start, end = (parse_time(config[key], key) for key in ("start", "end"))
     if config.time is not None:
         if not all(config[key] is None for key in ("start", "end", "step")):
             raise InputError("give either time, or start, end and step")
         given = config.time if OmegaConf.is_list(config.time) else [config.time]
-        return np.array([_time(value, "time") for value in given], "datetime64[ns]")
+        return np.array([parse_time(value, "time") for value in given], "datetime64[ns]")
     if config.step is not None:
         step = _duration(config.step, "step")
         if start is None or end is None or step == NO_TOLERANCE:
@@ -128,7 +128,12 @@ def summary(analysis: xr.Dataset) -> Table:
     return table
 
 
-def _time(value: object, key: str) -> np.datetime64 | None:
+def parse_time(value: object, key: str) -> np.datetime64 | None:
+    """Time of a configuration, UTC; None if there is none.
+
+    Raises:
+        InputError: If it cannot be understood.
+    """
     if value is None:
         return None
     try:

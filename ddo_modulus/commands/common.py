@@ -29,6 +29,18 @@ def integer(config: DictConfig, key: str, least: int = 1) -> int:
     return value
 
 
+def number(config: DictConfig, key: str) -> float:
+    """A number of a configuration.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{key}={value} must be a number")
+    return float(value)
+
+
 def flag(config: DictConfig, key: str) -> bool:
     """True or false of a configuration.
 

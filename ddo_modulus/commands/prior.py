@@ -7,7 +7,7 @@ Axes: ``N`` samples, ``C`` channel, ``P`` points of the grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from torch import Tensor
 
 from ddo_modulus.basis import Basis, CosineBasis
 from ddo_modulus.commands.common import plain
-from ddo_modulus.commands.record import WHOLE, Samples, Window
+from ddo_modulus.commands.record import WHOLE, Samples, Window, pieces
+from ddo_modulus.coupled import CoupledField
 from ddo_modulus.covariance import HybridCovariance
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import StoredStatistics
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser, Prior
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, MeasuredSpectrum
 from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.normalize import Normalization
+from ddo_modulus.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,39 +37,126 @@ def prior_size(config: DictConfig, grid: Grid, channels: int) -> int:
     return channels * grid.shape[0] * grid.shape[1] if config.prior.kind == "hybrid" else 0
 
 
-def fit_prior(
+def fit_linear(
     operator: DiffusionOperator,
     samples: Samples,
     normalization: Normalization,
+    task: Task,
     grid: Grid,
     config: DictConfig,
-    fields: int | None = None,
-) -> GaussianField | EOFField:
-    """Gaussian prior of the linear part, from samples.
+) -> Prior:
+    """The linear part of an operator, from samples: its regression is set, its prior returned.
 
     Args:
         operator: Gives basis and noise.
         samples: What to estimate from.
         normalization: Of the samples.
+        task: What is a state, and given what.
         grid: Of the samples.
-        config: ``kind: spectrum`` or ``kind: hybrid`` with the options of
-            :class:`HybridCovariance`.
-        fields: Largest number of samples used for a spectrum. For samples in a store it comes
-            from the store's statistics where they tell it.
+        config: ``kind: spectrum``, ``kind: coupled`` or ``kind: hybrid`` with the options of
+            :class:`HybridCovariance`; ``fields``: the largest number of samples used for the first
+            two.
 
     Raises:
         InputError: On an unknown kind, or a hybrid covariance of several channels, no region or
             samples that are not in memory.
     """
-    if config.kind == "spectrum":
-        square = _power(operator.basis, samples, normalization, fields)
-        return GaussianField(operator.basis, MeasuredSpectrum.from_power(operator.basis, square))
-    if config.kind != "hybrid":
-        raise InputError(f"unknown prior.kind {config.kind!r}; choose 'spectrum' or 'hybrid'")
+    if config.kind == "hybrid":
+        return _hybrid(operator, samples, normalization, task, grid, config)
+    if config.kind not in ("spectrum", "coupled"):
+        raise InputError(
+            f"unknown prior.kind {config.kind!r}; choose 'spectrum', 'coupled' or 'hybrid'"
+        )
+    if config.kind == "spectrum" and task.span == 1 and operator.regression is None:
+        square = _stored_power(operator.basis, samples, normalization)
+        if square is not None:
+            return _spectral(operator, square)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
+        return pieces(samples, normalization, task, operator.basis, config.fields or None)
+
+    if operator.regression is not None:
+        operator.set_regression(regression(operator.basis, parts()))
+    around = (x - operator.conditional_mean(condition, x) for x, condition in parts())
+    if config.kind == "coupled":
+        coupled = CoupledField.fit(operator.noise, around)
+        # Around a regression the middle frames are better known than the others.
+        return coupled if operator.regression is not None else coupled.stationary(task.frames)
+    total, count = torch.zeros(operator.channels, operator.basis.size, dtype=torch.float64), 0
+    for x in around:
+        total += operator.basis.analyze(x.double()).square().sum(0)
+        count += len(x)
+    log.info("spectrum: measured on %d samples", count)
+    return _spectral(operator, total / count)
+
+
+def regression(
+    basis: Basis, parts: Iterable[tuple[Tensor, Tensor | None]], ridge: float = 1e-4
+) -> Float[Tensor, "C D K"]:
+    """Least-squares map from the coefficients of conditions to those of states, mode by mode.
+
+    Functions that a symmetry of the domain turns into each other share their map.
+
+    Args:
+        basis: Basis of the states.
+        parts: States ``(B, C, H, W)`` and conditions ``(B, D, H, W)``.
+        ridge: Variance added to the conditions' own in each mode, as a share of it: frames next
+            to each other are nearly the same.
+    """
+    label = basis.symmetry()
+    across, own = None, None
+    for x, condition in parts:
+        if condition is None:
+            raise InputError("operator.regression=true needs a condition that is a field")
+        c, u = basis.analyze(x.double()), basis.analyze(condition.double())
+        zero = torch.zeros(int(label.max()) + 1, dtype=torch.float64)
+        if across is None or own is None:
+            across = zero[:, None, None].repeat(1, c.shape[1], u.shape[1])
+            own = zero[:, None, None].repeat(1, u.shape[1], u.shape[1])
+        across = across.index_add(0, label, torch.einsum("bck,bdk->kcd", c, u))
+        own = own.index_add(0, label, torch.einsum("bck,bdk->kcd", u, u))
+    if across is None or own is None:
+        raise InputError("there are no samples to fit a regression to")
+    variance = own.diagonal(dim1=1, dim2=2).mean(1)
+    seen = variance > 1e-9 * variance.max()  # modes that the condition does not show at all
+    load = torch.where(seen, ridge * variance, 1.0)[:, None, None]
+    weights = torch.linalg.solve(own + load * torch.eye(own.shape[1]), across.mT).mT
+    return torch.where(seen[:, None, None], weights, 0.0)[label].permute(1, 2, 0)
+
+
+def _spectral(operator: DiffusionOperator, square: Float[Tensor, "C K"]) -> GaussianField:
+    return GaussianField(operator.basis, MeasuredSpectrum.from_power(operator.basis, square))
+
+
+def _stored_power(
+    basis: Basis, samples: Samples, normalization: Normalization
+) -> Float[Tensor, "C K"] | None:
+    """Mean squares of the coefficients, if the statistics of the samples' store tell them."""
+    if not isinstance(samples.fields, StateReader):
+        return None
+    stored = StoredStatistics.of(samples.fields.path)
+    if stored is None or not stored.are_of(samples.times):
+        return None
+    known = stored.power(basis, normalization)
+    if known is not None:
+        log.info("spectrum: the statistics of %s", samples.fields.path)
+    return known
+
+
+def _hybrid(
+    operator: DiffusionOperator,
+    samples: Samples,
+    normalization: Normalization,
+    task: Task,
+    grid: Grid,
+    config: DictConfig,
+) -> EOFField:
     if operator.channels != 1 or not isinstance(grid, LatLonGrid):
         raise InputError("prior.kind=hybrid is for one variable on a latitude-longitude region")
     if not isinstance(operator.basis, CosineBasis):
         raise InputError("prior.kind=hybrid needs domain=box")
+    if operator.regression is not None or task.span > 1:
+        raise InputError("prior.kind=hybrid knows no regression and no coarse.reach")
     if isinstance(samples.fields, StateReader):
         raise InputError(
             "prior.kind=hybrid needs all samples in memory: data.loader=memory, or "
@@ -84,26 +173,6 @@ def fit_prior(
     covariance = options.estimate(anomalies[:, 0].numpy(), amplitude.numpy(), grid)
     scale = float(normalization.std.flatten()[0])
     return whitened(operator.noise, torch.from_numpy(covariance) / scale**2)
-
-
-def _power(
-    basis: Basis, samples: Samples, normalization: Normalization, fields: int | None
-) -> Float[Tensor, "C K"]:
-    """Mean square of the coefficients of normalised samples."""
-    if isinstance(samples.fields, StateReader):
-        stored = StoredStatistics.of(samples.fields.path)
-        if stored is not None and stored.are_of(samples.times):
-            known = stored.power(basis, normalization)
-            if known is not None:
-                log.info("spectrum: the statistics of %s", samples.fields.path)
-                return known
-    some = samples.at_most(fields)
-    log.info("spectrum: measured on %d samples", len(some.times))
-    total = torch.zeros(len(normalization.channels), basis.size, dtype=torch.float64)
-    for piece in some.pieces():
-        x = normalization.normalize(*piece)
-        total += basis.analyze(x.double()).square().sum(0)
-    return total / len(some.times)
 
 
 def whitened(noise: GaussianField, covariance: Float[Tensor, "P P"]) -> EOFField:
@@ -124,10 +193,9 @@ def roughness(operator: DiffusionOperator) -> float:
     scales drown before the largest are hidden (arXiv 2509.02971).
     """
     linear = operator.linear
-    variance = linear.variance[0].double().clone()
+    variance = linear.variance[0].double()
     if linear.rotation is not None:
-        index, vectors = linear.rotation
-        variance[index] = vectors.double().square() @ variance[index]
+        variance = linear.rotation.marginal(variance)
     eigenvalues = operator.basis.eigenvalues
     upper = eigenvalues > eigenvalues.median()
     abscissa = eigenvalues[upper].log()
@@ -140,6 +208,7 @@ def cross_fit(
     operator: DiffusionOperator,
     samples: Samples,
     normalization: Normalization,
+    task: Task,
     grid: Grid,
     config: DictConfig,
     window: Window = WHOLE,
@@ -153,16 +222,23 @@ def cross_fit(
         operator: Gives basis and noise.
         samples: What to share out, on the grid of the store.
         normalization: Of the samples, on the window.
+        task: What is a state, and given what.
         grid: Of the window.
         config: With the section ``prior``.
         window: Part of the grid that the operator is on.
+
+    Raises:
+        InputError: If there are folds and a regression, which is one for all.
     """
     folds = config.prior.folds
     if folds < 2:
         yield samples, None
         return
+    if operator.regression is not None:
+        raise InputError("prior.folds needs operator.regression=false: the regression has no folds")
     block = np.arange(len(samples.times)) * folds // len(samples.times)
     for fold in range(folds):
         others = samples.select(block != fold)
-        prior = fit_prior(operator, others.part(window), normalization, grid, config.prior)
+        part = others.part(window)
+        prior = fit_linear(operator, part, normalization, task, grid, config.prior)
         yield samples.select(block == fold), GaussianDenoiser(0.0, prior, operator.noise)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training takes from a store: samples, in memory or read on the way, and their climatology.
 
-Axes: ``N`` samples, ``C`` channel, ``H W`` grid.
+Axes: ``N`` samples, ``P`` frames of a sample, ``C`` channel, ``H W`` grid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from physicsnemo.distributed import DistributedManager
 from torch import Tensor
 
+from ddo_modulus.basis import Basis
 from ddo_modulus.commands.common import plain, progress_bar
 from ddo_modulus.data.loader import Loader, Symmetry, TensorLoader
 from ddo_modulus.data.reader import StateReader
@@ -29,12 +30,12 @@ from ddo_modulus.data.stream import StoreLoader, StreamLoader
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.normalize import Moments, Normalization
-from ddo_modulus.package import condition_at
+from ddo_modulus.task import CoarseWindow, Task
 
 log = logging.getLogger(__name__)
 
 _LOADERS = ("auto", "memory", "dali", "torch")
-_PIECE_BYTES = 2**28  # of stored samples that are in memory at a time
+_PIECE_BYTES = 2**28  # of samples that are worked on at a time
 
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
@@ -59,14 +60,6 @@ class Samples:
         chosen = torch.from_numpy(np.flatnonzero(mask))
         return Samples(self.fields[chosen], self.times[mask], self.trajectory[mask])
 
-    def at_most(self, count: int | None) -> Samples:
-        """All, or this many of them."""
-        if count is None or len(self.times) <= count:
-            return self
-        chosen = np.zeros(len(self.times), bool)
-        chosen[spread(len(self.times), count)] = True
-        return self.select(chosen)
-
     def part(self, window: Window) -> Samples:
         """The same on a part of the grid."""
         if window == WHOLE:
@@ -75,15 +68,6 @@ class Samples:
         if isinstance(self.fields, StateReader):
             return Samples(self.fields.part(rows, columns), self.times, self.trajectory)
         return Samples(self.fields[..., rows, columns], self.times, self.trajectory)
-
-    def pieces(self) -> Iterator[tuple[Float[Tensor, "N C H W"], Int[Tensor, " N"]]]:
-        """Fields and hours in memory, part by part; all at once if they are there already."""
-        if not isinstance(self.fields, StateReader):
-            yield self.fields, self.hours
-            return
-        length = max(1, len(self.times) * _PIECE_BYTES // max(self.fields.nbytes, 1))
-        for part in torch.arange(len(self.times)).split(length):
-            yield self.fields[part].load(), self.hours[part]
 
     @property
     def hours(self) -> Int[Tensor, " N"]:
@@ -319,30 +303,103 @@ def _stored_moments(reader: StateReader) -> Moments:
         return moments(reader, progress)
 
 
+def build_task(config: DictConfig) -> Task:
+    """What the configuration trains an operator to draw.
+
+    Raises:
+        InputError: If its parts do not fit together.
+    """
+    coarse = CoarseWindow(**plain(config.coarse)) if config.coarse is not None else None
+    return Task(config.data.frames, config.condition, coarse)
+
+
+def windows(samples: Samples, span: int) -> Int[Tensor, "N P"]:
+    """Numbers of the states of all windows of ``span`` frames, in steps of the record.
+
+    Raises:
+        InputError: If there is no such window.
+    """
+    start = np.arange(max(len(samples.times) - span + 1, 0))
+    last = start + span - 1
+    step = time_step(samples)
+    whole = samples.trajectory[start] == samples.trajectory[last]
+    if step is not None:
+        whole &= samples.times[last] - samples.times[start] == (span - 1) * step
+    if not whole.any():
+        raise InputError(
+            f"the samples hold no {span} frames in a row (runs of equal steps in time, within a "
+            "trajectory); take fewer data.frames, a smaller coarse.reach or longer trajectories"
+        )
+    return torch.from_numpy(start[whole])[:, None] + torch.arange(span)
+
+
+def time_step(samples: Samples) -> np.timedelta64 | None:
+    """Shortest step in time within a run; None if no run has two samples."""
+    steps = np.diff(samples.times)[samples.trajectory[1:] == samples.trajectory[:-1]]
+    steps = steps[steps > np.timedelta64(0)]
+    return steps.min() if len(steps) else None
+
+
+def pieces(
+    samples: Samples, normalization: Normalization, task: Task, basis: Basis, most: int | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Normalised states of a task and their conditions, part by part.
+
+    Args:
+        samples: Frames on the grid of ``basis``.
+        normalization: Of the frames.
+        task: Says what a sample is made of.
+        basis: Of the operator.
+        most: Number of samples to take, spread over all; None for all.
+    """
+    frames = windows(samples, task.span)
+    if most is not None and len(frames) > most:
+        frames = frames[spread(len(frames), most)]
+    size = 4 * task.span * int(np.prod(samples.fields.shape[-2:])) * len(normalization.channels)
+    for part in frames.split(max(1, _PIECE_BYTES // size)):
+        needed, place = part.unique(return_inverse=True)
+        states = samples.fields[needed]
+        if isinstance(states, StateReader):
+            states = states.load()
+        x = normalization.normalize(states, samples.hours[needed])[place].flatten(1, 2)
+        yield task.split(x, task.at(samples.times[part[:, task.span // 2]]), basis)
+
+
 def tensors(
-    samples: Samples, normalization: Normalization, condition: str, device: torch.device
+    samples: Samples,
+    normalization: Normalization,
+    task: Task,
+    basis: Basis,
+    most: int | None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalised states and their condition, in memory."""
-    parts = [normalization.normalize(*piece) for piece in samples.pieces()]
-    x = parts[0] if len(parts) == 1 else torch.cat(parts)
-    given = condition_at(condition, samples.times)
-    return x.to(device), None if given is None else given.to(device)
+    """States of a task and their conditions in memory; arguments as of :func:`pieces`."""
+    states, conditions = zip(*pieces(samples, normalization, task, basis, most), strict=True)
+    x = torch.cat(states).to(device)
+    return x, None if conditions[0] is None else torch.cat(conditions).to(device)
 
 
 def build_loader(
     samples: Samples,
     normalization: Normalization,
+    task: Task,
     config: DictConfig,
     loader: str,
     manager: DistributedManager,
 ) -> Loader:
     """A loader of the training samples, in memory or of the kind that `pick_loader` named.
 
+    Its batches are of all frames of a sample; :meth:`Task.split` makes states and conditions.
+
     Raises:
         InputError: If the options do not fit the samples.
     """
     symmetry = Symmetry(**plain(config.symmetry)) if config.symmetry else None
+    frames = windows(samples, task.span) if task.span > 1 else None
+    middle = slice(None) if frames is None else frames[:, task.span // 2].numpy()
+    condition = task.at(samples.times[middle])
     options: dict[str, Any] = {
+        "frames": frames,
         "batch": config.trainer.batch,
         "seed": config.trainer.seed,
         "symmetry": symmetry,
@@ -351,9 +408,9 @@ def build_loader(
         "ranks": manager.world_size,
     }
     if not isinstance(samples.fields, StateReader):
-        return TensorLoader(
-            *tensors(samples, normalization, config.condition, manager.device), **options
-        )
+        x = normalization.normalize(samples.fields, samples.hours).to(manager.device)
+        given = None if condition is None else condition.to(manager.device)
+        return TensorLoader(x, given, **options)
     options |= {
         "device": manager.device,
         "workers": config.data.workers,
@@ -364,5 +421,4 @@ def build_loader(
         from ddo_modulus.data.dali import DaliLoader
 
         kind = DaliLoader
-    condition = condition_at(config.condition, samples.times)
     return kind(samples.fields, normalization, condition, **options)

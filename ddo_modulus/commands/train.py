@@ -7,35 +7,50 @@ Axes: ``N`` samples, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 import logging
-import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from omegaconf import DictConfig
 from physicsnemo.distributed import DistributedManager
+from torch import Tensor
 
+from ddo_modulus.basis import Basis
 from ddo_modulus.commands.common import plain
-from ddo_modulus.commands.prior import cross_fit, fit_prior, prior_size, roughness
+from ddo_modulus.commands.experiment import (
+    package_revision,
+    record_start,
+    requeued,
+    run_folder,
+    trained_steps,
+)
+from ddo_modulus.commands.prior import cross_fit, fit_linear, prior_size, roughness
 from ddo_modulus.commands.record import (
     Record,
     build_grid,
     build_loader,
+    build_task,
     central_window,
     domain_lengths,
     fit_normalization,
     open_record,
     split,
     tensors,
+    time_step,
     within,
 )
+from ddo_modulus.data.loader import Loader
 from ddo_modulus.data.store import check_output
 from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.package import Package, Sampling
+from ddo_modulus.task import Task
 from ddo_modulus.training import (
     Checkpoints,
     Fold,
@@ -47,22 +62,31 @@ from ddo_modulus.training import (
 
 log = logging.getLogger(__name__)
 
-# Keys of the section `data` that tell how the record is read, not what it is.
-_HOW_READ = ("path", "loader", "memory", "workers", "prefetch")
+#: Keys of the section `data` that tell how the record is read, not what it is.
+HOW_READ = ("path", "loader", "memory", "workers", "prefetch")
 
 
 def run(config: DictConfig) -> None:
     """Train the operator that the configuration describes and write its package.
 
+    A job that Slurm has put back into its queue goes on with the run that it began.
+
     Raises:
         InputError: On data or options that do not fit, before training starts.
         Stopped: After a signal; the state is saved.
     """
-    out = Path(config.out)
     with session() as manager:
+        out = run_folder(config)
+        config.out = str(out)
+        if not config.resume and requeued(out):
+            log.info("requeued: going on with the run in %s", out)
+            config.resume = True
         trainer = TrainerConfig(**plain(config.trainer))
         trainer.share(manager.world_size)
         trainer.captures(manager.device)
+        if config.resume and not config.overwrite and trained_steps(out) == trainer.steps:
+            log.info("%s is finished: %d steps, the package is there", out, trainer.steps)
+            return
         check_output(out / "package", overwrite=config.overwrite)
         if not (config.resume or config.overwrite):
             Checkpoints(out / "checkpoints").refuse_leftovers()
@@ -75,7 +99,7 @@ def train(config: DictConfig, record: Record) -> Package | None:
     initialize_distributed()
     manager = DistributedManager()
     torch.manual_seed(config.trainer.seed)
-    samples, channels = record.samples, record.channels
+    task, samples, channels = build_task(config), record.samples, record.channels
     training, validation = split(samples, config.data)
     window = central_window(record.dataset, config)
     grid = build_grid(record.dataset.isel(lat=window[0], lon=window[1]), config.domain)
@@ -85,18 +109,20 @@ def train(config: DictConfig, record: Record) -> Package | None:
     normalization = whole.window(*window)
     operator = DiffusionOperator(
         list(grid.shape),
-        len(normalization.channels),
+        task.frames * len(normalization.channels),
         config.domain,
         list(domain_lengths(grid)),
         plain(config.operator.noise) if config.operator.noise else None,
-        0 if config.condition == "none" else 2,
+        task.channels(len(normalization.channels)),
         prior_size(config, grid, len(normalization.channels)),
         plain(config.operator.network),
         config.operator.network_sigma,
+        config.prior.kind == "coupled",
+        config.operator.regression,
     )
-    fitted = config.prior.fields or None
+    basis = operator.basis
     inner = training.part(window)
-    operator.set_prior(fit_prior(operator, inner, normalization, grid, config.prior, fitted))
+    operator.set_prior(fit_linear(operator, inner, normalization, task, grid, config.prior))
 
     slope = roughness(operator)
     if slope > 0:
@@ -107,19 +133,23 @@ def train(config: DictConfig, record: Record) -> Package | None:
             -2 * slope,
         )
 
-    held = validation.part(window).at_most(config.data.validation.samples)
+    held = None
+    if len(validation.times):
+        most = config.data.validation.samples
+        inner = validation.part(window)
+        held = tensors(inner, normalization, task, basis, most, manager.device)
     with ExitStack() as loaders:
         folds = []
-        for part, linear in cross_fit(operator, training, normalization, grid, config, window):
-            loader = build_loader(part, whole, config, record.loader, manager)
+        for part, linear in cross_fit(
+            operator, training, normalization, task, grid, config, window
+        ):
+            loader = build_loader(part, whole, task, config, record.loader, manager)
             loaders.callback(loader.close)
-            folds.append(Fold(loader.batches, linear))
+            folds.append(Fold(partial(_batches, loader, task, basis), linear))
         trainer = Trainer(
             operator,
             folds,
-            tensors(held, normalization, config.condition, manager.device)
-            if len(held.times)
-            else None,
+            held,
             TrainerConfig(**plain(config.trainer)),
             out,
         )
@@ -127,6 +157,8 @@ def train(config: DictConfig, record: Record) -> Package | None:
             log.info("resumed at step %d", trainer.step)
         elif config.overwrite and trainer.checkpoints is not None and manager.rank == 0:
             trainer.checkpoints.clear()
+        record_start(out, config)
+        log.info("the run is in %s", out)
         trained = trainer.run()
     if manager.rank != 0:
         return None
@@ -136,15 +168,17 @@ def train(config: DictConfig, record: Record) -> Package | None:
             *window
         )
         inner = everything.part(window)
-        trained.set_prior(fit_prior(trained, inner, normalization, grid, config.prior, fitted))
+        trained.set_prior(fit_linear(trained, inner, normalization, task, grid, config.prior))
+    step = time_step(samples)
     package = Package(
         trained.cpu(),
         grid,
         normalization,
         record.units,
         Sampling(**plain(config.sampling)),
-        config.condition,
+        task,
         provenance(config, record.dataset, trainer),
+        None if step is None else float(step / np.timedelta64(1, "s")),
     )
     try:
         path = package.save(out / "package", overwrite=config.overwrite, half=config.half)
@@ -157,15 +191,16 @@ def train(config: DictConfig, record: Record) -> Package | None:
     return package
 
 
+def _batches(
+    loader: Loader, task: Task, basis: Basis, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """States and conditions from the frames that a loader gives."""
+    for x, condition in loader.batches(start):
+        yield task.split(x, condition, basis)
+
+
 def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dict[str, Any]:
     """What a reader of the package should know of its making."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
     device = trainer.device
     attributes = {
         key: value if isinstance(value, str | int | float) else str(value)
@@ -180,9 +215,9 @@ def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dic
             for key, value in plain(config).items()
             if key not in ("out", "overwrite", "resume", "data")
         },
-        "record": {k: v for k, v in plain(config.data).items() if k not in _HOW_READ},
+        "record": {k: v for k, v in plain(config.data).items() if k not in HOW_READ},
         "training": trainer.history[-1] if trainer.history else {},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "software": {"ddo_modulus": version("ddo-modulus"), "torch": torch.__version__},
-        "revision": git.stdout.strip() if git.returncode == 0 else None,
+        "revision": package_revision(),
     }

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.data.stream import StateOfStep, StoreLoader
+from ddo_modulus.data.stream import SampleOfStep, StoreLoader
 from ddo_modulus.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class _Source:
     """What DALI calls in a worker for each state."""
 
-    def __init__(self, read: StateOfStep, start: int) -> None:
+    def __init__(self, read: SampleOfStep, start: int) -> None:
         self.read, self.start = read, start
 
     def __call__(self, info: SampleInfo) -> np.ndarray:
@@ -62,7 +62,7 @@ class DaliLoader(StoreLoader):
         )
         with pipeline:
             states = fn.external_source(
-                source=_Source(StateOfStep(self.reader, self.order), start),
+                source=_Source(SampleOfStep(self.reader, self.frames, self.order), start),
                 parallel=True,
                 batch=False,
                 prefetch_queue_depth=self.prefetch,

@@ -5,7 +5,10 @@ Every loader gives the same batches for the same seed (:class:`Order`); they dif
 states are meanwhile: in memory (:class:`TensorLoader`), or in a store that is read on the way
 (:class:`~ddo_modulus.data.stream.StreamLoader`, :class:`~ddo_modulus.data.dali.DaliLoader`).
 
-Axes: ``N`` samples, ``B`` batch, ``C`` channel, ``H W`` grid.
+A sample is a state, or several that make up a window in time: their channels come one after the
+other, the first frame's first.
+
+Axes: ``N`` samples, ``P`` states of a sample, ``B`` batch, ``C`` channel, ``H W`` grid.
 """
 
 from __future__ import annotations
@@ -228,7 +231,8 @@ class TensorLoader:
 
     Args:
         fields: ``(N, C, H, W)`` normalised states, on the device to train on.
-        condition: ``(N, D)`` or ``(N, D, H, W)``, or None.
+        condition: Of each sample ``(N, D)`` or ``(N, D, H, W)``, or None.
+        frames: ``(N, P)`` numbers of the states that make up each sample; None if each is one.
         batch: Samples in a batch, over all ranks.
         seed: Of the order of samples and of their random transformations.
         symmetry: Random transformations of the states.
@@ -245,6 +249,7 @@ class TensorLoader:
         fields: Float[Tensor, "N C H W"],
         condition: Tensor | None = None,
         *,
+        frames: Int[Tensor, "N P"] | None = None,
         batch: int,
         seed: int = 0,
         symmetry: Symmetry | None = None,
@@ -253,7 +258,7 @@ class TensorLoader:
         ranks: int = 1,
     ) -> None:
         self.order = Order(
-            len(fields),
+            len(fields if frames is None else frames),
             batch,
             fields.shape[-2:],
             seed=seed,
@@ -263,6 +268,7 @@ class TensorLoader:
             ranks=ranks,
         )
         self.fields, self.condition = fields, condition
+        self.frames = None if frames is None else frames.to(fields.device)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
         """States and conditions of this rank, from step ``start`` on."""
@@ -270,7 +276,10 @@ class TensorLoader:
         while True:
             draw = self.order(step)
             chosen = draw.samples.to(self.fields.device, non_blocking=True)
-            x = self.fields[chosen]
+            if self.frames is None:
+                x = self.fields[chosen]
+            else:
+                x = self.fields[self.frames[chosen]].flatten(1, 2)
             if self.order.crop is not None and draw.corners is not None:
                 x = window(x, draw.corners, self.order.crop)
             if draw.moves is not None:

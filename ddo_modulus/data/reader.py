@@ -112,7 +112,8 @@ class StateReader:
             InputError: If one cannot be read.
         """
         fields = np.empty((len(self), len(self.channels), *self.shape), np.float32)
-        with ThreadPoolExecutor(4) as pool:
+        # The netCDF library crashes when several threads open and close files.
+        with ThreadPoolExecutor(4 if self.prepared else 1) as pool:
             list(pool.map(lambda n: np.copyto(fields[n], self.read(n)), range(len(self))))
         return torch.from_numpy(fields)
 

@@ -17,7 +17,7 @@ from contextlib import closing
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -33,7 +33,8 @@ class StoreLoader(ABC):
     Args:
         reader: The samples, in physical units.
         normalization: Of the samples, by point on the grid of the reader.
-        condition: ``(N, D)`` or None.
+        condition: Of each sample ``(N, D)``, or None.
+        frames: ``(N, P)`` numbers of the states that make up each sample; None if each is one.
         batch: Samples in a batch, over all ranks.
         seed: Of the order of samples and of their random transformations.
         symmetry: Random transformations of the states.
@@ -54,6 +55,7 @@ class StoreLoader(ABC):
         normalization: Normalization,
         condition: Tensor | None = None,
         *,
+        frames: Int[Tensor, "N P"] | None = None,
         batch: int,
         seed: int = 0,
         symmetry: Symmetry | None = None,
@@ -68,7 +70,7 @@ class StoreLoader(ABC):
             if value < 1:
                 raise InputError(f"data.{name}={value} must be at least 1")
         self.order = Order(
-            len(reader),
+            len(reader if frames is None else frames),
             batch,
             reader.shape,
             seed=seed,
@@ -78,6 +80,7 @@ class StoreLoader(ABC):
             ranks=ranks,
         )
         self.reader, self.device = reader, torch.device(device)
+        self.frames = torch.arange(len(reader))[:, None] if frames is None else frames
         self.workers, self.prefetch = workers, prefetch
         self.normalization = normalization.to(self.device)
         self.hours = torch.from_numpy(reader.times.astype("datetime64[h]").astype("int64") % 24)
@@ -128,9 +131,12 @@ class StoreLoader(ABC):
     def _normalized(self, x: Tensor, draw: Draw) -> Tensor:
         """As ``Normalization.normalize``, in windows; and without waiting for the device."""
         mean, std = self.normalization.mean, self.normalization.std
+        states = self.frames[draw.samples]  # B P
         if self.normalization.per_hour:
-            hour = self.hours[draw.samples].to(self.device, non_blocking=True)
-            mean, std = mean[hour], std[hour]
+            hour = self.hours[states].to(self.device, non_blocking=True)
+            mean, std = (v[hour].flatten(1, 2) for v in (mean, std))
+        else:
+            mean, std = (v.repeat(1, states.shape[1], 1, 1) for v in (mean, std))
         crop = self.order.crop
         if crop is not None and draw.corners is not None and mean.shape[-2:] != (1, 1):
             mean, std = (
@@ -139,28 +145,31 @@ class StoreLoader(ABC):
         return (x - mean) / std
 
 
-class StateOfStep:
-    """Reads the state at a place of this rank's share of a step; sent to the processes that read.
+class SampleOfStep:
+    """Reads the sample at a place of this rank's share of a step; sent to the processes that read.
 
     Args:
-        reader: The samples.
+        reader: The states.
+        frames: ``(N, P)`` those of each sample.
         order: Says which sample it is and where its window stands.
     """
 
-    def __init__(self, reader: StateReader, order: Order) -> None:
-        self.reader, self.order = reader, order
+    def __init__(self, reader: StateReader, frames: Int[Tensor, "N P"], order: Order) -> None:
+        self.reader, self.frames, self.order = reader, frames, order
 
     def __call__(self, step: int, place: int) -> np.ndarray:
-        """``(C, h, w)`` float32 in physical units."""
+        """``(P C, h, w)`` float32 in physical units."""
         draw = self.order(step)
         corner = None if draw.corners is None else draw.corners[place].tolist()
-        return self.reader.read(int(draw.samples[place]), corner, self.order.crop)
+        states = self.frames[draw.samples[place]].tolist()
+        parts = [self.reader.read(state, corner, self.order.crop) for state in states]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class _Steps(Dataset):
     """The states of each step as one tensor; or what is wrong with them, in words."""
 
-    def __init__(self, read: StateOfStep) -> None:
+    def __init__(self, read: SampleOfStep) -> None:
         self.read = read
 
     def __getitem__(self, step: int) -> Tensor | str:
@@ -179,7 +188,7 @@ class StreamLoader(StoreLoader):
     def fields(self, start: int) -> Generator[Float[Tensor, "B C H W"]]:
         """As :meth:`StoreLoader.fields`."""
         loader = DataLoader(
-            _Steps(StateOfStep(self.reader, self.order)),
+            _Steps(SampleOfStep(self.reader, self.frames, self.order)),
             batch_size=None,
             sampler=itertools.count(start),
             num_workers=self.workers,

@@ -69,7 +69,7 @@ class DenoisingLoss(nn.Module):
         with torch.autocast(
             x0.device.type, enabled=False
         ):  # states are exact, or the target is not
-            a0 = linear.modes(x0)
+            a0 = linear.modes(x0 - self.operator.conditional_mean(condition, x0))
             a = a0 + sigma[:, None] * z
             variance = linear.posterior_variance(sigma)
             target = (a0 - a * linear.gain(sigma)) / variance.sqrt()

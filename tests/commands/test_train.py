@@ -9,13 +9,15 @@ import xarray as xr
 
 from ddo_modulus.cli import compose, main
 from ddo_modulus.commands import record as record_module
-from ddo_modulus.commands.prior import fit_prior
+from ddo_modulus.commands.prior import fit_linear
 from ddo_modulus.commands.record import (
     fit_normalization,
     load_samples,
     open_record,
     pick_loader,
     split,
+    tensors,
+    windows,
     within,
 )
 from ddo_modulus.data.source import open_dataset
@@ -75,7 +77,7 @@ def test_torus(ddo, refused, torus, tmp_path):
     assert result.status == 0, result.err
     package = Package.load(out / "package")
     assert package.grid.shape == (8, 8) and package.grid.periodic
-    assert package.channels == ("vorticity",) and package.condition == "none"
+    assert package.channels == ("vorticity",) and package.task.condition == "none"
     assert package.provenance["training"]["step"] == 3
     assert package.provenance["configuration"]["trainer"]["steps"] == 3
     assert package.provenance["data"]["simulator"] == "kolmogorov"
@@ -97,7 +99,7 @@ def test_region_with_folds(ddo, region, tmp_path):
     result = ddo("train", out=tmp_path / "run", data__path=region, **REGION)
     assert result.status == 0, result.err
     package = Package.load(tmp_path / "run" / "package")
-    assert isinstance(package.grid, LatLonGrid) and package.condition == "hour_of_day"
+    assert isinstance(package.grid, LatLonGrid) and package.task.condition == "hour_of_day"
     assert package.units == ("K",) and len(package.operator.eof_index) == 48
     assert package.normalization.per_hour
     # The linear part and the climatology come from all days up to data.end.
@@ -121,7 +123,7 @@ def refitted(package, config, dataset):
     torch.testing.assert_close(normalization.mean, package.normalization.mean, rtol=0, atol=2e-3)
     torch.testing.assert_close(normalization.std, package.normalization.std, rtol=1e-4, atol=0)
     operator = package.operator
-    prior = fit_prior(operator, samples, normalization, package.grid, config.prior)
+    prior = fit_linear(operator, samples, normalization, package.task, package.grid, config.prior)
     exact = GaussianDenoiser(0.0, prior, operator.noise)
     worst = 0.0
     for level in (0.02, 0.3, 5.0, 50.0):
@@ -226,7 +228,8 @@ def test_a_region_is_cut_out(prepared, edges, lat, lon):
         assert record.dataset["lat"].values.tolist() == lat
         assert record.dataset["lon"].values.tolist() == lon
         chosen = np.arange(len(record.samples.times)) == 5
-        ((first, _),) = record.samples.select(chosen).pieces()
+        found = record.samples.select(chosen).fields
+        first = found if loader == "memory" else found.load()
         expected = whole["t2m"].isel(time=5).sel(lat=lat, lon=lon)
         np.testing.assert_array_equal(first[0, 0], expected)
 
@@ -260,3 +263,75 @@ def test_mistakes(refused, torus, region, tmp_path):
     mistake("no samples to train on", REGION, data__path=region, data__start="2030-01-01")
     mistake("unknown prior.kind 'magic'", TORUS, data__path=torus, prior__kind="magic")
     mistake("latitude-longitude region", TORUS, data__path=torus, prior__kind="hybrid")
+
+
+@pytest.mark.parametrize("loader", ["memory", "torch"])
+def test_windows(ddo, torus, tmp_path, loader):
+    keys = TORUS | {"experiment": "kolmogorov_window", "data__frames": 3, "data__loader": loader}
+    result = ddo("train", out=tmp_path / "run", data__path=torus, data__workers=1, **keys)
+    assert result.status == 0, result.err
+    package = Package.load(tmp_path / "run" / "package")
+    assert package.task.frames == 3 and package.operator.channels == 3
+    assert package.interval == pytest.approx(0.2)
+    dataset = open_dataset(torus)
+    samples, _ = load_samples(dataset)
+    training = samples.select(samples.trajectory < samples.trajectory.max())
+    x = package.normalization.normalize(training.fields)
+    frames = windows(training, 3)
+    z = package.operator.noise.whiten(x[frames][:, :, 0].double())
+    label = package.operator.basis.symmetry()
+    k = label == label[9]
+    found = package.operator.linear.prior.covariance[9]
+    torch.testing.assert_close(found.trace(), 3 * z[..., k].square().mean(), rtol=1e-4, atol=0)
+    step = (z[:, 1:] - z[:, :-1])[..., k].square().mean()
+    torch.testing.assert_close(found[0, 0] + found[1, 1] - 2 * found[0, 1], step, rtol=0.01, atol=0)
+
+
+def test_windows_stay_within_a_run_and_its_steps(torus):
+    samples, _ = load_samples(open_dataset(torus))
+    frames = windows(samples, 3)
+    runs, count = len(np.unique(samples.trajectory)), len(samples.times)
+    assert len(frames) == count - 2 * runs
+    assert (np.diff(samples.trajectory[frames]) == 0).all()
+    gap = samples.select(np.arange(count) != 1)  # the first run lacks its second frame
+    assert len(windows(gap, 3)) == len(frames) - 2
+    with pytest.raises(InputError, match="hold no 100 frames in a row"):
+        windows(samples, 100)
+
+
+def test_super_resolution(ddo, torus, tmp_path):
+    keys = TORUS | {"experiment": "kolmogorov_superres", "coarse__factor": 1.1, "coarse__reach": 1}
+    result = ddo("train", out=tmp_path / "run", data__path=torus, **keys)
+    assert result.status == 0, result.err
+    package = Package.load(tmp_path / "run" / "package")
+    operator, task = package.operator, package.task
+    assert task.span == 3 and operator.condition_channels == 3
+    with pytest.raises(InputError, match="coarse view"):
+        package.conditions(np.array(["2020-01-01T00"], "datetime64[h]"))
+    # 7 x 7 points tell more than half of 8 x 8; what they leave is the prior of the rest.
+    samples, _ = load_samples(open_dataset(torus))
+    x, condition = tensors(samples, package.normalization, task, operator.basis, None, "cpu")
+    left = (x - operator.conditional_mean(condition, x)).square().mean()
+    assert float(left) < 0.5 * float(x.square().mean())
+    modes = operator.basis.analyze(x - operator.conditional_mean(condition, x))
+    variance = operator.linear.prior.variance
+    assert 0.5 < float(modes.square().mean() / variance.mean()) < 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"coarse": "null"}, "belongs to condition=coarse"),
+        ({"coarse__factor": 0.5}, "must be a number from 1 up"),
+        ({"coarse__factor": 8, "coarse__reach": 1}, "choose a smaller one"),
+        ({"coarse__factor": 2, "coarse__reach": 50}, "frames in a row"),
+        ({"coarse__factor": 2, "coarse__reach": 1, "prior__kind": "none"}, "unknown prior.kind"),
+        ({"coarse__factor": 2, "coarse__reach": 1, "prior__folds": 2}, "operator.regression=false"),
+        ({"data__frames": 0}, "frames=0"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, told):
+    keys = TORUS | {"experiment": "kolmogorov_superres"} | keys
+    result = ddo("train", out=tmp_path / "run", data__path=torus, **keys)
+    assert result.status == 2 and told in result.err, result.err
+    assert not (tmp_path / "run").exists()

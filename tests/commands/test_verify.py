@@ -8,9 +8,10 @@ import torch
 import xarray as xr
 
 from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.commands.verify import away, basis_of, matching_truth
+from ddo_modulus.commands.verify.analyses import away, matching_truth
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.grid import BoxGrid, LatLonGrid
+from ddo_modulus.verification import basis_of
 
 
 @pytest.fixture(scope="module")

@@ -123,3 +123,17 @@ def test_the_force_breaks_other_shifts():
     w = flow.initial(2, generator=generator(), dtype=torch.float64)
     shifted = flow.advance(torch.roll(w, 3, 1), 0.4)
     assert not torch.allclose(shifted, torch.roll(flow.advance(w, 0.4), 3, 1), atol=1e-2)
+
+
+def test_a_window_has_the_frames_in_order_and_one_move_for_all():
+    x = torch.randn(12, 2, 8, 8, generator=generator())
+    frames = torch.arange(10)[:, None] + torch.arange(3)
+    plain = TensorLoader(x, frames=frames, batch=5, seed=2)
+    moved = TensorLoader(x, frames=frames, batch=5, seed=2, symmetry=Symmetry((1, 1), True, 2))
+    draw = moved.order(4)
+    found, _ = next(plain.batches(4))
+    turned, _ = next(moved.batches(4))
+    for number, sample, other, one in zip(draw.samples, found, turned, draw.moves, strict=True):
+        expected = x[int(number) : int(number) + 3]
+        assert torch.equal(sample.unflatten(0, (3, 2)), expected)
+        assert torch.equal(other.unflatten(0, (3, 2)), move(expected, one.expand(3, -1)))

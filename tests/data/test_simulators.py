@@ -43,13 +43,13 @@ def energy(vorticity: Tensor, length: float) -> Tensor:
     return 0.5 * (u**2 + v**2).mean((-2, -1))
 
 
-@pytest.mark.parametrize("length", [2.0 * math.pi, 1.0])
-def test_taylor_green_vortex_decays_as_the_exact_solution(length: float) -> None:
+@pytest.mark.parametrize(("length", "drag"), [(2.0 * math.pi, 0.0), (1.0, 0.0), (1.0, 0.3)])
+def test_taylor_green_vortex_decays_as_the_exact_solution(length: float, drag: float) -> None:
     """Taylor and Green (1937): advection vanishes, the amplitude decays as exp(-2 nu k^2 t)."""
     flow = KolmogorovFlow(
         reynolds=50.0,
         forcing_amplitude=0.0,
-        drag=0.0,
+        drag=drag,
         length=length,
         resolution=16,
         output_resolution=16,
@@ -60,7 +60,7 @@ def test_taylor_green_vortex_decays_as_the_exact_solution(length: float) -> None
     k = 2.0 * math.pi / length
     start = 2.0 * k * torch.cos(k * x) * torch.cos(k * y)
     end = flow.advance(start[None], 0.7)[0]
-    exact = start * math.exp(-2.0 * k**2 / flow.reynolds * 0.7)
+    exact = start * math.exp(-(2.0 * k**2 / flow.reynolds + drag) * 0.7)
     torch.testing.assert_close(end, exact, rtol=1e-9, atol=1e-9)
 
 

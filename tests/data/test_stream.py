@@ -12,11 +12,11 @@ from ddo_modulus.data.dali import DaliLoader
 from ddo_modulus.data.loader import Symmetry, TensorLoader
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import hours_of
-from ddo_modulus.data.stream import StateOfStep, StoreLoader, StreamLoader
+from ddo_modulus.data.stream import SampleOfStep, StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.errors import InputError
 from ddo_modulus.normalize import Normalization
-from ddo_modulus.package import condition_at
+from ddo_modulus.task import Task
 
 LOADERS = [StreamLoader, DaliLoader]
 ALL = {"symmetry": Symmetry((1, 2), True, 3), "condition": True, "per_hour": True}
@@ -26,11 +26,14 @@ class InProcess(StoreLoader):
     """Reads where it is used."""
 
     def fields(self, start):
-        read, step = StateOfStep(self.reader, self.order), start
+        read, step = SampleOfStep(self.reader, self.frames, self.order), start
         while True:
             states = [torch.from_numpy(read(step, i)) for i in range(self.order.share)]
             yield torch.stack(states)
             step += 1
+
+
+FRAMES = torch.arange(47)[:, None] + torch.tensor([0, 1, 3])
 
 
 def loaders(store, kind, *, per_hour=False, per_point=True, condition=False, **options):
@@ -41,7 +44,9 @@ def loaders(store, kind, *, per_hour=False, per_point=True, condition=False, **o
     fitted = Normalization.fit(
         reader.channels, x, hours, per_hour=per_hour, per_point=per_point, harmonics=harmonics
     )
-    given = condition_at("hour_of_day", reader.times) if condition else None
+    given = Task(condition="hour_of_day").at(reader.times) if condition else None
+    if condition and "frames" in options:
+        given = given[: len(options["frames"])]
     memory = TensorLoader(fitted.normalize(x, hours), given, **options)
     return memory, kind(reader, fitted, given, **options, workers=1)
 
@@ -63,8 +68,14 @@ def assert_equal(memory, other, start=0, count=3):
         {"crop": (4, 5)},
         {"crop": (10, 12), "per_point": False},
         {"batch": 64, "symmetry": Symmetry(rotate=True)},  # more than an epoch
+        {"frames": FRAMES, **ALL},
+        {"frames": FRAMES, "crop": (4, 5), "per_hour": True},
+        {"frames": FRAMES, "crop": (10, 12), "per_point": False},
     ],
-    ids=["plain", "all", "crop by hour", "crop", "crop by channel", "large"],
+    ids=[
+        *("plain", "all", "crop by hour", "crop", "crop by channel", "large"),
+        *("frames", "cropped frames", "frames by channel"),
+    ],
 )
 def test_batches_are_those_in_memory(store, options):
     assert_equal(*loaders(store, InProcess, **{"batch": 8, "seed": 3, **options}))
@@ -93,7 +104,7 @@ def test_nothing_is_read_that_is_skipped(store, monkeypatch):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_processes_read_the_same_and_their_death_is_no_hang(store, kind):
-    memory, loader = loaders(store, kind, batch=6, seed=1, rank=1, ranks=2, **ALL)
+    memory, loader = loaders(store, kind, batch=6, seed=1, rank=1, ranks=2, frames=FRAMES, **ALL)
     batches = loader.batches(5)
     for expected, (x, condition) in zip(islice(memory.batches(5), 4), batches, strict=False):
         assert torch.equal(x, expected[0]) and torch.equal(condition, expected[1])

@@ -20,7 +20,7 @@ what the fields hold elsewhere, NaN included, has no effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
+from ddo_modulus.verification.tables import markdown, rich
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -198,6 +199,22 @@ class RankHistogram:
     chi_square: float
     p_value: float
 
+    @classmethod
+    def of(cls, counts: Tensor) -> RankHistogram:
+        """Test counts ``(E+1,)``, those of several parts added up as well.
+
+        Raises:
+            InputError: If there are none.
+        """
+        points = int(counts.sum())
+        if points == 0:
+            raise InputError("no point is left to count: the mask excludes all")
+        expected = points / len(counts)
+        chi_square = ((counts.double() - expected).square() / expected).sum().cpu()
+        freedom = torch.tensor((len(counts) - 1) / 2.0, dtype=torch.float64)
+        p_value = torch.special.gammaincc(freedom, chi_square / 2.0)
+        return cls(counts, float(chi_square), float(p_value))
+
 
 def rank_histogram(
     ensemble: Tensor,
@@ -243,15 +260,7 @@ def rank_histogram(
     below = (ensemble < truth).sum(0)
     ties = (ensemble == truth).sum(0)
     rank = below + (_uniform(truth.shape, generator, truth.device) * (ties + 1)).long()
-    histogram = torch.bincount(rank[counts], minlength=members + 1)
-    points = int(histogram.sum())
-    if points == 0:
-        raise InputError("no point is left to count: the mask excludes all")
-    expected = points / (members + 1)
-    chi_square = ((histogram.double() - expected).square() / expected).sum().cpu()
-    freedom = torch.tensor(members / 2.0, dtype=torch.float64)
-    p_value = torch.special.gammaincc(freedom, chi_square / 2.0)
-    return RankHistogram(histogram, float(chi_square), float(p_value))
+    return RankHistogram.of(torch.bincount(rank[counts], minlength=members + 1))
 
 
 @dataclass(frozen=True)
@@ -329,32 +338,38 @@ def _cells(row: Scores) -> tuple[str, ...]:
     )
 
 
+def pool(rows: Sequence[Scores]) -> Scores:
+    """Scores of all fields together, from those of parts of them.
+
+    Args:
+        rows: Scores of the same ensemble size over fields of one grid, without a mask.
+
+    Returns:
+        The row, with the label and units of the first.
+    """
+    points = sum(row.points for row in rows)
+    first = rows[0]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(v * r.points for v, r in zip(values, rows, strict=True)) / points
+
+    error = math.sqrt(mean(row.rmse**2 for row in rows))
+    width = math.sqrt(mean(row.spread**2 for row in rows))
+    ratio = (
+        math.sqrt((first.members + 1) / first.members) * width / error if error > 0 else math.nan
+    )
+    crps = mean(row.crps for row in rows)
+    return Scores(first.label, first.units, first.members, points, error, width, ratio, crps)
+
+
 def markdown_table(rows: Sequence[Scores]) -> str:
     """Render scores as a Markdown table, one row each, columns aligned."""
-    cells = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(_COLUMNS))]
-    rule = tuple("-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
-
-    def line(values: tuple[str, ...]) -> str:
-        padded = (
-            value.ljust(w) if i < 2 else value.rjust(w)
-            for i, (value, w) in enumerate(zip(values, widths, strict=True))
-        )
-        return "| " + " | ".join(padded) + " |"
-
-    return "\n".join(line(values) for values in (cells[0], rule, *cells[1:]))
+    return markdown(_COLUMNS, [_cells(row) for row in rows])
 
 
 def rich_table(rows: Sequence[Scores], *, title: str | None = None) -> Table:
     """Render scores as a table for the terminal."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for i, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if i < 2 else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return rich(_COLUMNS, [_cells(row) for row in rows], title=title)
 
 
 def _check(ensemble: Tensor, truth: Tensor | None, *, members: int) -> int:

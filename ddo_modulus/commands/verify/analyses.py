@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo verify``: scores and figures of analyses against the truth.
+"""``ddo verify analysis=``: scores and figures of analyses against the truth.
 
 Axes: ``E`` members, ``T`` times, ``H W`` grid, ``S`` shells of wavenumbers.
 """
@@ -17,24 +17,24 @@ import xarray as xr
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ddo_modulus.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.basis import SphericalBasis
 from ddo_modulus.commands.common import flag, integer, progress_bar, show
+from ddo_modulus.commands.verify.domain import grid_of, nearest
 from ddo_modulus.data.source import check_values, is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.data.table import ObservationTable, read_table
 from ddo_modulus.errors import InputError
 from ddo_modulus.figures import PointValues, analysis_panel, rank_histogram_figure, spectra_figure
-from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.verification import (
     RankHistogram,
     Scores,
+    basis_of,
     markdown_table,
     rank_histogram,
     rich_table,
     score,
 )
-
-_MEGAMETRES_PER_DEGREE = 0.1112
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def run(config: DictConfig) -> None:
     Raises:
         InputError: If analysis and truth do not fit together, or the folder exists.
     """
+    if config.truth is None:
+        raise InputError("analysis= needs truth=...: what the analyses are to be scored against")
     overwrite = flag(config, "overwrite")
     out = check_output(config.out, overwrite=overwrite)
     seed = integer(config, "seed", 0)
@@ -96,7 +98,7 @@ def run(config: DictConfig) -> None:
                     ensemble, reference, generator=generator, mask=mask, points_per_field=1
                 )
                 rows.append(scores)
-                report[label] = _entry(scores, ranks, thinned)
+                report[label] = entry(scores, ranks, thinned)
             spectra = spectra_of(ensemble, reference, grid)
             report[f"{name}, spectra"] = {k: v.tolist() for k, v in vars(spectra).items()}
             title = f"{name}, {ensemble.shape[1]} analyses of {ensemble.shape[0]} members"
@@ -157,48 +159,10 @@ def matching_truth(path: str, analysis: xr.Dataset, trajectory: int | None) -> x
         raise InputError(f"{path} and the analysis are not both on the globe, or both in a box")
     turn = None if is_cartesian(truth) else 360.0
     chosen = {
-        axis: _nearest(truth[axis].values, analysis[axis].values, period, f"{path}: {axis}")
+        axis: nearest(truth[axis].values, analysis[axis].values, period, f"{path}: {axis}")
         for axis, period in (("lat", None), ("lon", turn))
     }
     return truth.sel(time=times).isel(chosen)
-
-
-def _nearest(have: np.ndarray, want: np.ndarray, period: float | None, label: str) -> np.ndarray:
-    """Index of each wanted coordinate."""
-    distance = np.abs(have - want[:, None])
-    if period is not None:
-        distance = np.minimum(distance % period, -distance % period)
-    if distance.min(1).max() > 1e-3 * abs(want[1] - want[0]):
-        raise InputError(
-            f"{label} has {have.min():g} to {have.max():g} in steps of {abs(have[1] - have[0]):g}, "
-            f"the analysis {want.min():g} to {want.max():g} in steps of "
-            f"{abs(want[1] - want[0]):g}; interpolate the truth to the grid of the analysis"
-        )
-    return distance.argmin(1)
-
-
-def grid_of(dataset: xr.Dataset) -> Grid:
-    """Grid of a dataset in canonical form; a box that starts at zero is a torus."""
-    lat, lon = dataset["lat"].values, dataset["lon"].values
-    if not is_cartesian(dataset):
-        return LatLonGrid(lat, lon)
-    lengths = [len(axis) * float(axis[1] - axis[0]) for axis in (lat, lon)]
-    return BoxGrid((len(lat), len(lon)), lengths, periodic=abs(float(lat[0])) < 1e-9)
-
-
-def basis_of(grid: Grid) -> Basis:
-    """Basis for spectra: of the torus, the globe, or a region (lengths in 1000 km)."""
-    if isinstance(grid, BoxGrid):
-        family = FourierBasis if grid.periodic else CosineBasis
-        return family(grid.shape, grid.lengths)
-    assert isinstance(grid, LatLonGrid)
-    if grid.is_global:
-        return SphericalBasis(grid.shape, latitudes=grid.lat)
-    height, width = (len(a) * abs(float(a[1] - a[0])) for a in (grid.lat, grid.lon))
-    degree = _MEGAMETRES_PER_DEGREE
-    return CosineBasis(
-        grid.shape, (height * degree, width * degree * float(np.cos(np.deg2rad(grid.lat.mean()))))
-    )
 
 
 def spectra_of(ensemble: Tensor, truth: Tensor, grid: Grid) -> Spectra:
@@ -234,7 +198,8 @@ def _in_grid(
     return [rows[grid.contains(rows["lat"], rows["lon"])] for rows in windows]
 
 
-def _entry(scores: Scores, ranks: RankHistogram, thinned: RankHistogram) -> dict[str, object]:
+def entry(scores: Scores, ranks: RankHistogram, thinned: RankHistogram) -> dict[str, object]:
+    """Scores and rank histograms as JSON holds them."""
     return {
         **{k: v for k, v in asdict(scores).items() if k != "label"},
         "rank_histogram": {

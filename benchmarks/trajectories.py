@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Trajectories composed of windows: free, and given observations scattered over them.
+
+Kolmogorov flow at Reynolds number 1000, 64 x 64 points. *Free*: trajectories of 64 frames from a
+prior over windows of five, as composed here (the linear part is the whole trajectory's) and as in
+SDA (windows alone), and the Gaussian process of the linear part by itself; energy of time
+differences and seams against trajectories of the solver that no model was trained on. *Given
+observations*: a share of all points of all frames, with noise of 10 % of the standard deviation:
+the trajectory's posterior beside that of every frame by itself (a package of single states), and
+that of the Gaussian process. Packages differ in their normalisation by less than sampling error.
+
+    python benchmarks/trajectories.py --package kolmogorov_window --state kolmogorov64
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from kolmogorov import TEST_SEED, Case, assimilate, interpolate, observe
+from report import machine, publish
+from torch import Tensor
+
+from ddo_modulus.data.simulators import KolmogorovFlow
+from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.observations import LinearOperator, Observations
+from ddo_modulus.package import Package
+from ddo_modulus.sampling import sample
+from ddo_modulus.trajectory import TrajectoryDenoiser
+from ddo_modulus.verification import (
+    log_spectrum_distance,
+    rank_histogram,
+    score,
+    seam_ratio,
+    time_difference_energy,
+)
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+
+def unseen(package: Package, count: int, frames: int, spin_up: float) -> Tensor:
+    """Trajectories ``(M, L, H, W)`` of the solver, in the package's units."""
+    interval = 0.2 if package.interval is None else package.interval
+    size = package.grid.shape[0]
+    flow = KolmogorovFlow(
+        interval=interval, output_resolution=size, resolution=2 * size, spin_up=spin_up
+    )
+    generator = torch.Generator().manual_seed(TEST_SEED)
+    runs = torch.cat(list(flow.simulate(count, frames, generator=generator, device=DEVICE)))
+    x = package.normalization.normalize(runs.flatten(0, 1)[:, None].to(DEVICE))
+    return x.view(count, frames, size, size)
+
+
+def draw(package: Package, denoiser: Denoiser, length: int, count: int, steps: int) -> Tensor:
+    """Free trajectories ``(M, L, H, W)``."""
+    own = package.sampling
+    noise = denoiser.noise  # type: ignore[attr-defined]
+    scheduler = FieldNoiseScheduler(noise, own.sigma_min, own.sigma_max, own.rho)
+    generator = torch.Generator().manual_seed(4)
+    parts = [
+        sample(denoiser, scheduler, n, steps=steps, generator=generator, device=DEVICE)
+        for n in _shares(count, 8)
+    ]
+    return torch.cat(parts)
+
+
+def _shares(count: int, most: int) -> list[int]:
+    return [min(most, count - first) for first in range(0, count, most)]
+
+
+def free(package: Package, truth: Tensor, count: int, steps: int) -> list[str]:
+    """Rows of the table of free trajectories."""
+    frames, length = package.task.frames, truth.shape[1]
+    joint = TrajectoryDenoiser(package.operator, frames, length)
+    cases: dict[str, Tensor] = {"truth, other half": truth[1::2]}
+    seconds = {"truth, other half": 0.0}
+    reference = truth[::2]
+    windows = TrajectoryDenoiser(package.operator, frames, length, joint=False)
+    gaussian = joint.linear.prior.sample(count, generator=torch.Generator().manual_seed(5))
+    cases["Gaussian process of the linear part"] = gaussian.to(DEVICE)
+    seconds["Gaussian process of the linear part"] = 0.0
+    for name, denoiser in (("windows alone (SDA)", windows), ("**composed**", joint)):
+        began = time.perf_counter()
+        cases[name] = draw(package, denoiser, length, count, steps)
+        seconds[name] = time.perf_counter() - began
+    energy = time_difference_energy(reference).mean()
+    rows = []
+    for name, x in cases.items():
+        own = time_difference_energy(x)
+        seams = (seam_ratio(own) - 1).abs().max()
+        spectrum = log_spectrum_distance(x.double(), reference.double(), package.operator.basis)
+        variance = x.square().mean() / reference.square().mean()
+        rows.append(
+            f"| {name} | {float(own.mean() / energy):.3f} | {float(seams):.3f} "
+            f"| {float(variance):.3f} | {spectrum:.3f} | {seconds[name] / len(x):.2f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def observed(
+    package: Package, state: Package | None, truth: Tensor, options: argparse.Namespace
+) -> list[str]:
+    """Rows of the table of posteriors."""
+    length = truth.shape[1]
+    case = observe(truth, options.fraction)
+    denoiser = TrajectoryDenoiser(package.operator, package.task.frames, length)
+    own = package.sampling
+    rows: list[str] = []
+
+    def tell(name: str, members: Tensor, seconds: float) -> None:
+        s = score(
+            members.cpu(), case.truth.cpu(), label=name, units="std", mask=case.unobserved.cpu()
+        )
+        ranks = rank_histogram(
+            members.cpu(),
+            case.truth.cpu(),
+            generator=torch.Generator().manual_seed(0),
+            mask=case.unobserved.cpu(),
+            points_per_field=1,
+        )
+        rows.append(
+            f"| {name} | {s.rmse:.4f} | {s.crps:.4f} | {s.ratio:.3f} | {ranks.p_value:.3f} "
+            f"| {seconds:.0f} |"
+        )
+        print(rows[-1], flush=True)
+
+    if state is not None:
+        began = time.perf_counter()
+        members = assimilate(
+            state.operator,
+            state.scheduler(),
+            frame_by_frame(case),
+            options.members,
+            steps=options.steps,
+            covariance="jacobian",
+            iterations=2,
+            batch=options.batch,
+        )
+        each = members.reshape(options.members, *truth.shape)
+        tell("every frame by itself", each, time.perf_counter() - began)
+    began = time.perf_counter()
+    linear = interpolate(denoiser.linear, case, options.members)
+    tell("Gaussian process, exact", linear, time.perf_counter() - began)
+    for iterations in options.iterations:
+        began = time.perf_counter()
+        scheduler = FieldNoiseScheduler(denoiser.noise, own.sigma_min, own.sigma_max, own.rho)
+        members = assimilate(
+            denoiser,
+            scheduler,
+            case,
+            options.members,
+            steps=options.steps,
+            covariance="jacobian" if iterations else "linear",
+            iterations=max(iterations, 1),
+            batch=options.batch // length,
+        )
+        kind = f"{iterations} iterations" if iterations else "linear covariance"
+        tell(f"**trajectory**, {kind}", members, time.perf_counter() - began)
+    return rows
+
+
+def frame_by_frame(case: Case) -> Case:
+    """The observations of trajectories as those of their frames, a state each.
+
+    Frames have different numbers of observations: those that lack some observe a point of theirs
+    again, with an error that makes it count for nothing.
+    """
+    count, length = case.truth.shape[:2]
+    points = case.truth[0, 0].numel()
+    operator, values = case.observations.operator, case.observations.values
+    assert isinstance(operator, LinearOperator)
+    index = operator.index[..., 0]
+    frame = index // points + length * torch.arange(count, device=index.device)[:, None]
+    frame, place, value = frame.flatten(), (index % points).flatten(), values.flatten()
+    order = frame.argsort(stable=True)
+    frame, place, value = frame[order], place[order], value[order]
+    each = torch.bincount(frame, minlength=count * length)
+    first = each.cumsum(0) - each
+    slot = torch.arange(len(frame), device=frame.device) - first[frame]
+    size = (count * length, int(each.max()))
+    where = place.new_zeros(size).index_put((frame, slot), place)
+    seen = value.new_zeros(size).index_put((frame, slot), value)
+    real = torch.arange(size[1], device=frame.device) < each[:, None]
+    error = float(case.observations.variance.flatten()[0])
+    variance = torch.where(real, error, 1e6)
+    weight = torch.ones_like(seen)
+    linear = LinearOperator(where[..., None], weight[..., None], torch.zeros_like(seen))
+    truth = case.truth.flatten(0, 1)[:, None]
+    free = case.unobserved.flatten(0, 1)[:, None]
+    return Case(truth, Observations(linear, seen, variance), free)
+
+
+def main() -> None:
+    """Run both parts and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--package", default="kolmogorov_window")
+    parser.add_argument("--state", default=None, help="package of single states")
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--free", type=int, default=16, help="free trajectories")
+    parser.add_argument("--truths", type=int, default=32, help="to compare them with")
+    parser.add_argument("--trajectories", type=int, default=2, help="to be found")
+    parser.add_argument("--fraction", type=float, default=0.03)
+    parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--iterations", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--batch", type=int, default=1024, help="frames computed together")
+    parser.add_argument("--spin-up", type=float, default=25.0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    package = Package.load(options.package, DEVICE)
+    state = None if options.state is None else Package.load(options.state, DEVICE)
+    truth = unseen(package, options.truths, options.length, options.spin_up)
+    drawn = free(package, truth, options.free, options.steps)
+    posterior = observed(package, state, truth[: options.trajectories], options)
+    publish(
+        [
+            "# Trajectories from windows",
+            "",
+            f"{machine()}; windows of {package.task.frames}, trajectories of {options.length} "
+            f"frames, {options.steps} steps. `python benchmarks/trajectories.py`",
+            "",
+            f"Free: {options.free} trajectories against half of {options.truths} true ones.",
+            "",
+            "| | energy of time differences, ratio | largest seam | variance, ratio "
+            "| log-spectrum distance | s each |",
+            "|---|---|---|---|---|---|",
+            *drawn,
+            "",
+            f"{options.fraction:.0%} of all points observed, {options.trajectories} trajectories, "
+            f"{options.members} members; scores at the other points, in standard deviations; rank "
+            "histograms of one point of each frame.",
+            "",
+            "| | RMSE | CRPS | spread/RMSE | rank p | s |",
+            "|---|---|---|---|---|---|",
+            *posterior,
+        ],
+        options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated fields: draws of a package's prior, of trajectories, or of states given a coarse view.
+
+Axes: ``E`` members, ``T`` times, ``B`` states drawn together, ``P`` frames of a state, ``C``
+variables, ``H W`` grid, ``h w`` coarse grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus import __version__
+from ddo_modulus.assimilation import coordinates, labelled, member_generator
+from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.errors import InputError
+from ddo_modulus.field import GaussianField
+from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.package import Package
+from ddo_modulus.sampling import Churn, sample
+from ddo_modulus.trajectory import TrajectoryDenoiser
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to draw; what is None is the package's own.
+
+    Attributes:
+        steps: Noise levels.
+        solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        sigma_min: Least noise level.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule.
+        discretization: One of :data:`~ddo_modulus.noise.DISCRETIZATIONS`.
+        churn: Noise to renew on the way.
+        frozen: Whether all times of a member start from the same noise: each remains a sound
+            draw, and a film of them flickers less.
+        batch: States drawn together; bounds the memory.
+    """
+
+    steps: int | None = None
+    solver: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+    discretization: str = "edm"
+    churn: Churn | None = None
+    frozen: bool = False
+    batch: int = 64
+
+    def scheduler(self, package: Package, noise: GaussianField) -> FieldNoiseScheduler:
+        """Noise levels of a package, or those asked for.
+
+        Raises:
+            InputError: If they are out of range.
+        """
+        own = package.sampling
+        low, high, rho = (
+            getattr(own, name) if getattr(self, name) is None else float(getattr(self, name))
+            for name in ("sigma_min", "sigma_max", "rho")
+        )
+        return FieldNoiseScheduler(noise, low, high, rho, discretization=self.discretization)
+
+
+def generate(
+    package: Package,
+    times: Sequence[np.datetime64] | np.ndarray,
+    *,
+    ensemble: int = 8,
+    coarse: Float[Tensor, "T P C h w"] | None = None,
+    resolution: tuple[int, int] | None = None,
+    seed: int = 0,
+    sampler: Sampler | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Draw fields from a package.
+
+    A package of single states gives independent states, one for each member and time; one of
+    windows in time gives a trajectory over all times for each member; one with a coarse view gives
+    states that belong to the view of each time. A draw depends on the seed, its member and its time
+    (a trajectory: its first time), not on the others or on ``sampler.batch``.
+
+    Args:
+        package: Where to draw from; it computes where its operator is.
+        times: UTC. Labels only, for a package without condition; in steps of the package's
+            interval for trajectories.
+        ensemble: Members ``E``.
+        coarse: Coarse views in physical units, of the ``P`` frames around each time.
+        resolution: Grid of the draws, the package's own if None. Finer ones show finer scales of
+            the same functions.
+        seed: Of all noise.
+        sampler: How to draw.
+        progress: Called with the number of steps of states done and their total.
+
+    Returns:
+        Every variable on ``(ensemble, time, lat, lon)``, float32 in physical units. Attributes
+        record the options.
+
+    Raises:
+        InputError: If an argument does not fit the package.
+    """
+    sampler = Sampler() if sampler is None else sampler
+    times = np.asarray(times, "datetime64[ns]")
+    task, own = package.task, package.sampling
+    shape = package.grid.shape if resolution is None else resolution
+    if ensemble < 1 or sampler.batch < 1 or seed < 0 or not len(times):
+        raise InputError(
+            f"ensemble={ensemble}, batch={sampler.batch} and the number of times ({len(times)}) "
+            f"must be at least 1, seed={seed} not negative"
+        )
+    if (coarse is None) != (task.coarse is None):
+        wanted = "a coarse view of each time" if coarse is None else "no coarse view"
+        raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
+    if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
+        raise InputError("the package's climatology is by point: it draws on its own grid only")
+    conditions = _conditions(package, times, coarse)
+    denoiser: Denoiser = package.operator
+    noise, starts, length = package.operator.noise, times, 1
+    if task.frames > 1 and task.coarse is None:
+        denoiser = trajectories(package, len(times))
+        noise, starts, length = denoiser.noise, times[:1], len(times)
+    steps = own.steps if sampler.steps is None else sampler.steps
+    solver = own.solver if sampler.solver is None else sampler.solver
+    scheduler = sampler.scheduler(package, noise)
+    done, total = 0, steps * ensemble * len(starts)
+
+    def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
+        nonlocal done
+        for level in levels:
+            yield level
+            done += states
+            if progress is not None:
+                progress(done, total)
+
+    places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
+    parts = []
+    together = max(1, sampler.batch // length)
+    for first in range(0, len(places), together):
+        some = places[first : first + together]
+        index = torch.tensor([t for _, t in some])
+        drawn = sample(
+            denoiser,
+            scheduler,
+            len(some),
+            steps=steps,
+            solver=solver,
+            churn=sampler.churn,
+            generator=[
+                member_generator(seed, starts[0 if sampler.frozen else t], member)
+                for member, t in some
+            ],
+            shape=shape,
+            condition=None if conditions is None else conditions[index].to(package.operator.device),
+            device=package.operator.device,
+            progress=partial(counted, len(some)),
+        )
+        parts.append(drawn.cpu())
+    fields = torch.cat(parts).unflatten(1, (-1, len(package.channels)))  # E*T P C H W
+    middle = fields if length > 1 else fields[:, task.frames // 2][:, None]
+    states = middle.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
+    hours = package.hours(np.tile(times, ensemble))
+    statistics = package.normalization.to("cpu")
+    physical = statistics.denormalize(states.flatten(0, 1), hours).unflatten(0, (ensemble, -1))
+    attributes: dict[str, object] = {
+        "trajectory": str(length > 1).lower(),
+        "seed": seed,
+        "steps": steps,
+        "solver": solver,
+        **{
+            name: getattr(scheduler, name)
+            for name in ("sigma_min", "sigma_max", "rho", "discretization")
+        },
+        **(
+            {}
+            if sampler.churn is None
+            else {f"churn_{k}": v for k, v in asdict(sampler.churn).items()}
+        ),
+        "software": f"ddo_modulus {__version__}",
+    }
+    simulator = package.provenance.get("data")
+    if isinstance(simulator, dict) and "simulator" in simulator:
+        attributes["simulator"] = simulator["simulator"]
+    return labelled(
+        package, times, physical.float(), coordinates(package.grid.at(shape)), attributes
+    )
+
+
+def trajectories(package: Package, length: int) -> TrajectoryDenoiser:
+    """Denoiser of trajectories from a package of windows in time.
+
+    Raises:
+        InputError: If it is none, or ``length`` is shorter than a window.
+    """
+    return TrajectoryDenoiser(package.operator, package.task.frames, length)
+
+
+def _conditions(
+    package: Package, times: np.ndarray, coarse: Float[Tensor, "T P C h w"] | None
+) -> Tensor | None:
+    """Condition of each time, in the operator's units."""
+    task = package.task
+    if task.coarse is None or coarse is None:
+        return package.conditions(times)
+    wanted = (len(times), task.span, len(package.channels), *task.coarse.shape(package.grid.shape))
+    if tuple(coarse.shape) != wanted:
+        raise InputError(f"the coarse view has shape {tuple(coarse.shape)}; expected {wanted}")
+    statistics = package.normalization.to("cpu")
+    if statistics.mean.shape[-1] > 1 or statistics.per_hour:
+        raise InputError("a coarse view needs statistics that are the same at all points and hours")
+    y = statistics.normalize(coarse.flatten(0, 1)).unflatten(0, coarse.shape[:2]).flatten(1, 2)
+    return task.coarse.spread(y, package.operator.basis)

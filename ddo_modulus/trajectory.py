@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A denoiser of short windows, composed into one of trajectories of any length.
+
+Axes: ``B`` batch, ``L`` frames of the trajectory, ``P`` frames of a window, ``S = L - P + 1``
+windows, ``C`` variables, ``H W`` grid. Frames are channels, the first frame's variables first:
+states are ``(B, L C, H, W)``.
+
+A frame given all others depends mostly on its neighbours in time. Rozet and Louppe ("Score-based
+Data Assimilation", 2023, arXiv 2306.10574) take the score of each frame from the window around it.
+That breaks down at high noise, where a frame says little and far ones count. In the Gaussian part
+of the prior, however, any number of frames has a closed form
+(:meth:`~ddo_modulus.coupled.CoupledField.extended`). So the linear part is that of the whole
+trajectory, and what is taken from windows is their deviation from their own linear part:
+
+.. math:: D(x)_i = W_L(x)_i + \left[D_P(x_w) - W_P(x_w)\right]_{i - w}, \qquad w
+    \text{ the window around frame } i .
+
+Exact for Gaussian processes that a window determines; with ``joint=False`` it is the composition of
+Rozet and Louppe. The result is a denoiser: every sampler and every posterior takes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ddo_modulus.coupled import CoupledField
+from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.errors import InputError
+from ddo_modulus.field import GaussianField
+
+# Windows that are denoised together: bounds the memory of a long trajectory.
+_TOGETHER = 256
+
+
+class TrajectoryDenoiser:
+    """Denoiser of trajectories, from one of windows.
+
+    Args:
+        window: Denoiser of windows, with a coupled prior.
+        frames: Frames ``P`` of a window; its channels are ``P`` times the variables.
+        length: Frames ``L`` of the trajectory, at least ``frames``.
+        joint: Whether the linear part is that of the whole trajectory, or of each window.
+
+    Attributes:
+        noise: The window's noise, for all frames; build the scheduler with it.
+        linear: Gaussian part, that posteriors precondition with.
+
+    Raises:
+        InputError: If the trajectory is shorter than a window, or the operator's prior is not
+            that of windows.
+    """
+
+    def __init__(
+        self, window: DiffusionOperator, frames: int, length: int, *, joint: bool = True
+    ) -> None:
+        prior = window.linear.prior
+        if not isinstance(prior, CoupledField) or window.channels % frames:
+            raise InputError(
+                f"an operator of {window.channels} channels without a coupled prior knows no "
+                f"windows of {frames} frames; train one with data.frames={frames}"
+            )
+        if length < frames:
+            raise InputError(f"a trajectory of {length} frames is shorter than a window: {frames}")
+        self.window, self.frames, self.length, self.joint = window, frames, length, joint
+        long = prior.extended(frames, length)
+        self.noise: GaussianField = long.reference
+        self.linear = GaussianDenoiser(0.0, long, self.noise)
+        self._linear = {window.basis.shape: self.linear}
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B LC H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B LC H W"]:
+        """Expected clean trajectory."""
+        shape = (x.shape[-2], x.shape[-1])
+        if shape not in self._linear:
+            self._linear[shape] = self.linear.at(shape)
+        short = self.window.linear_at(shape)
+        windows = self._windows(x)
+        levels = sigma.repeat_interleave(self.length - self.frames + 1)
+        if condition is not None:
+            condition = condition.repeat_interleave(self.length - self.frames + 1, 0)
+        pieces = []
+        for part in torch.arange(len(windows), device=x.device).split(_TOGETHER):
+            given = None if condition is None else condition[part]
+            pieces.append(self._denoise(windows[part], levels[part], given, short))
+        found = self._gather(torch.cat(pieces), len(x))
+        return self._linear[shape](x, sigma) + found if self.joint else found
+
+    def _denoise(
+        self, x: Tensor, sigma: Tensor, condition: Tensor | None, linear: GaussianDenoiser
+    ) -> Tensor:
+        """Windows denoised; minus their linear part if that is taken from the trajectory."""
+
+        def run(x: Tensor) -> Tensor:
+            clean = self.window(x, sigma, condition)
+            return clean - linear(x, sigma) if self.joint else clean
+
+        if torch.is_grad_enabled() and x.requires_grad:  # only one part's activations at a time
+            return checkpoint(run, x, use_reentrant=False)
+        return run(x)
+
+    def _windows(self, x: Float[Tensor, "B LC H W"]) -> Float[Tensor, "BS PC H W"]:
+        """Windows of each trajectory, next to each other in the batch."""
+        frames = x.unflatten(1, (self.length, -1))
+        return frames[:, self._members()].flatten(2, 3).flatten(0, 1)
+
+    def _members(self) -> Int[Tensor, "S P"]:
+        start = torch.arange(self.length - self.frames + 1)
+        return start[:, None] + torch.arange(self.frames)
+
+    def _gather(self, windows: Float[Tensor, "BS PC H W"], batch: int) -> Tensor:
+        """Each frame from the window that it is nearest to the middle of."""
+        parts = windows.unflatten(0, (batch, -1)).unflatten(2, (self.frames, -1))
+        frame = torch.arange(self.length)
+        window = (frame - self.frames // 2).clamp(0, self.length - self.frames)
+        return parts[:, window, frame - window].flatten(1, 2)
