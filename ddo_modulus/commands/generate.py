@@ -134,14 +134,20 @@ class Shown:
     def variables(self, package: Package) -> dict[str, Any]:
         """``<variable>_lowres`` and ``<variable>_truth``, to stand beside what is drawn.
 
-        Coarse axes are ``lat_lowres`` and ``lon_lowres``. The truth is left out where its grid is
-        not that of the draws.
+        Coarse axes, ``lat_lowres`` and ``lon_lowres``, hold the centres of cells. The truth is left
+        out where its grid is not that of the draws.
         """
         middle = self.coarse[:, self.coarse.shape[1] // 2].numpy()
-        grid = coordinates(package.grid.at(middle.shape[-2:]))
+        assert package.task.coarse is not None
+        grid = coordinates(package.grid)
+        places = torch.from_numpy(
+            np.stack(np.meshgrid(grid["lat"][1], grid["lon"][1], indexing="ij"))
+        )
+        centres = package.task.coarse.view(places[None])[0].numpy()
+        axes = {"lat": centres[0, :, 0], "lon": centres[1, 0]}
         data: dict[str, Any] = {
-            f"{name}_lowres": (f"{name}_lowres", values, attributes)
-            for name, (_, values, attributes) in grid.items()
+            f"{name}_lowres": (f"{name}_lowres", values, grid[name][2])
+            for name, values in axes.items()
         }
         for i, (name, unit) in enumerate(zip(package.channels, package.units, strict=True)):
             dims = ("time", "lat_lowres", "lon_lowres")

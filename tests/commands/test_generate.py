@@ -133,6 +133,9 @@ def test_super_resolution(ddo, packages, torus, tmp_path):
     view = CoarseWindow(2).view(torch.from_numpy(data[1:4].values)[:, None])[:, 0]
     np.testing.assert_allclose(found["vorticity_lowres"], view, atol=1e-6)
     assert (found["time"].values == data["time"].values[1:4]).all()
+    centres = found["lat"].values.reshape(4, 2).mean(1)
+    np.testing.assert_allclose(found["lat_lowres"], centres)
+    np.testing.assert_allclose(found["lon_lowres"], centres)
     # The coarse fields alone tell as much.
     coarse = CoarseWindow(2).view(torch.from_numpy(data.values)[:, None])[:, 0]
     axes = {"time": data["time"], "lat": np.arange(4) / 4, "lon": np.arange(4) / 4}
