@@ -16,8 +16,8 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.figures import (
     CurvePanel,
     PointValues,
-    _scale,
     analysis_panel,
+    color_scale,
     curves_figure,
     rank_histogram_figure,
     spectra_figure,
@@ -47,11 +47,11 @@ def test_panel_is_drawn_from_tensors_with_descending_latitude(tmp_path: Path, me
 def test_colours_of_signed_fields_are_centred_at_zero() -> None:
     """Signed fields diverge from zero; temperatures in kelvin do not."""
     x = np.linspace(-3.0, 5.0, 1000).reshape(20, 50)
-    scale = _scale(x, None)
+    scale = color_scale(x, None)
     assert scale["vmin"] == -scale["vmax"]
-    assert _scale(x + 280.0, None)["vmin"] > 270.0
-    assert _scale(x, signed=False)["vmin"] > -3.0
-    assert _scale(np.zeros((4, 4)), signed=True)["vmax"] == 1.0
+    assert color_scale(x + 280.0, None)["vmin"] > 270.0
+    assert color_scale(x, signed=False)["vmin"] > -3.0
+    assert color_scale(np.zeros((4, 4)), signed=True)["vmax"] == 1.0
 
 
 def test_histogram_and_spectra_are_drawn(tmp_path: Path) -> None:

@@ -231,3 +231,13 @@ def test_what_cannot_be_integrated_is_refused():
         SMALL.advance(torch.zeros(1, 3, 5, 5, dtype=torch.complex128), 1.0)
     with pytest.raises(InputError, match="expected"):
         SMALL.to_dataset(torch.zeros(1, 1, 33, 64))
+
+
+def test_without_its_solver_it_says_what_to_install(monkeypatch):
+    """A missing package, or one whose extension was built for another torch."""
+    import sys
+
+    monkeypatch.delitem(sys.modules, "ddo_modulus.data.simulators.sphere", raising=False)
+    monkeypatch.setitem(sys.modules, "torch_harmonics", None)
+    with pytest.raises(InputError, match=r"pip install 'ddo-modulus\[sphere\]'"):
+        ShallowWater(truncation=21, shape=[33, 64]).advance(torch.zeros(1, 3, 33, 64), 60.0)

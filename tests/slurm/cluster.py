@@ -155,7 +155,13 @@ class Cluster:
         return dict(entry.split("=", 1) for entry in told.split() if "=" in entry)
 
     def start_now(self, job):
-        """Start a job that was put back; Slurm would keep it for two minutes."""
+        """Start a job that was put back; Slurm would keep it for two minutes.
+
+        It does so because what is left of the turn before would be taken for the end of the next.
+        """
+        idle = lambda: set(self.ask("sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"}  # noqa: E731
+        self._until(idle, 120, "nodes are idle")
+        time.sleep(5)
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def await_state(self, job, *states, seconds=120):

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch_harmonics import InverseRealSHT, InverseRealVectorSHT
-from torch_harmonics.examples.shallow_water_equations import ShallowWaterSolver
 
 from ddo_modulus.data.simulators.simulator import (
     Integrator,
@@ -23,6 +21,15 @@ from ddo_modulus.data.simulators.simulator import (
     steps_of,
 )
 from ddo_modulus.errors import InputError
+
+try:
+    from torch_harmonics import InverseRealSHT, InverseRealVectorSHT
+    from torch_harmonics.examples.shallow_water_equations import ShallowWaterSolver
+except ImportError as error:  # also where it was built for another torch
+    raise InputError(
+        "shallow water needs torch-harmonics, built for the torch that is installed "
+        f"({error}): pip install 'ddo-modulus[sphere]'"
+    ) from error
 
 if TYPE_CHECKING:
     from ddo_modulus.data.simulators.shallow_water import ShallowWater
