@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -59,6 +60,12 @@ EVERY = {
 @pytest.mark.parametrize("name", EVERY)
 def test_every_simulator_appends_batch_by_batch(ddo, tmp_path, name):
     """Stores of the first trajectories, in batches of another size, hold the same ones."""
+    if name == "shallow_water":
+        pytest.importorskip(
+            "torch_harmonics",
+            reason="torch-harmonics is not installed, or built for another torch",
+            exc_type=ImportError,
+        )
     keys = {"simulator": name, "frames": 3, **EVERY[name]}
     assert ddo("simulate", out=tmp_path / "a", trajectories=5, batch=2, **keys).status == 0
     assert ddo("simulate", out=tmp_path / "b", trajectories=3, batch=3, **keys).status == 0
@@ -122,3 +129,11 @@ def test_mistakes(refused, tmp_path):
     existing = tmp_path / "there"
     existing.mkdir()
     mistake("exists", out=existing)
+
+
+def test_without_its_solver_shallow_water_says_what_to_install(refused, tmp_path, monkeypatch):
+    """A missing package, or one whose extension was built for another torch."""
+    monkeypatch.delitem(sys.modules, "ddo_modulus.data.simulators.sphere", raising=False)
+    monkeypatch.setitem(sys.modules, "torch_harmonics", None)
+    keys = {"simulator": "shallow_water", "trajectories": 1, "frames": 1, **EVERY["shallow_water"]}
+    refused("pip install 'ddo-modulus[sphere]'", "simulate", tmp_path / "x.zarr", **keys)
