@@ -64,7 +64,7 @@ class Inflated:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state under the inflated prior."""
         root = spread(self.factor.sqrt().to(x), len(x))
-        mean = self.denoiser.linear.at(x.shape[-2:]).mean.to(x)  # type: ignore[attr-defined]
+        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
         wide = root.view(-1, 1, 1, 1)
         clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
         return mean + wide * (clean - mean)
@@ -99,7 +99,11 @@ class Innovations:
         linear = linear_part(denoiser, noise)
         operator = observations.operator
         values = observations.values.double().reshape(-1, operator.size)
-        state = linear.mean.expand(len(values), *linear.mean.shape)
+        state = linear.mean
+        if state.ndim == 3 or len(state) <= len(values):
+            state = spread(state.reshape(-1, *state.shape[-3:]), len(values))
+        else:  # members differ; of an analysis, their mean
+            state = state.unflatten(0, (len(values), -1)).mean(1)
         tangent = operator.linearize(state)
         rows = spread(spanned(tangent, linear, state), len(values))
         error = torch.linalg.cholesky(observations.error_covariance(values))
