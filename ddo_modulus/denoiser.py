@@ -89,6 +89,7 @@ class GaussianDenoiser:
         variance, self.rotation = prior.relative_to(noise)
         self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
+        self._grids: dict[tuple[int, int], GaussianDenoiser] = {}
 
     @property
     def linear(self) -> Self:
@@ -97,12 +98,18 @@ class GaussianDenoiser:
 
     def at(self, shape: Sequence[int]) -> GaussianDenoiser:
         """The same prior on another grid; the mean is interpolated in the basis."""
-        if tuple(shape) == self.noise.shape:
+        key = (shape[0], shape[1])
+        if key == self.noise.shape:
             return self
-        basis = self.noise.basis
-        shared = basis.truncate(basis.at(shape).modes)
-        mean = shared.synthesize(shared.analyze(self.mean), shape)
-        return GaussianDenoiser(mean, self.prior.at(shape), self.noise.at(shape), self.inflation)
+        if key not in self._grids:
+            with lasting():
+                basis = self.noise.basis
+                shared = basis.truncate(basis.at(shape).modes)
+                mean = shared.synthesize(shared.analyze(self.mean), shape)
+                self._grids[key] = GaussianDenoiser(
+                    mean, self.prior.at(shape), self.noise.at(shape), self.inflation
+                )
+        return self._grids[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
@@ -114,7 +121,7 @@ class GaussianDenoiser:
     def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
         """The same covariance about another mean."""
         other = copy(self)
-        other.mean, other._constants = mean, {}
+        other.mean, other._constants, other._grids = mean, {}, {}
         return other
 
     @property

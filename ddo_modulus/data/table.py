@@ -7,7 +7,7 @@ where they are there (`NUMBERS`, `LABELS`); a value of theirs that cannot be is 
 What is done about flaws:
 
 - A mistake that spoils the whole table (a column, the units) is an `InputError`.
-- A flawed row is left out and counted in `ObservationTable.dropped`.
+- A flawed row is left out, counted in `ObservationTable.dropped` and kept in `.rejected`.
 - Reports that differ, from the same place and time, are separate observations and stay; an exact
   repetition tells nothing new and goes.
 - An unknown observation error stays NaN, for the caller's default; one of zero or less is a
@@ -16,7 +16,7 @@ What is done about flaws:
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +61,35 @@ class ObservationTable:
             where unknown). Those of `NUMBERS` (NaN where unknown) and `LABELS` (None) that the
             source has.
         dropped: Number of rows left out, by reason.
+        rejected: These rows, with a column `reason`.
     """
 
     frame: pd.DataFrame
     dropped: dict[str, int] = field(default_factory=dict)
+    rejected: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def without(self, reason: "pd.Series[str]") -> "ObservationTable":
+        """Leave out rows, and remember them.
+
+        Args:
+            reason: Why, for each row of the frame; empty text for those that stay.
+        """
+        bad = reason != ""
+        if not bad.any():
+            return self
+        dropped = dict(self.dropped)
+        for text, count in reason[bad].value_counts().items():
+            dropped[str(text)] = dropped.get(str(text), 0) + int(count)
+        rows = self.frame[bad].assign(reason=reason[bad].astype(str))
+        rejected = rows if self.rejected.empty else pd.concat([self.rejected, rows])
+        return ObservationTable(self.frame[~bad], dropped, rejected.reset_index(drop=True))
 
     def at(
-        self, times: Sequence[np.datetime64] | np.ndarray, tolerance: np.timedelta64 = NO_TOLERANCE
+        self,
+        times: Sequence[np.datetime64] | np.ndarray,
+        tolerance: np.timedelta64 = NO_TOLERANCE,
+        *,
+        required: bool = True,
     ) -> list[pd.DataFrame]:
         """Select the observations for each of a list of analysis times.
 
@@ -75,12 +97,13 @@ class ObservationTable:
             times: Analysis times, UTC.
             tolerance: Largest distance in time, either way. An observation near enough to
                 several analysis times serves each.
+            required: Whether there must be one for each time.
 
         Returns:
-            One frame for each time, none of them empty.
+            One frame for each time.
 
         Raises:
-            InputError: If there is no observation for some of the times.
+            InputError: If there is no observation for some of the times, and ``required``.
         """
         seen = self.frame["time"].to_numpy()
         windows = [
@@ -93,7 +116,7 @@ class ObservationTable:
         empty = [
             str(pd.Timestamp(t)) for t, w in zip(times, windows, strict=True) if w.start == w.stop
         ]
-        if empty:
+        if empty and required:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
                 f"no observations within {pd.Timedelta(tolerance)} of {len(empty)} of "
@@ -132,13 +155,12 @@ def read_table(
     if frame.empty:
         raise InputError(f"{where}: no rows; check how it was made")
     frame = _typed(frame, where)
-    dropped: dict[str, int] = {}
+    table = ObservationTable(frame)
 
     def drop(reason: str, bad: pd.Series) -> None:
-        nonlocal frame
-        if bad.any():
-            dropped[reason] = int(bad.sum())
-            frame = frame[~bad]
+        nonlocal table, frame
+        table = table.without(bad.map({True: reason, False: ""}))
+        frame = table.frame
 
     present = sorted(frame["variable"].unique())
     if variables is not None:
@@ -158,10 +180,10 @@ def read_table(
     told = [column for column in frame if column not in LABELS]
     drop("repeated row", frame.duplicated(told))
     if frame.empty:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
     _check_errors(frame, where)
-    return ObservationTable(frame.sort_values("time", kind="stable", ignore_index=True), dropped)
+    return replace(table, frame=frame.sort_values("time", kind="stable", ignore_index=True))
 
 
 def _read_file(path: Path) -> pd.DataFrame:
