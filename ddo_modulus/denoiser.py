@@ -12,7 +12,7 @@ With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,45 @@ class Denoiser(Protocol):
             sigma: Noise levels.
             condition: Further input, ``(B, D, H, W)``.
         """
+        ...
+
+
+Pullback = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B C H W"]]
+
+
+@runtime_checkable
+class Engine(Denoiser, Protocol):
+    """A denoiser that brings its own derivative, whatever it computes with.
+
+    Where automatic differentiation cannot look inside (an inference engine, a captured graph),
+    guidance still needs :math:`J^T v`. A denoiser with :meth:`vjp` is asked for it
+    (:func:`value_and_pullback`). One that can keep what the derivative needs offers, beside it, a
+    method ``value_and_pullback(x, sigma, condition)`` with the result of that function, and is
+    spared the second forward pass.
+
+    Attributes:
+        noise: Noise field, on the grid of the engine.
+        linear: Gaussian part, that posteriors precondition with.
+    """
+
+    @property
+    def noise(self) -> GaussianField:
+        """Noise field, on the grid of the engine."""
+        ...
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part of the denoiser, on the grid of the engine."""
+        ...
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean states, and ``J^T v`` with ``J`` their derivative by ``x``."""
         ...
 
 
@@ -483,8 +522,18 @@ def value_and_pullback(
     x: Float[Tensor, "B C H W"],
     sigma: Float[Tensor, " B"],
     condition: Tensor | None = None,
-) -> tuple[Float[Tensor, "B C H W"], Callable[[Tensor], Tensor]]:
-    """Denoised states and the map ``v -> J^T v``, which may be called any number of times."""
+) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+    """Denoised states and the map ``v -> J^T v``, which may be called any number of times.
+
+    By the denoiser's own ``value_and_pullback`` or ``vjp`` (:class:`Engine`) if it has one, else by
+    automatic differentiation.
+    """
+    own = getattr(denoiser, "value_and_pullback", None)
+    if own is not None:
+        return own(x, sigma, condition)
+    product = getattr(denoiser, "vjp", None)
+    if product is not None:
+        return denoiser(x, sigma, condition), lambda v: product(x, sigma, v, condition)[1]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         clean = denoiser(x, sigma, condition)
@@ -493,6 +542,21 @@ def value_and_pullback(
         return torch.autograd.grad(clean, x, v, retain_graph=True)[0]
 
     return clean.detach(), pullback
+
+
+def vjp(
+    denoiser: Denoiser,
+    x: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, " B"],
+    v: Float[Tensor, "B C H W"],
+    condition: Tensor | None = None,
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """Denoised states and ``J^T v`` of any denoiser, at once."""
+    own = getattr(denoiser, "vjp", None)
+    if own is not None:
+        return own(x, sigma, v, condition)
+    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
+    return clean, pullback(v)
 
 
 def linear_part(denoiser: Denoiser, noise: GaussianField) -> GaussianDenoiser:
