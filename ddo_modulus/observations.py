@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import Grid, LatLonGrid
-from ddo_modulus.linalg import spread
+from ddo_modulus.linalg import lasting, spread
 
 
 class ObservationOperator(ABC):
@@ -101,28 +101,30 @@ class LinearOperator(ObservationOperator):
         self.index = index if index.ndim == 3 else index[None]
         self.weight = weight.reshape(self.index.shape)
         self.offset = offset if offset.ndim == 2 else offset[None]
+        self._constants: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
-        return self.increment(x) + spread(self.offset.to(x), len(x))
+        return self.increment(x) + spread(self._on(x)[2], len(x))
 
     def increment(self, v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """The operator without its offset."""
-        index = spread(self.index.to(v.device), len(v)).flatten(1)
-        values = v.flatten(1).gather(1, index).unflatten(1, (self.size, -1))
-        return (values * spread(self.weight.to(v), len(v))).sum(-1)
+        index, weight, _ = self._on(v)
+        values = v.flatten(1).gather(1, spread(index, len(v)).flatten(1))
+        return (values.unflatten(1, (self.size, -1)) * spread(weight, len(v))).sum(-1)
 
     def adjoint(self, u: Float[Tensor, "B M"], shape: Sequence[int]) -> Float[Tensor, "B C H W"]:
         """Euclidean adjoint of :meth:`increment` for states of shape ``(C, H, W)``."""
-        index = spread(self.index.to(u.device), len(u)).flatten(1)
-        values = (u[..., None] * spread(self.weight.to(u), len(u))).flatten(1)
+        index, weight, _ = self._on(u)
+        index = spread(index, len(u)).flatten(1)
+        values = (u[..., None] * spread(weight, len(u))).flatten(1)
         flat = u.new_zeros(len(u), math.prod(shape))
         return flat.scatter_add(1, index, values).unflatten(1, tuple(shape))
 
     def rows(self, fields: Float[Tensor, "N C H W"]) -> Float[Tensor, "T M N"]:
         """:meth:`increment` of a set of fields that all states share."""
         flat = fields.flatten(1).T.contiguous()  # CHW N
-        index, weight = self.index.to(fields.device), self.weight.to(fields)
+        index, weight, _ = self._on(fields)
         rows = flat.new_zeros(*index.shape[:2], flat.shape[1])
         for i in range(index.shape[-1]):  # one value after another keeps the memory at one result
             rows += flat[index[..., i]] * weight[..., i, None]
@@ -131,6 +133,15 @@ class LinearOperator(ObservationOperator):
     def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
         """Itself, without the offset."""
         return Tangent([(None, self)], linear=True)
+
+    def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Index, weight and offset for the dtype and on the device of ``like``; copied once."""
+        key = (like.dtype, str(like.device))
+        if key not in self._constants:
+            with lasting():
+                weight, offset = self.weight.to(like), self.offset.to(like)
+                self._constants[key] = (self.index.to(like.device), weight, offset)
+        return self._constants[key]
 
     def rescale(self, mean: Tensor, std: Tensor) -> LinearOperator:
         """Fold the standard deviations into the weights and the mean into the offset."""

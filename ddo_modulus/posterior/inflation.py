@@ -36,7 +36,7 @@ from ddo_modulus.denoiser import (
 )
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.linalg import spread
+from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.observations import Observations
 from ddo_modulus.posterior.moment_matching import spanned
 
@@ -57,6 +57,7 @@ class Inflated:
         self.factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
         if not bool((self.factor.isfinite() & (self.factor > 0)).all()):
             raise InputError(f"inflation factors must be positive and finite, got {factor}")
+        self._roots: dict[tuple, Tensor] = {}
 
     @cached_property
     def linear(self) -> GaussianDenoiser:
@@ -101,8 +102,12 @@ class Inflated:
 
     def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean of the prior, and the root of each state's factor, ``(B,)`` and ``(B, 1, 1, 1)``."""
-        root = spread(self.factor.sqrt().to(x), len(x))
-        mean = self.denoiser.linear.at(x.shape[-2:]).mean.to(x)  # type: ignore[attr-defined]
+        key = (x.dtype, str(x.device))
+        if key not in self._roots:
+            with lasting():
+                self._roots[key] = self.factor.sqrt().to(x)
+        root = spread(self._roots[key], len(x))
+        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
         return mean, root, root.view(-1, 1, 1, 1)
 
 
