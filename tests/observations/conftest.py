@@ -56,7 +56,7 @@ def atmosphere(typical):
 
 @pytest.fixture(scope="session")
 def consistent():
-    """Check an operator at states: its tangent, adjoint, rows, gradient, precision and rescaling."""
+    """Check an operator at states: tangent, adjoint, rows, gradient, precision, rescaling."""
 
     def check(operator, x, v, *, rtol=1e-6):
         shape = x.shape[1:]
