@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable
-from ddo_modulus.data.variables import long_name, plausible_range
+from ddo_modulus.data.variables import long_name, reported_range
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
@@ -380,7 +380,7 @@ def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
     """Variables of a dataset on ``time``, of one row for each time."""
     units = dict(zip(package.channels, package.units, strict=True))
     known = {str(c).rpartition("_")[0] for c in rows} - units.keys()
-    units |= {v: found.units for v in known if (found := plausible_range(v)) is not None}
+    units |= {v: found.units for v in known if (found := reported_range(v)) is not None}
     names = {
         "inflation": "factor on the prior's covariance",
         "observations": "observations used",

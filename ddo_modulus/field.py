@@ -214,6 +214,7 @@ class GaussianField:
         self.channels = len(variance) if variance.ndim == 2 else channels
         self.variance = (scale * variance).expand(self.channels, basis.size)
         self._roots: dict[tuple, Tensor] = {}
+        self._elsewhere: dict[tuple[int, ...], GaussianField] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -263,7 +264,11 @@ class GaussianField:
         """
         if tuple(shape) == self.shape:
             return self
-        return GaussianField(self.basis.at(shape), self.spectrum, self.channels, scale=self.scale)
+        if tuple(shape) not in self._elsewhere:  # kept, with what it has on a device
+            self._elsewhere[tuple(shape)] = GaussianField(
+                self.basis.at(shape), self.spectrum, self.channels, scale=self.scale
+            )
+        return self._elsewhere[tuple(shape)]
 
     def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], None]:
         """Covariance in the whitened coordinates of another field, as variances and a rotation.

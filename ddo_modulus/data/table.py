@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ddo_modulus.data.variables import check_units, plausible_range
+from ddo_modulus.data.variables import check_units, reported_range
 from ddo_modulus.errors import InputError
 
 CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
@@ -237,13 +237,14 @@ def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
     """Mark values that cannot be; raise if they are so many that the units must be wrong."""
     bad = pd.Series(False, frame.index)
     for variable, values in frame.groupby("variable")["observation"]:
-        plausible = plausible_range(str(variable))
+        plausible = reported_range(str(variable))
         if plausible is None:
             continue
         # Real reports hold gross errors. Half of them wrong is another matter: the units.
         middle = values.quantile([0.25, 0.5, 0.75])
         if not plausible.low <= middle[0.5] <= plausible.high:
-            check_units(str(variable), middle[0.25], middle[0.75], f"{where} (middle half)")
+            half = f"{where} (middle half)"
+            check_units(str(variable), middle[0.25], middle[0.75], half, plausible)
         bad[values.index] = ~values.between(plausible.low, plausible.high)
     return bad
 
