@@ -397,8 +397,9 @@ def test_devices(untrained, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
-    """Slow to import rather than to run: Earth2Studio's workflows bring all of its models."""
+    """Slow to import, not to run: Earth2Studio's workflows bring all of its models."""
     from earth2studio.io import ZarrBackend
     from earth2studio.models.dx.base import DiagnosticModel
     from earth2studio.models.px import Persistence
