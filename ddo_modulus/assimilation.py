@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus import __version__
-from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable
+from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable, Tolerance
 from ddo_modulus.data.variables import long_name, reported_range
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
 from ddo_modulus.errors import InputError
@@ -60,7 +60,7 @@ def assimilate(
     ensemble: int = 32,
     seed: int = 0,
     inflation: Inflation = "adaptive",
-    tolerance: np.timedelta64 = NO_TOLERANCE,
+    tolerance: Tolerance = NO_TOLERANCE,
     default_error: float | Mapping[str, float] | None = None,
     operators: ReportOperators | None = None,
     gross_error: float | None = GROSS_ERROR,
@@ -94,7 +94,8 @@ def assimilate(
         seed: Of all noise.
         inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
             most probable one given the innovations of each analysis (:mod:`.inflation`).
-        tolerance: Largest distance in time of an observation, either way.
+        tolerance: Largest distance in time of an observation, either way; or its first and last
+            offset.
         default_error: Error standard deviation, in physical units, where the table has none: one
             for all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
         operators: How reports are read from the prior; :func:`report_operators` if None.
@@ -180,7 +181,11 @@ def assimilate(
         "ensemble": ensemble,
         "seed": seed,
         "inflation": str(inflation),
-        "tolerance_seconds": tolerance / np.timedelta64(1, "s"),
+        "tolerance_seconds": (
+            [offset / np.timedelta64(1, "s") for offset in tolerance]
+            if isinstance(tolerance, tuple)
+            else tolerance / np.timedelta64(1, "s")
+        ),
         "steps": own.steps if steps is None else steps,
         "solver": own.solver if solver is None else solver,
         "covariance": own.covariance if covariance is None else covariance,

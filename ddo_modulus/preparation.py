@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ddo_modulus.data.table import ERROR_COLUMN, ObservationTable
+from ddo_modulus.data.table import ERROR_COLUMN, ObservationTable, Tolerance
 from ddo_modulus.denoiser import GaussianDenoiser, linear_part
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
@@ -172,7 +172,7 @@ def windows(
     table: ObservationTable,
     chosen: ObservationTable,
     times: np.ndarray,
-    tolerance: np.timedelta64,
+    tolerance: Tolerance,
     *,
     required: bool = True,
 ) -> list[tuple[pd.DataFrame, int]]:

@@ -50,6 +50,9 @@ _HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there,
 
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
+#: Distance in time of an observation, or its first and last offset.
+Tolerance = np.timedelta64 | tuple[np.timedelta64, np.timedelta64]
+
 
 @dataclass(frozen=True)
 class ObservationTable:
@@ -87,7 +90,7 @@ class ObservationTable:
     def at(
         self,
         times: Sequence[np.datetime64] | np.ndarray,
-        tolerance: np.timedelta64 = NO_TOLERANCE,
+        tolerance: Tolerance = NO_TOLERANCE,
         *,
         required: bool = True,
     ) -> list[pd.DataFrame]:
@@ -95,7 +98,8 @@ class ObservationTable:
 
         Args:
             times: Analysis times, UTC.
-            tolerance: Largest distance in time, either way. An observation near enough to
+            tolerance: Largest distance in time, either way, or the first (negative: before) and
+                last offset from the analysis. An observation near enough to
                 several analysis times serves each.
             required: Whether there must be one for each time.
 
@@ -106,10 +110,11 @@ class ObservationTable:
             InputError: If there is no observation for some of the times, and ``required``.
         """
         seen = self.frame["time"].to_numpy()
+        first, last = tolerance if isinstance(tolerance, tuple) else (-tolerance, tolerance)
         windows = [
             slice(
-                int(np.searchsorted(seen, time - tolerance, side="left")),
-                int(np.searchsorted(seen, time + tolerance, side="right")),
+                int(np.searchsorted(seen, time + first, side="left")),
+                int(np.searchsorted(seen, time + last, side="right")),
             )
             for time in np.asarray(times, dtype="datetime64[ns]")
         ]
@@ -119,12 +124,17 @@ class ObservationTable:
         if empty and required:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
-                f"no observations within {pd.Timedelta(tolerance)} of {len(empty)} of "
+                f"no observations within {_told(first, last)} of {len(empty)} of "
                 f"{len(windows)} analysis times: {shown}; the table runs from "
                 f"{pd.Timestamp(seen[0])} to {pd.Timestamp(seen[-1])} UTC. Choose times within, "
                 "or a larger tolerance"
             )
         return [self.frame.iloc[window] for window in windows]
+
+
+def _told(first: np.timedelta64, last: np.timedelta64) -> str:
+    span = f"{pd.Timedelta(first)} to {pd.Timedelta(last)}"
+    return str(pd.Timedelta(last)) if first == -last else span
 
 
 def read_table(
