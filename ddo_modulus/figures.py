@@ -174,8 +174,9 @@ def estimate_panel(
     """
     members, y, x = _array(ensemble), _array(lat), _array(lon)
     points = PointValues(*(_array(part) for part in observations))
-    mean, spread = members.mean(0), members.std(0, ddof=1)
+    mean = members.mean(0)
     _check_shapes(mean, members, y, x, points)
+    spread = members.std(0, ddof=1)
     aspect = 1.0 / max(0.2, math.cos(math.radians(float(y.mean()))))
     shape = float(np.clip(aspect * np.ptp(y) / np.ptp(x), 0.4, 1.6))
     figure = _figure((9.6, 4.4 * shape + 2.2), pad=0.07)
