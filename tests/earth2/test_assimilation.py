@@ -25,7 +25,7 @@ from earth2studio.models.da.base import AssimilationModel  # noqa: E402
 from ddo_modulus.earth2 import DDOAssimilation  # noqa: E402
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T12"], "datetime64[ns]")
-QUICK = {"number_of_samples": 3, "steps": 4, "seed": 0}
+QUICK = {"number_of_samples": 3, "steps": 4, "seed": 0, "covariance": "linear"}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_coordinates_that_do_not_fit(build):
 
 def test_a_call_is_the_package_s_own_assimilation(package, build):
     frame = observed(package)
-    expected = assimilate(
-        package, read_table(frame), TIMES, ensemble=3, seed=0, steps=4, duplicates="average"
-    )["t2m"]
+    options = {"ensemble": 3, "seed": 0, "steps": 4, "covariance": "linear"}
+    table = read_table(frame)
+    expected = assimilate(package, table, TIMES, duplicates="average", **options)["t2m"]
     members = build(output="members")(frame)
     assert isinstance(members, xr.DataArray)
     assert members.dims == ("time", "sample", "variable", "lat", "lon")
