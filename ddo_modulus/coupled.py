@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_basis, draw_rotated
+from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_law, draw_rotated
 from ddo_modulus.rotation import ChannelRotation
 
-# Least variance in time along any direction of a mode, over its mean.
+# Least variance along any direction of a mode, over its mean.
 _FLOOR = 1e-6
 
 
@@ -50,7 +50,7 @@ class CoupledField:
         reference: GaussianField,
         fields: Iterable[Float[Tensor, "B C H W"]],
         *,
-        floor: float = 1e-6,
+        floor: float = _FLOOR,
     ) -> CoupledField:
         """Mean products of the coefficients of centred fields, as :meth:`MeasuredSpectrum.fit`.
 
@@ -62,7 +62,7 @@ class CoupledField:
         """
         basis, count = reference.basis, 0
         label = basis.symmetry()
-        size = (int(label.max()) + 1, reference.channels, reference.channels)
+        size = (int(label.max()) + 1, reference.channels, reference.channels)  # G C C
         total = torch.zeros(size, dtype=torch.float64)
         for piece in fields:
             z = reference.whiten(piece.double()).cpu()
@@ -81,9 +81,7 @@ class CoupledField:
         Raises:
             InputError: If ``reference`` is not the field that this one was built on.
         """
-        check_same_basis(self.reference, reference)
-        if not torch.allclose(self.reference.variance, reference.variance):
-            raise InputError("a CoupledField is diagonal only with respect to its own reference")
+        check_same_law(self.reference, reference)
         values, vectors = torch.linalg.eigh(self.covariance)
         return values.clamp_min(1e-12 * float(values.max())).mT.flatten(), ChannelRotation(vectors)
 
@@ -203,10 +201,7 @@ def _recursion(lags: Float[Tensor, "K P C C"], length: int) -> Float[Tensor, "K 
     order = known - 1
     size = order * variables
     # Yule-Walker: [A_1 ... A_p] Gamma = [R_1 ... R_p], block (i, j) of Gamma is R_{j-i}.
-    signed = torch.cat([lags[:, 1:order].flip(1).mT, lags[:, :order]], 1)
-    step = torch.arange(order)
-    gamma = signed[:, order - 1 + step[None] - step[:, None]]  # K order order C C
-    gamma = gamma.permute(0, 1, 3, 2, 4).reshape(modes, size, size)
+    gamma = _toeplitz(lags[:, :order].mT)
     right = lags[:, 1:].permute(0, 2, 1, 3).reshape(modes, variables, size)
     weights = torch.linalg.solve(gamma.mT, right.mT).mT
     weights = weights.reshape(modes, variables, order, variables).movedim(2, 1)  # K order C C
