@@ -13,11 +13,13 @@ together, so that every noise level has a closed form.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_law, draw_rotated
 from ddo_modulus.rotation import ChannelRotation
@@ -82,8 +84,18 @@ class CoupledField:
             InputError: If ``reference`` is not the field that this one was built on.
         """
         check_same_law(self.reference, reference)
-        values, vectors = torch.linalg.eigh(self.covariance)
+        values, vectors = self._axes
         return values.clamp_min(1e-12 * float(values.max())).mT.flatten(), ChannelRotation(vectors)
+
+    @cached_property
+    def _axes(self) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C C"]]:
+        """Eigenvalues and eigenvectors of the covariances; equal ones are solved once."""
+        label, first = _groups(self.reference.basis)
+        shared = self.covariance[first]
+        if not torch.equal(shared[label], self.covariance):
+            return torch.linalg.eigh(self.covariance)
+        values, vectors = torch.linalg.eigh(shared)
+        return values[label], vectors[label]
 
     def at(self, shape: Sequence[int]) -> CoupledField:
         """The same field on another grid.
@@ -150,16 +162,28 @@ class CoupledField:
         """
         if self._window(frames) < 2:
             raise InputError("a single frame tells nothing of others")
-        lags = _recursion(_autocovariance(self.covariance, frames), length)
+        label, first = _groups(self.reference.basis)
+        chosen = self.covariance[first]
+        if not torch.equal(chosen[label], self.covariance):
+            label, chosen = torch.arange(len(label)), self.covariance
+        lags = _recursion(_autocovariance(chosen, frames), length)
         window, channels = self.reference, length * lags.shape[-1]
         reference = GaussianField(window.basis, window.spectrum, channels, scale=window.scale)
-        return CoupledField(reference, _toeplitz(lags))
+        return CoupledField(reference, _toeplitz(lags)[label])
 
     def _window(self, frames: int) -> int:
         channels = self.reference.channels
         if frames < 1 or channels % frames:
             raise InputError(f"{channels} channels are no window of {frames} frames")
         return frames
+
+
+def _groups(basis: Basis) -> tuple[Int[Tensor, " K"], Int[Tensor, " G"]]:
+    """Group of each function under the domain's symmetries, and the first function of each."""
+    label = basis.symmetry()
+    order = label.argsort(stable=True)
+    sizes = torch.bincount(label)
+    return label, order[sizes.cumsum(0) - sizes]
 
 
 def _autocovariance(covariance: Float[Tensor, "K N N"], frames: int) -> Float[Tensor, "K P C C"]:
