@@ -101,7 +101,7 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
     return torch.where(info[..., None, None] == 0, inverse, math.nan).to(matrix.dtype)
 
 
-def alike(level: Float[Tensor, " B"]) -> bool:
+def one_level(level: Float[Tensor, " B"]) -> bool:
     """Whether all noise levels of a batch are one.
 
     An expanded number is, by its layout, which is known without a look at the values: a look makes

@@ -43,7 +43,7 @@ class Euler:
 
     def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """One denoiser call."""
-        return torch.lerp(self.denoise(x, sigma), x, sigma_next / sigma)
+        return torch.lerp(self.denoise(x, sigma), x, float(sigma_next / sigma))
 
 
 class Heun:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.linalg import alike, gmres, inverse_factor, lasting, spread
+from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
 from ddo_modulus.observations import Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]
@@ -112,7 +112,7 @@ class MomentMatching:
 
         rows = self._spanned(tangent, linear, x)
         groups = len(x)
-        if alike(sigma):  # members of an analysis share their system
+        if one_level(sigma):  # members of an analysis share their system
             groups = max(len(rows), len(error), len(linear.inflation))
         if whitener is None:
             variance = linear.posterior_variance(sigma[:: len(x) // groups])
