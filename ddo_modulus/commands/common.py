@@ -74,6 +74,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def tell(line: str) -> None:
+    """Say on stderr what is being done."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def show(table: Table) -> None:
     """Print a table: as wide as it needs to be where the output is no terminal."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
