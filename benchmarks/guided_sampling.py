@@ -33,7 +33,8 @@ from report import machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.export.compiled import CompiledEngine, Precision
+from ddo_modulus.export.compiled import CompiledEngine
+from ddo_modulus.export.engines import Precision
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import LinearOperator

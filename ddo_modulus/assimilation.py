@@ -24,6 +24,7 @@ from torch import Tensor
 from ddo_modulus import __version__
 from ddo_modulus.data.table import ERROR_COLUMN, NO_TOLERANCE, ObservationTable
 from ddo_modulus.data.variables import long_name
+from ddo_modulus.denoiser import Denoiser, Engine, Recorder
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.linalg import spread
@@ -131,6 +132,7 @@ def assimilate(
     covariance: str | None = None,
     iterations: int | None = None,
     batch: int = 256,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """Condition a package's prior on observations, at each of a list of times by itself.
@@ -155,6 +157,8 @@ def assimilate(
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
         batch: States computed together; bounds the memory.
+        engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
+            itself if None.
         progress: Called with the number of steps of states done and their total.
 
     Returns:
@@ -189,6 +193,7 @@ def assimilate(
         "covariance": own.covariance if covariance is None else covariance,
         "iterations": own.iterations if iterations is None else iterations,
     }
+    denoiser = package.operator if engine is None else engine
     done, total = 0, len(times) * ensemble * options["steps"]
 
     def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
@@ -210,13 +215,15 @@ def assimilate(
             factor = innovations.inflation()
         elif inflation != "none":
             factor = factor * float(inflation)
-        posterior = MomentMatching(
-            package.operator if inflation == "none" else Inflated(package.operator, factor),
+        posterior: Denoiser = MomentMatching(
+            denoiser if inflation == "none" else Inflated(denoiser, factor),
             package.operator.noise,
             observations,
             covariance=options["covariance"],
             iterations=options["iterations"],
         )
+        if isinstance(engine, Recorder):
+            posterior = engine.captured(posterior)
         clock = np.array([analysis.time for analysis in chunk])
         parts = []
         for first in range(0, ensemble, batch):  # in one go, unless there is but one analysis

@@ -24,7 +24,7 @@ from ddo_modulus.basis import Basis, build_basis
 from ddo_modulus.coupled import CoupledField
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
-from ddo_modulus.linalg import lasting, spread
+from ddo_modulus.linalg import lasting, recorded, spread
 from ddo_modulus.nn.operator import NeuralOperator
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
@@ -87,6 +87,15 @@ class Engine(Denoiser, Protocol):
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """Expected clean states, and ``J^T v`` with ``J`` their derivative by ``x``."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Engine, Protocol):
+    """An engine that can make one thing of all that is built on it, such as a CUDA graph."""
+
+    def captured(self, denoiser: Denoiser) -> Denoiser:
+        """The same denoiser, one that calls this engine, quicker where it can be."""
         ...
 
 
@@ -193,7 +202,7 @@ class GaussianDenoiser:
 
     def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
-        s = spread(self._on(sigma)[1], len(sigma))
+        s = spread(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
@@ -452,10 +461,10 @@ class DiffusionOperator(Module):
         band = self._band(linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and compilers want one path for all, and
-        # to look would have the host wait for a GPU.
-        wanted = self.training or torch.compiler.is_compiling() or a.device.type != "cpu"
-        if not (wanted or fade is None or fade.any()):
+        # Spared where it would count for nothing; training and tracers want one path for all, and
+        # to look at a level would have the host wait for a GPU.
+        everywhere = self.training or recorded() or a.device.type != "cpu"
+        if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
@@ -512,7 +521,7 @@ class DiffusionOperator(Module):
         condition = condition.to(like)
         if condition.shape[-2:] != band.basis.shape and condition[0, 0].numel() > 1:
             condition = band.basis.synthesize(band.basis.analyze(condition))
-        return [condition.expand(len(like), -1, *band.basis.shape)]
+        return [condition.expand(like.shape[0], -1, *band.basis.shape)]
 
 
 def _lower(size: int) -> tuple[Tensor, Tensor]:

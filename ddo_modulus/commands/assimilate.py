@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from ddo_modulus.assimilation import Inflation, assimilate, usable
-from ddo_modulus.commands.common import flag, integer, pick_device, progress_bar, show
+from ddo_modulus.commands.common import (
+    flag,
+    integer,
+    pick_device,
+    pick_precision,
+    progress_bar,
+    show,
+    tell,
+)
 from ddo_modulus.data.source import is_cartesian
 from ddo_modulus.data.store import check_output, write_store
 from ddo_modulus.data.table import NO_TOLERANCE, read_table
 from ddo_modulus.errors import InputError
+from ddo_modulus.export import EngineOptions, open_engine
 from ddo_modulus.package import Package
 
 _ROWS_SHOWN = 24
@@ -35,6 +45,13 @@ def run(config: DictConfig) -> None:
     package = Package.load(config.package, pick_device(config.device))
     times = analysis_times(config, usable(package, table).frame["time"].to_numpy())
     posterior = config.posterior
+    engine = None
+    if config.engine != "torch":
+        folder = None if config.engines is None else Path(config.engines)
+        options = EngineOptions(
+            folder, pick_precision(config.precision), batch=integer(config, "batch"), tell=tell
+        )
+        engine = open_engine(config.engine, package, options)
     with progress_bar("assimilate") as progress:
         analysis = assimilate(
             package,
@@ -52,6 +69,7 @@ def run(config: DictConfig) -> None:
                 None if posterior.iterations is None else integer(config, "posterior.iterations")
             ),
             batch=integer(config, "batch"),
+            engine=engine,
             progress=progress,
         )
     analysis.attrs["package"] = str(config.package)

@@ -11,7 +11,6 @@ one CUDA graph (:meth:`CompiledEngine.captured`), with the derivatives that guid
 from __future__ import annotations
 
 import copy
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,10 +25,10 @@ from ddo_modulus.denoiser import (
     value_and_pullback,
 )
 from ddo_modulus.errors import InputError
+from ddo_modulus.export.engines import EngineOptions, Precision
 from ddo_modulus.field import GaussianField
 from ddo_modulus.nn.stencil import LocalLinear
-
-Precision = Literal["fp32", "bf16", "fp16"]
+from ddo_modulus.package import Package
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,6 +44,7 @@ class CompiledEngine:
             a GPU and fp32 elsewhere.
         compile: Whether to compile the network, or a mode of :func:`torch.compile`.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
+        shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
     Raises:
         InputError: On another precision, or graphs without a GPU.
@@ -57,6 +57,7 @@ class CompiledEngine:
         precision: Precision | None = None,
         compile: bool | str = True,
         graphs: bool | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> None:
         cuda = operator.device.type == "cuda"
         if precision is None:
@@ -70,21 +71,29 @@ class CompiledEngine:
             )
         self.precision = precision
         self.graphs = cuda if graphs is None else graphs
+        self.shape = operator.basis.shape if shape is None else shape
         self.operator = copy.deepcopy(operator).eval().requires_grad_(False)
         if precision != "fp32":
             _round_weights(self.operator.network, _DTYPES[precision])
         if compile:
             self.operator.network.compile(mode=None if compile is True else compile)
 
+    @classmethod
+    def of(cls, package: Package, options: EngineOptions) -> CompiledEngine:
+        """The engine of a package."""
+        if package.operator.device.type != "cuda":
+            options.tell("engine=compile without a GPU: compiled code, but no CUDA graphs")
+        return cls(package.operator, precision=options.precision, shape=options.shape)
+
     @property
     def noise(self) -> GaussianField:
-        """Noise field, on the operator's own grid."""
-        return self.operator.noise
+        """Noise field on the grid."""
+        return self.operator.noise.at(self.shape)
 
     @property
     def linear(self) -> GaussianDenoiser:
-        """Gaussian part of the operator."""
-        return self.operator.linear
+        """Gaussian part on the grid."""
+        return self.operator.linear_at(self.shape)
 
     @property
     def device(self) -> torch.device:
