@@ -391,9 +391,8 @@ def _first_line(error: Exception) -> str:
 
 def _told(posterior: object) -> str:
     """Why a posterior could not be recorded, if so."""
-    inner = getattr(posterior, "_scheduled", None)
-    failures = [getattr(p, "failure", None) for p in (posterior, inner[1] if inner else None)]
-    return "; ".join(f"no graph: {f}" for f in failures if f)
+    failure = getattr(posterior, "failure", None)
+    return f"no graph: {failure}" if failure else ""
 
 
 def _free() -> None:

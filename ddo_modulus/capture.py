@@ -86,16 +86,20 @@ class Captured:
 
     Args:
         denoiser: What to record; its state must not change afterwards.
-
-    Attributes:
-        failure: Why it could not be recorded; None as long as it could.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self.failure: str | None = None
+        self._failure: str | None = None
         self._replay: Replay | None = None
         self._scheduled: tuple[Denoiser, Captured] | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it could not be recorded; None as long as it could."""
+        if self._failure is None and self._scheduled is not None:
+            return self._scheduled[1].failure
+        return self._failure
 
     @property
     def linear(self) -> GaussianDenoiser:
@@ -110,21 +114,21 @@ class Captured:
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state."""
-        if x.device.type != "cuda" or self.failure is not None:
+        if x.device.type != "cuda" or self._failure is not None:
             return self.denoiser(x, sigma, condition)
         one = one_level(sigma)
         given = None if condition is None else (condition.shape, condition.dtype)
         key = (one, x.shape, x.dtype, given)
         try:
             if self._replay is None:
-                self._replay = Replay(self._call, warm_up=2)
+                self._replay = Replay(_function(self.denoiser), warm_up=2)
             return self._replay(key, x, sigma[:1] if one else sigma, condition)
         except RuntimeError as error:
-            self.failure = str(error).strip().splitlines()[0]
+            self._failure = str(error).strip().splitlines()[0]
             self._replay = None
             warnings.warn(
                 f"no CUDA graph of {type(self.denoiser).__name__}, which runs without: "
-                f"{self.failure}",
+                f"{self._failure}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -141,5 +145,11 @@ class Captured:
             self._scheduled = prepared, Captured(prepared)
         return self._scheduled[1]
 
-    def _call(self, key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
-        return self.denoiser(x, level.expand(len(x)) if key[0] else level, condition)
+
+def _function(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """What is recorded: the key tells whether there is one level for all."""
+
+    def call(key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        return denoiser(x, level.expand(len(x)) if key[0] else level, condition)
+
+    return call

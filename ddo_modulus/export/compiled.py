@@ -107,12 +107,12 @@ class CompiledEngine:
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state."""
-        half = self.precision != "fp32"
+        dtype = None if self.precision == "fp32" else _DTYPES[self.precision]
         # Guidance goes back through the network several times; compiled code would otherwise write
         # over what it kept the first time.
         with (
             torch._functorch.config.patch(donated_buffer=False),
-            torch.autocast(x.device.type, _DTYPES[self.precision], enabled=half),
+            torch.autocast(x.device.type, dtype, enabled=dtype is not None),
         ):
             return self.operator(x, sigma, condition)
 

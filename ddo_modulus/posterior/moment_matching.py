@@ -20,6 +20,7 @@ found at once, and a step is then nothing but products, which a GPU does without
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Literal
 
 import torch
@@ -159,8 +160,14 @@ class MomentMatching:
                 matrices = [_innovation_covariance(rows, v, error) for v in variances]
                 parts.append(inverse_factor(torch.cat(matrices)))
             whiteners = torch.cat(parts).unflatten(0, (len(levels), groups))
-            self._schedules = {key: _Scheduled(self, levels, whiteners)}
+            self._schedules = {key: _Scheduled(self._alone(), levels, whiteners)}
         return self._schedules[key]
+
+    def _alone(self) -> MomentMatching:
+        """Itself without its schedules, which would otherwise hold each other and their memory."""
+        other = copy(self)
+        other._schedules = {}
+        return other
 
     def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
         """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""

@@ -135,4 +135,4 @@ def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precis
     for _ in range(2):
         found = method.draw(posterior, scheduler, twin)
         assert max(map(abs, difference(found, expected))) < bound
-    assert posterior._scheduled[1].failure is None
+    assert posterior.failure is None
