@@ -11,7 +11,8 @@ recorded may not wait for the GPU, and reads and writes the same memory at each 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -29,12 +30,20 @@ class Replay:
             the GPU. Tensors of one key have the same shapes at each call.
         kept: Tensors that the function changes, such as sums of gradients.
         warm_up: Runs before the recording: compiled code, caches and workspaces are made in them.
+        watched: Whether waiting for the GPU is an error already in the last of them, of which a
+            recording recovers less well. The watch is on the whole process.
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], kept: Sequence[Tensor] = (), *, warm_up: int = 3
+        self,
+        function: Callable[..., Tensor],
+        kept: Sequence[Tensor] = (),
+        *,
+        warm_up: int = 3,
+        watched: bool = False,
     ) -> None:
-        self.function, self.kept, self.warm_up = function, kept, warm_up
+        self.function, self.kept = function, kept
+        self.warm_up, self.watched = warm_up, watched
         self._recorded: dict[
             Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]
         ] = {}
@@ -59,8 +68,9 @@ class Replay:
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(self.warm_up):
-                self.function(key, *fixed)
+            for i in range(self.warm_up):
+                with _watch() if self.watched and i == self.warm_up - 1 else nullcontext():
+                    self.function(key, *fixed)
         current.wait_stream(stream)
         for value, first in zip(self.kept, before, strict=True):
             value.copy_(first)
@@ -70,9 +80,24 @@ class Replay:
             # calls that would spoil a capture of the whole process.
             with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 output = self.function(key, *fixed)
-        finally:
-            torch.cuda.set_stream(current)  # which a capture that failed leaves on its own
+        except BaseException:
+            # One that fails leaves its own stream, and torch's generator waiting for a replay.
+            torch.cuda.set_stream(current)
+            generator = torch.cuda.default_generators[current.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         return graph, fixed, output
+
+
+@contextmanager
+def _watch() -> Iterator[None]:
+    """Make waiting for the GPU an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Captured:
@@ -121,7 +146,7 @@ class Captured:
         key = (one, x.shape, x.dtype, given)
         try:
             if self._replay is None:
-                self._replay = Replay(_function(self.denoiser), warm_up=2)
+                self._replay = Replay(_function(self.denoiser), warm_up=2, watched=True)
             return self._replay(key, x, sigma[:1] if one else sigma, condition)
         except RuntimeError as error:
             self._failure = str(error).strip().splitlines()[0]

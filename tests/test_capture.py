@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guided sampling that leaves the host out: no look at a value, and CUDA graphs of it all."""
 
+import copy
 import warnings
 
 import pytest
@@ -205,8 +206,6 @@ def test_without_a_gpu_a_captured_denoiser_is_the_denoiser(operator):
 
 @pytest.fixture(scope="module")
 def on_gpu(operator):
-    import copy
-
     return copy.deepcopy(operator).to("cuda")
 
 
@@ -273,9 +272,24 @@ def test_a_denoiser_that_looks_at_values_runs_without_a_graph(on_gpu):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # told once
         torch.testing.assert_close(captured(x, sigma.expand(4)), expected)
+    assert torch.randn(2, device="cuda").isfinite().all()  # torch's generator is as it was
     graph = Captured(on_gpu)  # and the next capture is not spoilt
     torch.testing.assert_close(graph(x, sigma.expand(4)), expected)
     assert graph.failure is None
+
+
+@pytest.mark.gpu
+@GPU
+def test_a_recording_that_fails_half_way_leaves_nothing_behind():
+    def looking(key, x):
+        return x * float(x.sum())
+
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError):
+        Replay(looking)("a", x)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.randn(2, device="cuda").isfinite().all()
+    assert torch.equal(Replay(lambda key, x: 2 * x)("a", x), 2 * x)
 
 
 @pytest.mark.gpu

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
+from ddo_modulus.assimilation import assimilate
+from ddo_modulus.data.table import read_table
 from ddo_modulus.denoiser import DiffusionOperator, Engine, value_and_pullback
 from ddo_modulus.errors import InputError
+from ddo_modulus.export import EngineOptions, open_engine
 from ddo_modulus.export.compiled import CompiledEngine
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.nn.operator import NeuralOperator
 from ddo_modulus.nn.stencil import LocalLinear
 from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.speed import Method, Twin, difference
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -121,8 +129,6 @@ def test_graphs_need_a_gpu(operator):
 @pytest.mark.parametrize("covariance", ["jacobian", "linear"])
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.02)])
 def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precision, bound):
-    import copy
-
     torch._dynamo.reset()
     operator = copy.deepcopy(operator).to("cuda")
     scheduler = FieldNoiseScheduler(operator.noise, sigma_min=0.02)
@@ -136,3 +142,59 @@ def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precis
         found = method.draw(posterior, scheduler, twin)
         assert max(map(abs, difference(found, expected))) < bound
     assert posterior.failure is None
+
+
+# ---- assimilation -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table():
+    rows = []
+    for hour in (0, 6):
+        for lat, lon in ((57.2, -5.1), (55.0, -2.0), (53.5, 0.3)):
+            rows.append(
+                {
+                    "time": pd.Timestamp("2019-03-27") + pd.Timedelta(hours=hour),
+                    "lat": lat,
+                    "lon": lon,
+                    "observation": 281.0 + lat - 55 + hour / 6,
+                    "variable": "t2m",
+                    "observation_error": 0.5,
+                }
+            )
+    return read_table(pd.DataFrame(rows))
+
+
+def analyse(package, table, engine=None):
+    times = table.frame["time"].unique()
+    return assimilate(package, table, times, ensemble=4, steps=4, engine=engine)["t2m"]
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.1)])
+def test_analyses(untrained, table, monkeypatch, precision, bound):
+    """The same states; and the posterior is handed to the engine to be recorded."""
+    package = untrained()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in package.operator.network.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    monkeypatch.setattr(NeuralOperator, "compile", lambda self, mode=None: None)
+    told, recorded = [], []
+    engine = open_engine("compile", package, EngineOptions(precision=precision, tell=told.append))
+    monkeypatch.setattr(engine, "captured", lambda d: recorded.append(type(d)) or d)
+    expected, found = analyse(package, table), analyse(package, table, engine)
+    assert float(((found - expected) ** 2).mean()) ** 0.5 < bound  # K
+    assert recorded == [MomentMatching]
+    assert told == ["engine=compile without a GPU: compiled code, but no CUDA graphs"]
+
+
+@pytest.mark.gpu
+@GPU
+def test_analyses_on_a_gpu(untrained, table):
+    torch._dynamo.reset()
+    package = untrained()
+    expected = analyse(package, table)
+    package.operator.to("cuda")
+    package = replace(package, normalization=package.normalization.to("cuda"))
+    engine = open_engine("compile", package, EngineOptions(precision="bf16"))
+    found = analyse(package, table, engine)
+    assert float(((found - expected) ** 2).mean()) ** 0.5 < 0.1  # K
