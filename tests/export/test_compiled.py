@@ -176,7 +176,7 @@ def test_analyses(untrained, table, monkeypatch, precision, bound):
     package = untrained()
     generator = torch.Generator().manual_seed(0)
     for parameter in package.operator.network.parameters():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     monkeypatch.setattr(NeuralOperator, "compile", lambda self, mode=None: None)
     told, recorded = [], []
     engine = open_engine("compile", package, EngineOptions(precision=precision, tell=told.append))
