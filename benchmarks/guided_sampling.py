@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,10 @@ def peers(
 ) -> Iterator[Row]:
     """MMPS of azula with a U-NO of as many parameters, and with one of as many channels."""
     channels = twin.truth.shape[1]
+    missing = [name for name, module in _PEERS.items() if find_spec(module) is None]
+    if missing:
+        yield Row(label, "azula MMPS, U-NO", 0, 0, note=f"not installed: {', '.join(missing)}")
+        return
     alone = case.analyses == 1 or DEVICE.type == "cpu"
     kinds = [("parameters", equal_width(channels, case.modes, size), False)]
     if thorough or (alone and case.trained):
@@ -400,6 +405,8 @@ def _free() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
 
+
+_PEERS = {"azula": "azula", "neuraloperator": "neuralop"}
 
 HEADER = [
     "| operator, analyses x members | sampler | parameters, M | NFE | ms a member "
@@ -472,14 +479,15 @@ def main(arguments: list[str] | None = None) -> None:
         for row in ours(case, options.repeats, compiled=compiled, thorough=options.thorough):
             rows.append(row)
             print(line(row), flush=True)
+    present = [name for name, module in _PEERS.items() if find_spec(module)]
     command = "python benchmarks/guided_sampling.py" + (" --thorough" if options.thorough else "")
     steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
     publish(
         [
             "# Guided sampling: seconds of a posterior member",
             "",
-            f"{machine('azula', 'neuraloperator')}. `{command}`, {steps}, truths drawn from the "
-            "prior. NFE: 1 a forward pass, 2 a vector-Jacobian product. *mean*, *spread*: relative "
+            f"{machine(*present)}. `{command}`, {steps}, truths drawn from the prior. "
+            "NFE: 1 a forward pass, 2 a vector-Jacobian product. *mean*, *spread*: relative "
             "difference of the ensemble's from ours, eager in fp32.",
             "",
             *HEADER,

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import torch
 
 from ddo_modulus.export import ENGINES
 from ddo_modulus.nn.operator import NeuralOperator
@@ -67,3 +68,16 @@ def test_mistakes(refused, files, tmp_path, keys, match):
 
 def test_tables_of_other_kinds(refused, files, tmp_path):
     refused("must end in .md or .json", "benchmark", tmp_path / "x.csv", package=files.package)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_graphs_on_a_gpu(ddo, files, tmp_path):
+    out = tmp_path / "speed.json"
+    torch._dynamo.reset()
+    keys = {"package": files.package, "engine": "[torch,compile]", "out": out} | QUICK
+    assert ddo("benchmark", **keys).status == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["engine"] for row in rows] == ["torch", "compile", "compile"]
+    assert all(row["failure"] is None and row["mean_difference"] < 1e-3 for row in rows)
+    assert all(row["memory_gib"] > 0 for row in rows)
