@@ -237,26 +237,28 @@ class Variant:
     """How our operator is run."""
 
     precision: Precision
-    compiled: bool
+    compiled: bool | str
     graphs: bool
 
     @property
     def name(self) -> str:
         """For the table."""
         how = ["compiled" if self.compiled else "eager"]
+        if isinstance(self.compiled, str):
+            how[0] += f" ({self.compiled})"
         return ", ".join(["ours", *how, *(["CUDA graph"] if self.graphs else []), self.precision])
 
 
-def variants(case: Case, *, compiled: bool, thorough: bool) -> list[Variant]:
+def variants(case: Case, *, compiled: bool | str, thorough: bool) -> list[Variant]:
     """Those of a case, eager first; what takes long to compile only if asked for."""
     cuda = DEVICE.type == "cuda"
     found = [Variant("fp32", False, False)]
     if compiled and (thorough or (case.name == "kolmogorov64" and case.analyses > 1)):
-        found.append(Variant("fp32", True, False))
+        found.append(Variant("fp32", compiled, False))
     return [*found, Variant("bf16", compiled, cuda)]
 
 
-def ours(case: Case, repeats: int, *, compiled: bool, thorough: bool) -> Iterator[Row]:
+def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> Iterator[Row]:
     """Rows of one case: ours, eager first, and the peer's."""
     operator, scheduler, method, condition = load(case)
     if DEVICE.type == "cpu":
@@ -466,13 +468,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", help="operators to measure; all if left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--thorough", action="store_true", help="more compiled variants; minutes")
+    parser.add_argument("--mode", help="of torch.compile, for ours; max-autotune takes minutes")
     parser.add_argument("--no-compile", action="store_true", help="graphs of uncompiled networks")
     parser.add_argument("--out", type=Path, help="Markdown; the numbers go beside it as JSON")
     options = parser.parse_args(arguments)
     cases = CASES if DEVICE.type == "cuda" else SMALL
     rows = []
     print("\n".join(HEADER))
-    compiled = DEVICE.type == "cuda" and not options.no_compile
+    compiled: bool | str = DEVICE.type == "cuda" and not options.no_compile
+    if compiled and options.mode:
+        compiled = options.mode
     for case in cases:
         if options.only and case.name not in options.only:
             continue
