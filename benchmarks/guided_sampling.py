@@ -22,6 +22,8 @@ import gc
 import io
 import json
 import math
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -276,7 +278,8 @@ def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> I
             row, ensemble, seconds = measured(
                 row, variant, operator, scheduler, method, twin, repeats
             )
-        except torch.OutOfMemoryError as error:
+        except Exception as error:  # noqa: BLE001 - the other rows are still worth having
+            traceback.print_exc()
             yield replace(row, note=_first_line(error))
             _free()
             continue
@@ -426,7 +429,10 @@ def summary(rows: list[Row]) -> list[str]:
     ]
     for case in dict.fromkeys(row.case for row in rows):
         timed = [r for r in rows if r.case == case and not math.isnan(r.member)]
-        best = min((r for r in timed if r.method.startswith("ours")), key=lambda r: r.member)
+        mine = [r for r in timed if r.method.startswith("ours")]
+        if not mine:
+            continue
+        best = min(mine, key=lambda r: r.member)
         lines += [
             f"| {case} | {best.member:.3f} | {best.evaluations} | {r.method} "
             f"| {r.member / best.member:.1f} |"
@@ -485,7 +491,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(line(row), flush=True)
     present = [name for name, module in _PEERS.items() if find_spec(module)]
-    command = "python benchmarks/guided_sampling.py" + (" --thorough" if options.thorough else "")
+    given = sys.argv[1:] if arguments is None else arguments
+    command = " ".join(["python benchmarks/guided_sampling.py", *given])
     steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
     publish(
         [
@@ -503,7 +510,11 @@ def main(arguments: list[str] | None = None) -> None:
         options.out,
     )
     if options.out is not None:
-        options.out.with_suffix(".json").write_text(json.dumps([asdict(r) for r in rows], indent=1))
+        known = [
+            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
+            for r in rows
+        ]
+        options.out.with_suffix(".json").write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":
