@@ -7,7 +7,7 @@ variables, ``H W`` grid, ``h w`` coarse grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
