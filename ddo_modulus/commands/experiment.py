@@ -191,7 +191,7 @@ def environment() -> dict[str, Any]:
 
 
 def _requirements() -> list[str]:
-    """This package and what it asks for; itself alone if it runs from a tree that is not installed."""
+    """This package and what it asks for; itself alone if it runs without being installed."""
     try:
         return ["ddo-modulus", *(requires("ddo-modulus") or [])]
     except PackageNotFoundError:
