@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.normalize import Normalization
@@ -400,11 +401,12 @@ def test_devices(untrained, monkeypatch):
 @pytest.mark.timeout(900)
 def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
     """Slow to import, not to run: Earth2Studio's workflows bring all of its models."""
-    from earth2studio.io import ZarrBackend
-    from earth2studio.models.dx.base import DiagnosticModel
-    from earth2studio.models.px import Persistence
-    from earth2studio.perturbation.base import Perturbation
-    from earth2studio.run import diagnostic
+    with needs_earth2studio():
+        from earth2studio.io import ZarrBackend
+        from earth2studio.models.dx.base import DiagnosticModel
+        from earth2studio.models.px import Persistence
+        from earth2studio.perturbation.base import Perturbation
+        from earth2studio.run import diagnostic
 
     model = DDOSuperResolution.from_pretrained(
         coarse_lat=np.arange(57.0, 50.5, -1), coarse_lon=np.arange(-9.0, 2), steps=4, seed=0
