@@ -223,6 +223,12 @@ def test_it_takes_our_packages_only():
         Component(RemotePackage(str(SHIPPED / "uk_t2m")))
 
 
+@pytest.mark.parametrize("package", [str(SHIPPED / "uk_t2m"), None])
+def test_load_model_takes_packages_of_earth2studios(package):
+    with pytest.raises(InputError, match="from_pretrained takes names and places"):
+        Component.load_model(package)
+
+
 def test_moving_it_moves_operator_and_statistics(untrained, monkeypatch):
     model, asked = Component(untrained()), []
     # Statistics check their values, which those on a device without memory do not have.
