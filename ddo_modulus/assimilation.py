@@ -37,7 +37,7 @@ from ddo_modulus.observations import (
 )
 from ddo_modulus.package import Package
 from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
-from ddo_modulus.sampling import sample
+from ddo_modulus.sampling import StepCounter, sample
 
 #: Error standard deviations of station reports, what a grid cell cannot represent included, in
 #: the lexicon's units: for observations that come without one.
@@ -189,16 +189,7 @@ def assimilate(
         "covariance": own.covariance if covariance is None else covariance,
         "iterations": own.iterations if iterations is None else iterations,
     }
-    done, total = 0, len(times) * ensemble * options["steps"]
-
-    def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
-        nonlocal done
-        for level in levels:
-            yield level
-            done += states
-            if progress is not None:
-                progress(done, total)
-
+    counted = StepCounter(len(times) * ensemble * options["steps"], progress)
     fields, diagnostics = [], []
     for chunk in _chunks(analyses, ensemble, batch, package):
         observations = chunk[0].observations

@@ -85,6 +85,7 @@ class GaussianDenoiser:
         variance, self.rotation = prior.relative_to(noise)
         self.variance = self.inflation[:, None].to(variance.device) * variance
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
+        self._grids: dict[tuple[int, int], GaussianDenoiser] = {}
 
     @property
     def linear(self) -> Self:
@@ -93,12 +94,18 @@ class GaussianDenoiser:
 
     def at(self, shape: Sequence[int]) -> GaussianDenoiser:
         """The same prior on another grid; the mean is interpolated in the basis."""
-        if tuple(shape) == self.noise.shape:
+        key = (shape[0], shape[1])
+        if key == self.noise.shape:
             return self
-        basis = self.noise.basis
-        shared = basis.truncate(basis.at(shape).modes)
-        mean = shared.synthesize(shared.analyze(self.mean), shape)
-        return GaussianDenoiser(mean, self.prior.at(shape), self.noise.at(shape), self.inflation)
+        if key not in self._grids:
+            with lasting():
+                basis = self.noise.basis
+                shared = basis.truncate(basis.at(key).modes)
+                mean = shared.synthesize(shared.analyze(self.mean), key)
+                self._grids[key] = GaussianDenoiser(
+                    mean, self.prior.at(key), self.noise.at(key), self.inflation
+                )
+        return self._grids[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
@@ -253,13 +260,16 @@ class DiffusionOperator(Module):
         weights = torch.zeros(channels, condition_channels, self.basis.size)
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
-        self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
+        self._linear: GaussianDenoiser | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     @property
     def linear(self) -> GaussianDenoiser:
         """The linear part: the whole operator where the network's output is zero."""
-        return self.linear_at(self.basis.shape)
+        if self._linear is None:
+            with lasting():
+                self._linear = self._stored_prior()
+        return self._linear
 
     def set_prior(self, prior: Prior) -> None:
         """Take a Gaussian prior as the linear part.
@@ -278,7 +288,7 @@ class DiffusionOperator(Module):
         if self.coupling is not None and isinstance(prior, CoupledField):
             self.coupling.copy_(prior.covariance[:, *_lower(self.channels)])
             self.prior_variance.copy_(prior.covariance.diagonal(dim1=1, dim2=2).mT.flatten())
-            self._linear.clear()
+            self._forget()
             return
         mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
         if mixed != len(self.eof_index):
@@ -291,7 +301,7 @@ class DiffusionOperator(Module):
             block = (vectors * variance[index]) @ vectors.mT
             self.eof_index.copy_(index)
             self.eof_covariance.copy_(block[_lower(len(index))])
-        self._linear.clear()
+        self._forget()
 
     def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
         """Take the linear map from a condition to the mean of the states, mode by mode.
@@ -314,7 +324,7 @@ class DiffusionOperator(Module):
         if self.regression is None:
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
-        band = _Band(self.basis, self.linear_at(shape).noise.basis)
+        band = _Band(self.basis, self.linear.at(shape).noise.basis)
         (given,) = self._condition(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
@@ -324,13 +334,8 @@ class DiffusionOperator(Module):
         c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
         return band.basis.synthesize(c, shape)
 
-    def linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
-        """The linear part on a grid."""
-        if shape not in self._linear:
-            with lasting():
-                own = shape == self.basis.shape
-                self._linear[shape] = self._stored_prior() if own else self.linear.at(shape)
-        return self._linear[shape]
+    def _forget(self) -> None:
+        self._linear = None
 
     def _stored_prior(self) -> GaussianDenoiser:
         variance = self.prior_variance.detach().double().cpu()
@@ -358,7 +363,7 @@ class DiffusionOperator(Module):
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean states given noisy ones."""
         shape = (x.shape[-2], x.shape[-1])
-        linear = self.linear_at(shape)
+        linear = self.linear.at(shape)
         with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
             mean = self.conditional_mean(condition, x)
             a = linear.modes(x - mean)
@@ -385,7 +390,7 @@ class DiffusionOperator(Module):
             condition: As in :meth:`forward`.
             linear: Linear part to use instead of the operator's own.
         """
-        linear = self.linear_at(shape) if linear is None else linear
+        linear = self.linear.at(shape) if linear is None else linear
         band = _Band(self.basis, linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)

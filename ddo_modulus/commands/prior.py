@@ -106,7 +106,7 @@ def regression(
     label = basis.symmetry()
     across, own = None, None
     for x, condition in parts:
-        if condition is None:
+        if condition is None or condition.ndim != 4:
             raise InputError("operator.regression=true needs a condition that is a field")
         c, u = basis.analyze(x.double()), basis.analyze(condition.double())
         zero = torch.zeros(int(label.max()) + 1, dtype=torch.float64)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddo_modulus.basis import Basis
 from ddo_modulus.commands.common import plain
+from ddo_modulus import __version__
 from ddo_modulus.commands.experiment import (
     package_revision,
     record_start,
@@ -218,6 +219,6 @@ def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dic
         "record": {k: v for k, v in plain(config.data).items() if k not in HOW_READ},
         "training": trainer.history[-1] if trainer.history else {},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "software": {"ddo_modulus": version("ddo-modulus"), "torch": torch.__version__},
+        "software": {"ddo_modulus": __version__, "torch": torch.__version__},
         "revision": package_revision(),
     }
