@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddo_modulus.coupled import CoupledField as CoupledField
     from ddo_modulus.denoiser import Denoiser as Denoiser
     from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
+    from ddo_modulus.denoiser import Engine as Engine
     from ddo_modulus.denoiser import GaussianDenoiser as GaussianDenoiser
     from ddo_modulus.field import GaussianField as GaussianField
     from ddo_modulus.field import Matern as Matern
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ddo_modulus.observations import PointOperator as PointOperator
     from ddo_modulus.observations import wind_speed as wind_speed
     from ddo_modulus.package import Package as Package
+    from ddo_modulus.posterior import Background as Background
     from ddo_modulus.posterior import Inflated as Inflated
     from ddo_modulus.posterior import MomentMatching as MomentMatching
     from ddo_modulus.posterior import innovation_inflation as innovation_inflation
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "CoupledField": "coupled",
     "Denoiser": "denoiser",
     "DiffusionOperator": "denoiser",
+    "Engine": "denoiser",
     "GaussianDenoiser": "denoiser",
     "GaussianField": "field",
     "Matern": "field",
@@ -60,6 +63,7 @@ _MODULE_OF = {
     "PointOperator": "observations",
     "wind_speed": "observations",
     "Package": "package",
+    "Background": "posterior",
     "Inflated": "posterior",
     "MomentMatching": "posterior",
     "innovation_inflation": "posterior",

@@ -24,6 +24,7 @@ COMMANDS = {
     "assimilate": "draw ensembles of states given observations",
     "verify": "score analyses or generated fields against the truth",
     "animate": "make a film of a data set or of samples",
+    "benchmark": "time posterior ensembles on this machine, engine by engine",
 }
 
 # 75 is EX_TEMPFAIL of sysexits.h: try again.

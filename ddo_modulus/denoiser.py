@@ -12,7 +12,8 @@ With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from copy import copy
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,12 +25,13 @@ from ddo_modulus.basis import Basis, build_basis
 from ddo_modulus.coupled import CoupledField
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
-from ddo_modulus.linalg import lasting, spread
+from ddo_modulus.linalg import lasting, recorded, spread
 from ddo_modulus.nn.operator import NeuralOperator
+from ddo_modulus.product import ProductField
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
 #: Gaussian laws that have a closed form together with the noise.
-Prior = GaussianField | EOFField | CoupledField
+Prior = GaussianField | EOFField | CoupledField | ProductField
 
 
 class Denoiser(Protocol):
@@ -51,6 +53,68 @@ class Denoiser(Protocol):
         ...
 
 
+Pullback = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B C H W"]]
+
+
+@runtime_checkable
+class Engine(Denoiser, Protocol):
+    """A denoiser that brings its own derivative, whatever it computes with.
+
+    Where automatic differentiation cannot look inside (an inference engine, a captured graph),
+    guidance still needs :math:`J^T v`. A denoiser with :meth:`vjp` is asked for it
+    (:func:`value_and_pullback`). One that can keep what the derivative needs offers, beside it, a
+    method ``value_and_pullback(x, sigma, condition)`` with the result of that function, and is
+    spared the second forward pass.
+
+    Attributes:
+        noise: Noise field, on the grid of the engine.
+        linear: Gaussian part, that posteriors precondition with.
+    """
+
+    @property
+    def noise(self) -> GaussianField:
+        """Noise field, on the grid of the engine."""
+        ...
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part of the denoiser, on the grid of the engine."""
+        ...
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean states, and ``J^T v`` with ``J`` their derivative by ``x``."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Engine, Protocol):
+    """An engine that can make one thing of all that is built on it, such as a CUDA graph."""
+
+    def captured(self, denoiser: Denoiser) -> Denoiser:
+        """The same denoiser, one that calls this engine, quicker where it can be."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A denoiser that can prepare for the noise levels that it will be asked at."""
+
+    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Denoiser:
+        """The same denoiser at these levels only, quicker; members of a batch share theirs.
+
+        Args:
+            levels: Noise levels, on the CPU; in any order, repetitions do not matter.
+            like: States of the shape, dtype and device to come; values do not matter.
+        """
+        ...
+
+
 class GaussianDenoiser:
     r"""The exact denoiser of a Gaussian prior; optimal interpolation in closed form.
 
@@ -61,7 +125,8 @@ class GaussianDenoiser:
         Cov[x_0 | x_\sigma] = L E\,\frac{\sigma^2 s}{s + \sigma^2}\,E^T L^T .
 
     Args:
-        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it.
+        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it; ``(T, C, H, W)`` if analyses
+            differ, or members.
         prior: Prior covariance.
         noise: Noise field; shares the basis of the prior.
         inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
@@ -80,10 +145,11 @@ class GaussianDenoiser:
         self.prior, self.noise = prior, noise
         self.inflation = torch.as_tensor(inflation, dtype=torch.float64).reshape(-1)
         size = (noise.channels, *noise.shape)
-        self.mean = torch.as_tensor(mean, dtype=torch.float64).expand(size)
+        centre = torch.as_tensor(mean, dtype=torch.float64)
+        self.mean = centre if centre.ndim == 4 else centre.expand(size)
         self.rotation: Rotation | None
         variance, self.rotation = prior.relative_to(noise)
-        self.variance = self.inflation[:, None].to(variance.device) * variance
+        self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
         self._grids: dict[tuple[int, int], GaussianDenoiser] = {}
 
@@ -109,7 +175,27 @@ class GaussianDenoiser:
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
+        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
+        longer, shorter = sorted((factor, self.inflation), key=len, reverse=True)
+        factor = longer * spread(shorter, len(longer))
         return GaussianDenoiser(self.mean, self.prior, self.noise, factor)
+
+    def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
+        """The same covariance about another mean."""
+        other = copy(self)
+        other.mean, other._constants, other._elsewhere = mean, {}, {}
+        return other
+
+    @property
+    def analyses(self) -> int:
+        """Number of analyses that the covariance tells apart."""
+        rotated = 1 if self.rotation is None else self.rotation.analyses
+        return max(len(self.variance), rotated)
+
+    def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
+        """The mean for each state of a batch (or for all), like the states."""
+        mean = self._on(like)[0]
+        return mean if mean.ndim == 3 else spread(mean, len(like))
 
     def __call__(
         self,
@@ -123,13 +209,13 @@ class GaussianDenoiser:
 
     def modes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
         """Coordinates ``a`` of states."""
-        return self.rotate(self.noise.whiten(x - self._on(x)[0]).flatten(1))
+        return self.rotate(self.noise.whiten(x - self.centre(x)).flatten(1))
 
     def fields(self, a: Float[Tensor, "B N"], *, mean: bool = True) -> Float[Tensor, "B C H W"]:
         """States from coordinates, without the prior mean if ``mean`` is False (perturbations)."""
         z = self.rotate(a, back=True).unflatten(1, (self.noise.channels, -1))
         x = self.noise.color(z)
-        return x + self._on(x)[0] if mean else x
+        return x + self.centre(x) if mean else x
 
     def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
         """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""
@@ -138,7 +224,7 @@ class GaussianDenoiser:
 
     def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
-        s = spread(self._on(sigma)[1], len(sigma))
+        s = spread(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
@@ -261,6 +347,7 @@ class DiffusionOperator(Module):
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
         self._linear: GaussianDenoiser | None = None
+        self._bands: dict[tuple[int, int], _Band] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     @property
@@ -324,7 +411,7 @@ class DiffusionOperator(Module):
         if self.regression is None:
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
-        band = _Band(self.basis, self.linear.at(shape).noise.basis)
+        band = self._band(self.linear.at(shape).noise.basis)
         (given,) = self._condition(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
@@ -391,11 +478,13 @@ class DiffusionOperator(Module):
             linear: Linear part to use instead of the operator's own.
         """
         linear = self.linear.at(shape) if linear is None else linear
-        band = _Band(self.basis, linear.noise.basis)
+        band = self._band(linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and compilers want one path for all.
-        if not (self.training or torch.compiler.is_compiling() or fade is None or fade.any()):
+        # Spared where it would count for nothing; training and tracers want one path for all, and
+        # to look at a level would have the host wait for a GPU.
+        everywhere = self.training or recorded() or a.device.type != "cpu"
+        if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
@@ -413,6 +502,12 @@ class DiffusionOperator(Module):
         with torch.autocast(a.device.type, enabled=False):
             z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
+
+    def _band(self, other: Basis) -> _Band:
+        if other.shape not in self._bands:
+            with lasting():
+                self._bands[other.shape] = _Band(self.basis, other)
+        return self._bands[other.shape]
 
     def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         """Share of the network's output at each noise level: zero where it is below 1e-4."""
@@ -446,7 +541,7 @@ class DiffusionOperator(Module):
         condition = condition.to(like)
         if condition.shape[-2:] != band.basis.shape and condition[0, 0].numel() > 1:
             condition = band.basis.synthesize(band.basis.analyze(condition))
-        return [condition.expand(len(like), -1, *band.basis.shape)]
+        return [condition.expand(like.shape[0], -1, *band.basis.shape)]
 
 
 def _lower(size: int) -> tuple[Tensor, Tensor]:
@@ -463,24 +558,30 @@ class _Band:
     """
 
     def __init__(self, training: Basis, other: Basis) -> None:
-        self.same = other.shape == training.shape
+        same = other.shape == training.shape
         self.basis = training if training.resolves(other.shape) else other
         self._size = other.size
-        if not self.same:
-            self._index = training.shared(other)[1] if self.basis is training else None
+        self._index: dict[torch.device, Tensor] = {}
+        if not same and self.basis is training:
+            self._index[torch.device("cpu")] = training.shared(other)[1]
 
     def narrow(self, z: Float[Tensor, "B C N"]) -> Float[Tensor, "B C K"]:
         """Coefficients of the other grid's basis to those of the shared one."""
-        if self.same or self._index is None:
-            return z
-        return z[..., self._index.to(z.device)]
+        return z[..., self._index_on(z.device)] if self._index else z
 
     def widen(self, c: Float[Tensor, "B C K"]) -> Float[Tensor, "B C N"]:
         """The reverse; zero outside the band."""
-        if self.same or self._index is None:
+        if not self._index:
             return c
         z = c.new_zeros(*c.shape[:2], self._size)
-        return z.index_copy(2, self._index.to(c.device), c)
+        return z.index_copy(2, self._index_on(c.device), c)
+
+    def _index_on(self, device: torch.device) -> Tensor:
+        """Places of the shared coefficients among the other grid's; copied to a device once."""
+        if device not in self._index:
+            with lasting():
+                self._index[device] = self._index[torch.device("cpu")].to(device)
+        return self._index[device]
 
 
 def value_and_pullback(
@@ -488,8 +589,18 @@ def value_and_pullback(
     x: Float[Tensor, "B C H W"],
     sigma: Float[Tensor, " B"],
     condition: Tensor | None = None,
-) -> tuple[Float[Tensor, "B C H W"], Callable[[Tensor], Tensor]]:
-    """Denoised states and the map ``v -> J^T v``, which may be called any number of times."""
+) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+    """Denoised states and the map ``v -> J^T v``, which may be called any number of times.
+
+    By the denoiser's own ``value_and_pullback`` or ``vjp`` (:class:`Engine`) if it has one, else by
+    automatic differentiation.
+    """
+    own = getattr(denoiser, "value_and_pullback", None)
+    if own is not None:
+        return own(x, sigma, condition)
+    product = getattr(denoiser, "vjp", None)
+    if product is not None:
+        return denoiser(x, sigma, condition), lambda v: product(x, sigma, v, condition)[1]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         clean = denoiser(x, sigma, condition)
@@ -498,6 +609,21 @@ def value_and_pullback(
         return torch.autograd.grad(clean, x, v, retain_graph=True)[0]
 
     return clean.detach(), pullback
+
+
+def vjp(
+    denoiser: Denoiser,
+    x: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, " B"],
+    v: Float[Tensor, "B C H W"],
+    condition: Tensor | None = None,
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """Denoised states and ``J^T v`` of any denoiser, at once."""
+    own = getattr(denoiser, "vjp", None)
+    if own is not None:
+        return own(x, sigma, v, condition)
+    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
+    return clean, pullback(v)
 
 
 def linear_part(denoiser: Denoiser, noise: GaussianField) -> GaussianDenoiser:

@@ -105,23 +105,26 @@ class TrajectoryDenoiser:
             return clean - linear(x, sigma) if self.joint else clean
 
         if torch.is_grad_enabled() and x.requires_grad:  # only one part's activations at a time
-            return checkpoint(run, x, use_reentrant=False)
+            return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
         return run(x)
 
     def _windows(self, x: Float[Tensor, "B LC H W"]) -> Float[Tensor, "BS PC H W"]:
         """Windows of each trajectory, next to each other in the batch."""
         frames = x.unflatten(1, (self.length, -1))
-        return frames[:, self.members].flatten(2, 3).flatten(0, 1)
+        return frames[:, self._members(x.device)].flatten(2, 3).flatten(0, 1)
 
     @property
     def members(self) -> Int[Tensor, "S P"]:
         """Numbers of the frames of each window."""
-        start = torch.arange(self.length - self.frames + 1)
-        return start[:, None] + torch.arange(self.frames)
+        return self._members(torch.device("cpu"))
+
+    def _members(self, device: torch.device) -> Int[Tensor, "S P"]:
+        start = torch.arange(self.length - self.frames + 1, device=device)
+        return start[:, None] + torch.arange(self.frames, device=device)
 
     def _gather(self, windows: Float[Tensor, "BS PC H W"], batch: int) -> Tensor:
         """Each frame from the window that it is nearest to the middle of."""
         parts = windows.unflatten(0, (batch, -1)).unflatten(2, (self.frames, -1))
-        frame = torch.arange(self.length)
+        frame = torch.arange(self.length, device=windows.device)
         window = (frame - self.frames // 2).clamp(0, self.length - self.frames)
         return parts[:, window, frame - window].flatten(1, 2)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from omegaconf import DictConfig
 from physicsnemo.distributed import DistributedManager
 from torch import Tensor
 
+from ddo_modulus import __version__
 from ddo_modulus.basis import Basis
 from ddo_modulus.commands.common import plain
-from ddo_modulus import __version__
 from ddo_modulus.commands.experiment import (
     package_revision,
     record_start,
