@@ -7,7 +7,7 @@ variables, ``H W`` grid, ``h w`` coarse grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -183,16 +183,6 @@ def generate(
     )
 
 
-def _check_steps(times: np.ndarray, interval: float | None) -> None:
-    """Raise unless times are those of a trajectory's frames."""
-    steps = np.diff(times) / np.timedelta64(1, "s")
-    if interval is not None and not np.allclose(steps, interval, rtol=1e-3):
-        raise InputError(
-            f"the times of a trajectory follow each other every {interval:g} s, the package's "
-            f"interval; got steps from {steps.min():g} to {steps.max():g} s"
-        )
-
-
 def draw(
     package: Package,
     denoiser: Denoiser,
@@ -205,8 +195,8 @@ def draw(
     conditions: Tensor | None,
     rows: Sequence[int],
     batch: int,
+    progress: StepCounter,
     churn: Churn | None = None,
-    progress: Callable[[int, Iterable[int]], Iterable[int]] | None = None,
 ) -> Float[Tensor, "B PC H W"]:
     """Draw from a denoiser where a package's operator is, some states at a time.
 
@@ -221,8 +211,8 @@ def draw(
         conditions: ``(T, ...)`` for the denoiser, if it takes any.
         rows: Which of them each state has.
         batch: States drawn together.
+        progress: Counts the steps.
         churn: Noise to renew on the way.
-        progress: Wraps the steps of each lot; told its number of states.
 
     Returns:
         Normalised states, on the CPU.
@@ -231,22 +221,31 @@ def draw(
     for first in range(0, len(generators), batch):
         some = slice(first, first + batch)
         index = torch.tensor(rows[some])
-        parts.append(
-            sample(
-                denoiser,
-                scheduler,
-                len(index),
-                steps=steps,
-                solver=solver,
-                churn=churn,
-                generator=generators[some],
-                shape=shape,
-                condition=None if conditions is None else conditions[index].to(device),
-                device=device,
-                progress=iter if progress is None else partial(progress, len(index)),
-            ).cpu()
+        drawn = sample(
+            denoiser,
+            scheduler,
+            len(index),
+            steps=steps,
+            solver=solver,
+            churn=churn,
+            generator=generators[some],
+            shape=shape,
+            condition=None if conditions is None else conditions[index].to(device),
+            device=device,
+            progress=partial(progress, len(index)),
         )
+        parts.append(drawn.cpu())
     return torch.cat(parts)
+
+
+def _check_steps(times: np.ndarray, interval: float | None) -> None:
+    """Raise unless times are those of a trajectory's frames."""
+    steps = np.diff(times) / np.timedelta64(1, "s")
+    if interval is not None and not np.allclose(steps, interval, rtol=1e-3):
+        raise InputError(
+            f"the times of a trajectory follow each other every {interval:g} s, the package's "
+            f"interval; got steps from {steps.min():g} to {steps.max():g} s"
+        )
 
 
 def conditions_of(
