@@ -112,7 +112,7 @@ def sounding(
     surface: str | None = None,
     surface_pressure: float = SEA_LEVEL[1] / 100,
     offset: Mapping[int, float] | None = None,
-    least: float = 2 / 3,
+    least: float = 0.6,
 ) -> LinearRadiance:
     """Weighting functions of a temperature sounder on a prior's levels (see the module).
 

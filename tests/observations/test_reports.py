@@ -210,7 +210,9 @@ def test_functions_of_the_profile(grid, x, at):
     low, high = at("t850"), at("t500")
     expected = torch.stack([low * high / 300, low + 10, low * high / 300, low + 30])
     torch.testing.assert_close(found, expected)
-    assert list(operators.refused(row("iasi", sensor_index=13))) == ["satellite channel not modelled"]
+    assert list(operators.refused(row("iasi", sensor_index=13))) == [
+        "satellite channel not modelled"
+    ]
     with pytest.raises(InputError, match="need the columns satellite_za"):
         operators.operator(row("iasi", sensor_index=11))
     with pytest.raises(InputError, match="values of the columns satellite_za are missing"):
