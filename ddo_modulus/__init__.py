@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ddo_modulus.observations import wind_direction as wind_direction
     from ddo_modulus.observations import wind_speed as wind_speed
     from ddo_modulus.package import Package as Package
+    from ddo_modulus.posterior import Background as Background
     from ddo_modulus.posterior import Inflated as Inflated
     from ddo_modulus.posterior import MomentMatching as MomentMatching
     from ddo_modulus.posterior import innovation_inflation as innovation_inflation
@@ -72,6 +73,7 @@ _MODULE_OF = {
     "wind_direction": "observations",
     "wind_speed": "observations",
     "Package": "package",
+    "Background": "posterior",
     "Inflated": "posterior",
     "MomentMatching": "posterior",
     "innovation_inflation": "posterior",

@@ -12,6 +12,7 @@ With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -26,10 +27,11 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
 from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.nn.operator import NeuralOperator
+from ddo_modulus.product import ProductField
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
 #: Gaussian laws that have a closed form together with the noise.
-Prior = GaussianField | EOFField | CoupledField
+Prior = GaussianField | EOFField | CoupledField | ProductField
 
 
 class Denoiser(Protocol):
@@ -114,7 +116,8 @@ class GaussianDenoiser:
         Cov[x_0 | x_\sigma] = L E\,\frac{\sigma^2 s}{s + \sigma^2}\,E^T L^T .
 
     Args:
-        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it.
+        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it; ``(T, C, H, W)`` if analyses
+            differ, or members.
         prior: Prior covariance.
         noise: Noise field; shares the basis of the prior.
         inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
@@ -133,10 +136,11 @@ class GaussianDenoiser:
         self.prior, self.noise = prior, noise
         self.inflation = torch.as_tensor(inflation, dtype=torch.float64).reshape(-1)
         size = (noise.channels, *noise.shape)
-        self.mean = torch.as_tensor(mean, dtype=torch.float64).expand(size)
+        centre = torch.as_tensor(mean, dtype=torch.float64)
+        self.mean = centre if centre.ndim == 4 else centre.expand(size)
         self.rotation: Rotation | None
         variance, self.rotation = prior.relative_to(noise)
-        self.variance = self.inflation[:, None].to(variance.device) * variance
+        self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
         self._elsewhere: dict[tuple[int, ...], GaussianDenoiser] = {}
 
@@ -147,20 +151,42 @@ class GaussianDenoiser:
 
     def at(self, shape: Sequence[int]) -> GaussianDenoiser:
         """The same prior on another grid; the mean is interpolated in the basis."""
-        if tuple(shape) == self.noise.shape:
+        key = (shape[0], shape[1])
+        if key == self.noise.shape:
             return self
-        if tuple(shape) not in self._elsewhere:  # kept, with what it has on a device
-            basis = self.noise.basis
-            shared = basis.truncate(basis.at(shape).modes)
-            mean = shared.synthesize(shared.analyze(self.mean), shape)
-            self._elsewhere[tuple(shape)] = GaussianDenoiser(
-                mean, self.prior.at(shape), self.noise.at(shape), self.inflation
-            )
-        return self._elsewhere[tuple(shape)]
+        if key not in self._elsewhere:  # kept, with what it has on a device
+            with lasting():
+                basis = self.noise.basis
+                shared = basis.truncate(basis.at(shape).modes)
+                mean = shared.synthesize(shared.analyze(self.mean), shape)
+                self._elsewhere[key] = GaussianDenoiser(
+                    mean, self.prior.at(shape), self.noise.at(shape), self.inflation
+                )
+        return self._elsewhere[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
+        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
+        longer, shorter = sorted((factor, self.inflation), key=len, reverse=True)
+        factor = longer * spread(shorter, len(longer))
         return GaussianDenoiser(self.mean, self.prior, self.noise, factor)
+
+    def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
+        """The same covariance about another mean."""
+        other = copy(self)
+        other.mean, other._constants, other._elsewhere = mean, {}, {}
+        return other
+
+    @property
+    def analyses(self) -> int:
+        """Number of analyses that the covariance tells apart."""
+        rotated = 1 if self.rotation is None else self.rotation.analyses
+        return max(len(self.variance), rotated)
+
+    def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
+        """The mean for each state of a batch (or for all), like the states."""
+        mean = self._on(like)[0]
+        return mean if mean.ndim == 3 else spread(mean, len(like))
 
     def __call__(
         self,
@@ -172,19 +198,15 @@ class GaussianDenoiser:
         a = self.modes(x)
         return self.fields(a * self.gain(sigma))
 
-    def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
-        """The mean, in the dtype and on the device of states."""
-        return self._on(like)[0]
-
     def modes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
         """Coordinates ``a`` of states."""
-        return self.rotate(self.noise.whiten(x - self._on(x)[0]).flatten(1))
+        return self.rotate(self.noise.whiten(x - self.centre(x)).flatten(1))
 
     def fields(self, a: Float[Tensor, "B N"], *, mean: bool = True) -> Float[Tensor, "B C H W"]:
         """States from coordinates, without the prior mean if ``mean`` is False (perturbations)."""
         z = self.rotate(a, back=True).unflatten(1, (self.noise.channels, -1))
         x = self.noise.color(z)
-        return x + self._on(x)[0] if mean else x
+        return x + self.centre(x) if mean else x
 
     def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
         """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""

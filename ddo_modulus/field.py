@@ -83,6 +83,30 @@ class Flat:
         return torch.ones_like(basis.eigenvalues)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A spectrum with a factor of its own for each channel.
+
+    Attributes:
+        spectrum: Its shape.
+        factors: ``(C,)``.
+    """
+
+    spectrum: Spectrum
+    factors: tuple[float, ...]
+    unit_variance = False
+
+    @classmethod
+    def with_variance(cls, basis: Basis, spectrum: Spectrum, variance: Sequence[float]) -> Scaled:
+        """Such that the channels have these variances, in the mean over the grid of a basis."""
+        unit = float(basis.mean_square() @ spectrum(basis))
+        return cls(spectrum, tuple(float(v) / unit for v in variance))
+
+    def __call__(self, basis: Basis) -> Float[Tensor, "C K"]:
+        """Variances of each channel."""
+        return torch.tensor(self.factors, dtype=torch.float64)[:, None] * self.spectrum(basis)
+
+
 class MeasuredSpectrum:
     """Variances measured on data, mode by mode; a power law beyond the measured band.
 

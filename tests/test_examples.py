@@ -3,6 +3,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("interpolation", "super-resolution")
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,19 @@ def test_pages_name_files_and_tests_that_exist(page):
     for name, test in re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`", text):
         file = ROOT / "tests" / name if name else file
         assert not test or f"def {test}(" in file.read_text(), test
+
+
+@pytest.mark.slow
+def test_super_resolution_beats_interpolation(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("earth2studio")
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "06_super_resolve.py"
+    monkeypatch.setattr(sys, "argv", [path.name, "--members", "2", "--steps", "6"])
+    runpy.run_path(str(path), run_name="__main__")
+    text = capsys.readouterr().out
+    rows = [re.search(rf"{label}\s+([\d.]+)\s+([\d.]+)", text) for label in METHODS]
+    interpolated, drawn = (tuple(map(float, row.groups())) for row in rows if row)
+    assert 0 < drawn[0] < interpolated[0] and 0 < drawn[1] < interpolated[1]
+    written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+    assert written == ["outputs/super_resolve/super_resolution.png"]
+    assert written[0] in text

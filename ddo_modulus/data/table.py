@@ -7,7 +7,7 @@ where they are there (`NUMBERS`, `LABELS`); a value of theirs that cannot be is 
 What is done about flaws:
 
 - A mistake that spoils the whole table (a column, the units) is an `InputError`.
-- A flawed row is left out and counted in `ObservationTable.dropped`.
+- A flawed row is left out, counted in `ObservationTable.dropped` and kept in `.rejected`.
 - Reports that differ, from the same place and time, are separate observations and stay; an exact
   repetition tells nothing new and goes.
 - An unknown observation error stays NaN, for the caller's default; one of zero or less is a
@@ -16,7 +16,7 @@ What is done about flaws:
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,9 @@ _HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there,
 
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
+#: Distance in time of an observation, or its first and last offset.
+Tolerance = np.timedelta64 | tuple[np.timedelta64, np.timedelta64]
+
 
 @dataclass(frozen=True)
 class ObservationTable:
@@ -61,47 +64,77 @@ class ObservationTable:
             where unknown). Those of `NUMBERS` (NaN where unknown) and `LABELS` (None) that the
             source has.
         dropped: Number of rows left out, by reason.
+        rejected: These rows, with a column `reason`.
     """
 
     frame: pd.DataFrame
     dropped: dict[str, int] = field(default_factory=dict)
+    rejected: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def without(self, reason: "pd.Series[str]") -> "ObservationTable":
+        """Leave out rows, and remember them.
+
+        Args:
+            reason: Why, for each row of the frame; empty text for those that stay.
+        """
+        bad = reason != ""
+        if not bad.any():
+            return self
+        dropped = dict(self.dropped)
+        for text, count in reason[bad].value_counts().items():
+            dropped[str(text)] = dropped.get(str(text), 0) + int(count)
+        rows = self.frame[bad].assign(reason=reason[bad].astype(str))
+        rejected = rows if self.rejected.empty else pd.concat([self.rejected, rows])
+        return ObservationTable(self.frame[~bad], dropped, rejected.reset_index(drop=True))
 
     def at(
-        self, times: Sequence[np.datetime64] | np.ndarray, tolerance: np.timedelta64 = NO_TOLERANCE
+        self,
+        times: Sequence[np.datetime64] | np.ndarray,
+        tolerance: Tolerance = NO_TOLERANCE,
+        *,
+        required: bool = True,
     ) -> list[pd.DataFrame]:
         """Select the observations for each of a list of analysis times.
 
         Args:
             times: Analysis times, UTC.
-            tolerance: Largest distance in time, either way. An observation near enough to
+            tolerance: Largest distance in time, either way, or the first (negative: before) and
+                last offset from the analysis. An observation near enough to
                 several analysis times serves each.
+            required: Whether there must be one for each time.
 
         Returns:
-            One frame for each time, none of them empty.
+            One frame for each time.
 
         Raises:
-            InputError: If there is no observation for some of the times.
+            InputError: If there is no observation for some of the times, and ``required``.
         """
         seen = self.frame["time"].to_numpy()
+        first, last = tolerance if isinstance(tolerance, tuple) else (-tolerance, tolerance)
         windows = [
             slice(
-                int(np.searchsorted(seen, time - tolerance, side="left")),
-                int(np.searchsorted(seen, time + tolerance, side="right")),
+                int(np.searchsorted(seen, time + first, side="left")),
+                int(np.searchsorted(seen, time + last, side="right")),
             )
             for time in np.asarray(times, dtype="datetime64[ns]")
         ]
         empty = [
             str(pd.Timestamp(t)) for t, w in zip(times, windows, strict=True) if w.start == w.stop
         ]
-        if empty:
+        if empty and required:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
-                f"no observations within {pd.Timedelta(tolerance)} of {len(empty)} of "
+                f"no observations within {_told(first, last)} of {len(empty)} of "
                 f"{len(windows)} analysis times: {shown}; the table runs from "
                 f"{pd.Timestamp(seen[0])} to {pd.Timestamp(seen[-1])} UTC. Choose times within, "
                 "or a larger tolerance"
             )
         return [self.frame.iloc[window] for window in windows]
+
+
+def _told(first: np.timedelta64, last: np.timedelta64) -> str:
+    span = f"{pd.Timedelta(first)} to {pd.Timedelta(last)}"
+    return str(pd.Timedelta(last)) if first == -last else span
 
 
 def read_table(
@@ -132,13 +165,12 @@ def read_table(
     if frame.empty:
         raise InputError(f"{where}: no rows; check how it was made")
     frame = _typed(frame, where)
-    dropped: dict[str, int] = {}
+    table = ObservationTable(frame)
 
     def drop(reason: str, bad: pd.Series) -> None:
-        nonlocal frame
-        if bad.any():
-            dropped[reason] = int(bad.sum())
-            frame = frame[~bad]
+        nonlocal table, frame
+        table = table.without(bad.map({True: reason, False: ""}))
+        frame = table.frame
 
     present = sorted(frame["variable"].unique())
     if variables is not None:
@@ -158,10 +190,10 @@ def read_table(
     told = [column for column in frame if column not in LABELS]
     drop("repeated row", frame.duplicated(told))
     if frame.empty:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
     _check_errors(frame, where)
-    return ObservationTable(frame.sort_values("time", kind="stable", ignore_index=True), dropped)
+    return replace(table, frame=frame.sort_values("time", kind="stable", ignore_index=True))
 
 
 def _read_file(path: Path) -> pd.DataFrame:

@@ -140,7 +140,7 @@ class Innovations:
         linear = linear_part(denoiser, noise)
         operator = observations.operator
         values = observations.values.double().reshape(-1, operator.size)
-        state = linear.mean.expand(len(values), *linear.mean.shape)
+        state = first_guess(linear, len(values))
         tangent = operator.linearize(state)
         rows = spread(spanned(tangent, linear, state), len(values))
         error = torch.linalg.cholesky(observations.error_covariance(values))
@@ -188,3 +188,11 @@ def innovation_inflation(
         Factors, float64 on the CPU.
     """
     return Innovations.of(denoiser, noise, observations).inflation(width, bounds)
+
+
+def first_guess(linear: GaussianDenoiser, analyses: int) -> Float[Tensor, "T C H W"]:
+    """Mean of each analysis before its observations, float64; over members, if theirs differ."""
+    mean = linear.mean.reshape(-1, *linear.mean.shape[-3:])
+    if len(mean) > analyses:
+        return mean.unflatten(0, (analyses, -1)).mean(1)
+    return spread(mean, analyses)

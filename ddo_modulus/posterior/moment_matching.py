@@ -114,7 +114,7 @@ class MomentMatching:
         rows = self._spanned(tangent, linear, x)
         groups = len(x)
         if alike(sigma):  # members of an analysis share their system
-            groups = max(len(rows), len(error), len(linear.inflation))
+            groups = max(len(rows), len(error), linear.analyses)
         if whitener is None:
             variance = linear.posterior_variance(sigma[:: len(x) // groups])
             whitener = inverse_factor(_innovation_covariance(rows, variance, error))
@@ -147,7 +147,7 @@ class MomentMatching:
         noise = self.noise.at(like.shape[-2:])
         linear = linear_part(self.denoiser, noise)
         rows, error = self._spanned(tangent, linear, like), self._on(like)[1]
-        groups = max(len(rows), len(error), len(linear.inflation))
+        groups = max(len(rows), len(error), linear.analyses)
         levels = levels.unique()
         size = groups * rows.shape[1] ** 2
         if len(levels) * size > _MOST_KEPT:
@@ -214,6 +214,8 @@ def spanned(tangent: Tangent, linear: GaussianDenoiser, like: Tensor) -> Float[T
     analyses = max(
         max(len(operator.index), 1 if a is None else len(a)) for a, operator in tangent.terms
     )
+    if linear.rotation is not None:
+        analyses = max(analyses, linear.rotation.analyses)
     operator_size = tangent.terms[0][1].size
     unit = torch.eye(operator_size, dtype=like.dtype, device=like.device)
     parts = []
