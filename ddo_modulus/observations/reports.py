@@ -50,6 +50,8 @@ from ddo_modulus.observations.atmosphere import (
     standard_temperature,
 )
 from ddo_modulus.observations.radiance import (
+    AMSU_A_PEAKS,
+    ATMS_PEAKS,
     LinearRadiance,
     ProfileOperator,
     Radiance,
@@ -81,8 +83,8 @@ class ReportOperators:
         orography: ``(H, W)`` height of the model's surface above sea level, m; None if unknown.
         lapse_rate: Fall of temperature from the model's surface to a station, K/m; that of the
             standard atmosphere (6.5 K/km) by default.
-        radiances: Brightness temperatures by the name of the sensor; `amsua` is built in
-            (:func:`.radiance.sounding`, on the levels of temperature) unless given here.
+        radiances: Brightness temperatures by the name of the sensor; `amsua` and `atms` are built
+            in (:func:`.radiance.sounding`, on the levels of temperature) unless given here.
 
     Raises:
         InputError: If the orography does not fit the grid or cannot be heights in metres, or a
@@ -108,7 +110,8 @@ class ReportOperators:
                 )
         levels = {name: level / 100 for level, name in self._named("t").items()}
         surface = next((name for name in ("skt", "t2m") if name in self.channels), None)
-        built_in = {"amsua": sounding(levels, surface=surface)} if levels else {}
+        peaks = {"amsua": AMSU_A_PEAKS, "atms": ATMS_PEAKS} if levels else {}
+        built_in = {name: sounding(levels, p, surface=surface) for name, p in peaks.items()}
         object.__setattr__(self, "radiances", {**built_in, **self.radiances})
         if self.orography is not None:
             heights = check_orography(self.orography, self.grid, "the orography")

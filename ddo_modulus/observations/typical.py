@@ -45,6 +45,7 @@ TYPICAL_ERROR: Mapping[str, float] = {
     "wd": 15.0,
     "r": 10.0,
     "amsua": 1.5,
+    "atms": 1.5,
 }
 
 _HUMIDITY = 0.1  # of saturation
