@@ -107,6 +107,10 @@ class NnjaSource(ObservationSource):
     def _where(self) -> str:
         return f"NNJA-AI ({self.mirror if self.base_path is None else self.base_path})"
 
+    @property
+    def _is_whole(self) -> bool:
+        return False
+
     def variables(self) -> tuple[str, ...]:
         """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
         kinds = {NETWORKS[name].kind for name in self.networks}
