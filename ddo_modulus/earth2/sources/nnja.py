@@ -174,19 +174,22 @@ class NnjaSource(ObservationSource):
 
     def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - has no types
         if self.base_path is None:
-            return catalogue(mirror=self.mirror)
-        file = self.base_path / self.catalog_json
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; give the folder that has the catalogue")
+            where, options = f"the bucket {self.mirror}", {"mirror": self.mirror}
+        else:
+            file = self.base_path / self.catalog_json
+            if not file.is_file():
+                raise InputError(f"{file}: no such file; give the folder that has the catalogue")
+            where, options = str(file), {"mirror": None, "base_path": str(self.base_path)}
+            options["catalog_json"] = self.catalog_json
         try:
-            return catalogue(
-                mirror=None, base_path=str(self.base_path), catalog_json=self.catalog_json
-            )
-        except OSError as error:
-            raise InputError(f"{file}: names a file that is not there ({error})") from error
-        except Exception as error:  # of the package, and of json and jsonschema under it
+            return catalogue(**options)
+        except Exception as error:  # of the package, of json, jsonschema and gcsfs under it
+            # The package wraps what befalls it on the way to a table's description.
+            if self.base_path is None and isinstance(error.__cause__ or error, OSError):
+                raise ConnectionError(str(error)) from error  # to be tried again
             raise InputError(
-                f"{file}: no catalogue of NNJA-AI ({type(error).__name__}: {error}); copy it again"
+                f"{where}: no catalogue of NNJA-AI, or not all of it ({type(error).__name__}: "
+                f"{error}); copy it again, or choose another mirror"
             ) from error
 
     def _day(
