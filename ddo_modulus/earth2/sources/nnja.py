@@ -66,7 +66,7 @@ class NnjaSource(ObservationSource):
         catalog_json: The catalogue in `base_path`.
         time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
         cache: Keep what was read from a bucket.
-        retries: How often to try again.
+        retries: How often to try again, beside the six tries that the bucket's client makes.
         async_timeout: Seconds after which a call is given up.
     """
 
@@ -85,7 +85,7 @@ class NnjaSource(ObservationSource):
         catalog_json: str = "catalog.json",
         time_tolerance: Tolerance = HALF_HOUR,
         cache: bool = True,
-        retries: int = 3,
+        retries: int = 1,
         async_timeout: float = 3600,
     ) -> None:
         super().__init__(time_tolerance, cache, retries, async_timeout)

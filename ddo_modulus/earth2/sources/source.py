@@ -177,8 +177,8 @@ class ObservationSource(ABC):
             )
         except (OSError, TimeoutError) as error:
             raise InputError(
-                f"{self._where}: cannot be had after {self._retries + 1} tries "
-                f"({type(error).__name__}: {error}); check the connection and try again"
+                f"{self._where}: cannot be had ({type(error).__name__}: {error}), tried "
+                f"{self._retries + 1} times; check the connection and try again"
             ) from error
         frame = self._selected(rows, windows, variables)
         frame = _typed(frame, self.SCHEMA)[schema.names]

@@ -255,5 +255,5 @@ def test_a_bucket_is_asked_once_and_again_after_an_error(synop_archive, monkeypa
     pd.testing.assert_frame_equal(NnjaSource(["synop"])(NOON, "t2m"), first)
     assert len(calls) == 2  # from the cache
     calls.clear()
-    with pytest.raises(InputError, match="after 1 tries .*by peer.*check the connection"):
+    with pytest.raises(InputError, match="by peer.*tried 1 times; check the connection"):
         NnjaSource(["synop"], retries=0)(NOON, "d2m")
