@@ -94,6 +94,23 @@ def modern_file(tmp_path):
     return path
 
 
+def test_coordinates_are_pdbufrs_own(modern_file):
+    """Heights, times and significances hold for what follows; measured values do not."""
+    from pdbufr.high_level_bufr.bufr import BufrFile
+
+    from ddo_modulus.earth2.sources.messages import messages
+
+    seen = set()
+    with BufrFile(str(modern_file)) as theirs:
+        for ours, other in zip(messages(modern_file), theirs, strict=True):
+            with ours, other:
+                ours["unpack"] = other["unpack"] = 1
+                for key in ours:
+                    assert ours.is_coord(key) == other.is_coord(key), key
+                    seen.add(ours.is_coord(key))
+    assert seen == {True, False}
+
+
 def test_templates_with_heights_and_replications(modern_file):
     import pdbufr
 
