@@ -173,13 +173,14 @@ class NnjaSource(ObservationSource):
         return dataset
 
     def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - has no types
-        if self.base_path is None:
-            where, options = f"the bucket {self.mirror}", {"mirror": self.mirror}
-        else:
+        options: dict[str, str | None] = {"mirror": self.mirror}
+        where = f"the bucket {self.mirror}"
+        if self.base_path is not None:
             file = self.base_path / self.catalog_json
             if not file.is_file():
                 raise InputError(f"{file}: no such file; give the folder that has the catalogue")
-            where, options = str(file), {"mirror": None, "base_path": str(self.base_path)}
+            where = str(file)
+            options = {"mirror": None, "base_path": str(self.base_path)}
             options["catalog_json"] = self.catalog_json
         try:
             return catalogue(**options)
