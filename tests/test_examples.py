@@ -150,7 +150,10 @@ def test_readme_commands_are_understood():
             compose(command, arguments.split())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/glossary.md", "docs/mathematics.md"])
+PAGES = ("README.md", "docs/glossary.md", "docs/mathematics.md", "docs/sources.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_name_files_and_tests_that_exist(page):
     path = ROOT / page
     text = path.read_text()
