@@ -26,6 +26,7 @@ noise levels they would be lost in the subnormal numbers of fp16.
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator as python
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -122,7 +123,8 @@ def trace(
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
         stack.enter_context(mode)
-        module = make_fx(record, decomposition_table=_decompositions())(*fakes)
+        function = record if condition is not None else lambda x, sigma, v: record(x, sigma, v)
+        module = make_fx(function, decomposition_table=_decompositions())(*fakes)
     _simplify(module)
     module.recompile()
     return Trace(module, example, record)
@@ -273,10 +275,9 @@ class _Constants:
     def node(self, value: Tensor, meta: dict[str, Any] | None = None) -> fx.Node:
         """The node of a tensor; one for all that are equal."""
         value = value.detach().contiguous()
-        key = (value.dtype, tuple(value.shape), value.flatten().view(torch.uint8).numpy().tobytes())
-        key = (*key[:2], hash(key[2]), len(key[2]))
-        name = self._names.setdefault(key, f"constant_{len(self._names)}")
-        if name in self._nodes and torch.equal(self.value(self._nodes[name]), value):
+        content = hashlib.sha256(value.flatten().view(torch.uint8).numpy().tobytes()).digest()
+        name = self._names.setdefault((value.dtype, value.shape, content), f"constant_{len(self._names)}")
+        if name in self._nodes:
             return self._nodes[name]
         self.module.register_buffer(name, value)
         first = next(iter(self.graph.nodes))
@@ -447,7 +448,7 @@ def _repeated(node: fx.Node) -> tuple[fx.Node, bool] | None:
     """The matrix that a batch of matrices consists of, and whether they are its transpose."""
     swapped = False
     while len(_shape(node)) > 2:
-        source, last = node.args[0], _shape(node)[-2:]
+        source, last = node.args[0] if node.args else None, _shape(node)[-2:]
         if not isinstance(source, fx.Node) or len(_shape(source)) < 2:
             return None
         if node.target is aten.permute.default:
