@@ -53,6 +53,8 @@ class EngineOptions:
 #: is asked for, since each has its own requirements.
 ENGINES: dict[str, str] = {
     "torch": "ddo_modulus.export.engines:TorchEngine.of",
+    "onnxruntime": "ddo_modulus.export.ort:ONNXRuntimeEngine.of",
+    "tensorrt": "ddo_modulus.export.trt:TensorRTEngine.of",
 }
 
 
