@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.table import Table
 
 from ddo_modulus.commands.common import flag, progress_bar, show
@@ -49,8 +49,8 @@ def _shape(resolution: object) -> tuple[int, int] | None:
     """Grid of a configuration: one number for both axes, or two."""
     if resolution is None:
         return None
-    given = list(resolution) if OmegaConf.is_list(resolution) else [resolution, resolution]  # type: ignore
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 2 for n in given)
-    if len(given) != 2 or not whole:
+    both = resolution if isinstance(resolution, ListConfig) else [resolution, resolution]
+    given = [n for n in both if isinstance(n, int) and not isinstance(n, bool) and n >= 2]
+    if len(both) != 2 or len(given) != 2:
         raise InputError(f"resolution={resolution} must be a number of points, or [rows,columns]")
     return given[0], given[1]

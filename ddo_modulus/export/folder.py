@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from ddo_modulus.denoiser import DiffusionOperator, vjp
 from ddo_modulus.errors import InputError
 from ddo_modulus.export.engines import EngineOptions, Precision
 from ddo_modulus.export.trace import Trace, trace
+from ddo_modulus.grid import BoxGrid, Grid
 from ddo_modulus.package import Package
 
 HEADER = "engine.json"
@@ -35,7 +35,7 @@ FORMAT = 1
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
-#: Protocol buffers end at 2 GiB; graphs above this size have their constants in a file of their own.
+#: Protocol buffers end at 2 GiB; the constants of larger graphs go to a file of their own.
 EXTERNAL = 1_500_000_000
 
 
@@ -46,6 +46,7 @@ class Contract:
     Attributes:
         package: Fingerprint of the operator (:func:`fingerprint`).
         shape: Grid ``(H, W)`` of the states.
+        domain: What the grid covers: first and last latitude and longitude, or lengths.
         variables: Of the package, in the order of channels.
         channels: Channels ``C`` of a state: of all frames of a window.
         condition: Size of the condition of one state, ``[D]`` or ``[D, H, W]``; None if there is
@@ -62,6 +63,7 @@ class Contract:
 
     package: str
     shape: tuple[int, int]
+    domain: dict[str, list[float] | bool]
     variables: tuple[str, ...]
     channels: int
     condition: tuple[int, ...] | None
@@ -104,6 +106,13 @@ def fingerprint(operator: DiffusionOperator) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _domain(grid: Grid) -> dict[str, list[float] | bool]:
+    if isinstance(grid, BoxGrid):
+        return {"lengths": list(grid.lengths), "periodic": grid.periodic}
+    ends = {"lat": grid.lat, "lon": grid.lon}
+    return {name: [float(axis[0]), float(axis[-1])] for name, axis in ends.items()}
 
 
 def condition_size(package: Package) -> tuple[int, ...] | None:
@@ -180,6 +189,7 @@ def export(
         contract = Contract(
             package=fingerprint(package.operator),
             shape=shape,
+            domain=_domain(package.grid),
             variables=package.channels,
             channels=package.operator.channels,
             condition=condition_size(package),
@@ -196,7 +206,7 @@ def export(
             },
         )
         described = {k: json.dumps(v) for k, v in asdict(contract).items()}
-        for name, path in graphs.items():
+        for path in graphs.values():
             model = onnx.load(path, load_external_data=False)
             onnx.helper.set_model_props(model, described)
             onnx.save(model, path)
@@ -283,8 +293,8 @@ def _measure(
     device = package.operator.device
     condition = given[0].to(device) if given else None
     with torch.no_grad():
-        on = (t.to(device) for t in (x, sigma, v))
-        expected = [t.cpu() for t in vjp(package.operator, *on, condition)]
+        results = vjp(package.operator, x.to(device), sigma.to(device), v.to(device), condition)
+        expected = [t.cpu() for t in results]
     try:
         import onnxruntime
 

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +31,7 @@ OUTPUTS = ("denoised", "product")
 
 OPSET = 18
 
-# Shapes are computed here, not in the engine: operations on constants with at most this many values.
+# Constants of at most this size, shapes above all, are computed here and not in the engine.
 _SMALL = 64
 
 _FOLDED = {"Constant", "Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
@@ -256,5 +255,5 @@ def _tagged(array: np.ndarray) -> np.ndarray:
     return (array != 0) & (array % BATCH == 0)
 
 
-def _any_tagged(shape: Any) -> bool:
+def _any_tagged(shape: ir.Shape) -> bool:
     return bool(_tagged(np.array([n for n in shape if isinstance(n, int)] or [1])).any())

@@ -7,7 +7,7 @@ Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -106,12 +106,19 @@ class GraphEngine(ABC):
             raise InputError(f"the engine takes a condition of {wanted}, got {given}")
 
 
+class _Saved(Protocol):
+    engine: GraphEngine
+    saved_tensors: tuple[Tensor, Tensor, Tensor | None]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
 class _Differentiable(torch.autograd.Function):
     """An engine as a node of automatic differentiation."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, sigma: Tensor, condition: Tensor | None, engine: GraphEngine
+        ctx: _Saved, x: Tensor, sigma: Tensor, condition: Tensor | None, engine: GraphEngine
     ) -> Tensor:
         """Expected clean states."""
         ctx.engine = engine
@@ -120,7 +127,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: _Saved, v: Tensor) -> tuple[Tensor, None, None, None]:
         """``J^T v``."""
         x, sigma, condition = ctx.saved_tensors
         return ctx.engine.vjp(x, sigma, v, condition)[1], None, None, None
