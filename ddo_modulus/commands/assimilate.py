@@ -62,7 +62,7 @@ def run(config: DictConfig) -> None:
             engine=engine,
             progress=progress,
         )
-    analysis.attrs["package"] = str(config.package)
+    analysis.attrs.update(package=str(config.package), engine=config.engine)
     write_store(analysis, out, overwrite=overwrite)
     show(summary(analysis))
     for reason, count in json.loads(analysis.attrs["dropped"]).items():

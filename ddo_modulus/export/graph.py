@@ -111,7 +111,7 @@ def unsupported(model: ir.Model, traced: Trace) -> list[str]:
 def _target(node: ir.Node) -> str:
     """The operation of the trace that a node was made for."""
     origin = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
-    return origin.partition("target=torch.ops.")[2].partition("]")[0]
+    return origin.partition("target=torch.ops.")[2].partition("]")[0].rpartition(".")[0]
 
 
 def _last_line(error: BaseException) -> str:

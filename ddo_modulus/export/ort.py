@@ -2,7 +2,7 @@
 """Exported graphs in ONNX Runtime, with its TensorRT, CUDA and CPU execution providers.
 
 Inputs and outputs are torch tensors, bound by their addresses: nothing is copied. On a GPU the
-CUDA provider computes on torch's current stream, in order with all else that is there.
+providers compute on a stream of their own that waits for torch's, and that torch's waits for.
 
 Documentation: https://onnxruntime.ai/docs/api/python/api_summary.html (``InferenceSession``,
 ``IOBinding.bind_input``, ``run_with_iobinding``),
@@ -59,9 +59,9 @@ class ONNXRuntimeEngine(GraphEngine):
             ) from error
         available = onnxruntime.get_available_providers()
         chosen = choose_providers(available, self.device.type)
-        stream = 0
-        if self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device).cuda_stream
+        # Not torch's default stream: its handle is zero, which means none to ONNX Runtime.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = 0 if self._stream is None else self._stream.cuda_stream
         self._sessions = {}
         for graph in (DENOISER, VJP):
             options = provider_options(
@@ -102,7 +102,13 @@ class ONNXRuntimeEngine(GraphEngine):
             binding.bind_input(name, *place, tuple(tensor.shape), tensor.data_ptr())
         for node, tensor in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_output(node.name, *place, tuple(tensor.shape), tensor.data_ptr())
+        if self._stream is None:
+            session.run_with_iobinding(binding)
+            return outputs
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
         session.run_with_iobinding(binding)
+        current.wait_stream(self._stream)
         return outputs
 
 
@@ -129,7 +135,7 @@ def provider_options(
     profiles: dict[str, str],
     folder: Path,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Options of each provider: the device, torch's stream, full fp32, and where plans are kept."""
+    """Options of each provider: the device, the stream, full fp32, and where plans are kept."""
     on_device = {"device_id": device, "user_compute_stream": str(stream)}
     options: dict[str, dict[str, Any]] = {
         TENSORRT: {

@@ -77,10 +77,10 @@ class Trace:
     function: Callable[..., tuple[Tensor, Tensor]]
 
     def makers(self, target: str) -> list[str]:
-        """Modules that made the operations of a kind, or whose derivative did."""
+        """Modules that made the operations of a kind (``aten.mul``), or whose derivative did."""
         found = []
         for node in self.module.graph.nodes:
-            if str(node.target) == target:
+            if str(node.target).rpartition(".")[0] == target:  # whatever the overload
                 own = node.meta.get("module")
                 found.append(own if own is not None else f"derivative of {_origin(node)}")
         return sorted(set(found))
