@@ -62,6 +62,8 @@ class ONNXRuntimeEngine(GraphEngine):
         # Not torch's default stream: its handle is zero, which means none to ONNX Runtime.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         stream = 0 if self._stream is None else self._stream.cuda_stream
+        if TENSORRT in chosen:
+            (folder / "plans").mkdir(exist_ok=True)
         self._sessions = {}
         for graph in (DENOISER, VJP):
             options = provider_options(
