@@ -274,7 +274,7 @@ def probes(
     x = linear.fields(z * linear.variance[:1].sqrt().float().cpu())
     x = x + sigma.view(-1, 1, 1, 1) * linear.noise.sample(batch, generator=generator)
     v = torch.randn(x.shape, generator=generator)
-    v = v * torch.logspace(-6, 3, batch).view(-1, 1, 1, 1)
+    v = v * torch.logspace(3, -6, batch).view(-1, 1, 1, 1)
     given = () if condition is None else (condition,)
     return (x, sigma, v, *given)
 

@@ -114,9 +114,10 @@ def trace(
         x: Tensor, sigma: Tensor, v: Tensor, given: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         half = torch.autocast("cpu", dtype, cache_enabled=False) if dtype else nullcontext()
-        with torch.enable_grad(), scaled(), half:
+        with torch.enable_grad():
             x = x.detach().requires_grad_()
-            clean = operator(x, sigma, given)
+            with scaled(), half:  # derivatives follow the types of what they are of
+                clean = operator(x, sigma, given)
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
     record(*example)  # constants are made when they are first needed: with values, that is now

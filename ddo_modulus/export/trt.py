@@ -307,7 +307,8 @@ class TensorRTEngine(GraphEngine):
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise RuntimeError(f"TensorRT refused {name} of shape {tuple(tensor.shape)}")
         for name, tensor in {**inputs, **outputs}.items():
-            context.set_tensor_address(name, tensor.data_ptr())
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise RuntimeError(f"TensorRT knows no tensor {name}; export the graphs again")
         stream = torch.cuda.current_stream(self.device).cuda_stream
         if not context.execute_async_v3(stream_handle=stream):
             raise RuntimeError("TensorRT could not launch the plan; its log above tells why")

@@ -78,22 +78,25 @@ def test_noise_levels_and_conditions_are_not_baked_in(exported):
     assert relative_error(engine(x, sigma, -condition)[:1], together[:1]) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "shape"), [("box", (9, 11)), ("coarse", (5, 6))])
-def test_other_grids(name, shape, built, tmp_path):
-    package = built(name)
-    contract = export(package, tmp_path / "e", shape=shape)
+def test_a_finer_grid(built, tmp_path):
+    """Where the network sees the training band, and the scales beyond it are linear."""
+    package = built("box")
+    contract = export(package, tmp_path / "e", shape=(9, 11))
     engine = ONNXRuntimeEngine(package, tmp_path / "e", contract, 4)
-    x, sigma, v, condition = probes(package, shape, 6)
+    x, sigma, v, condition = probes(package, (9, 11), 6)
     expected = vjp(package.operator, x, sigma, v, condition)
     for found, right in zip(engine.vjp(x, sigma, v, condition), expected, strict=True):
         assert relative_error(found, right) < 1e-5
-    assert engine.noise.shape == engine.linear.noise.shape == shape
+    assert engine.noise.shape == engine.linear.noise.shape == (9, 11)
 
 
 def test_fp16(built, tmp_path):
-    """With constants in a file of their own; cotangents from 1e-6 to 1e3 lose nothing."""
+    """On a coarser grid, with constants in a file of their own.
+
+    Cotangents from 1e-6 to 1e3, at noise levels from least to largest, lose nothing.
+    """
     package = built("coarse")
-    contract = export(package, tmp_path / "e", precision="fp16", external=True)
+    contract = export(package, tmp_path / "e", precision="fp16", shape=(5, 6), external=True)
     assert "onnxruntime" in contract.measured_with
     assert 1e-6 < contract.tolerance["denoised"] < 5e-3
     assert 1e-5 < contract.tolerance["product"] < 5e-3
@@ -101,7 +104,13 @@ def test_fp16(built, tmp_path):
     model = onnx.load(tmp_path / "e" / "denoiser_vjp.onnx")
     types = {i.data_type for i in model.graph.initializer if len(i.dims) == 2}
     assert types == {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
-    kept = [i for i in model.graph.initializer if 48 in i.dims]  # whitening and regression
+    engine = ONNXRuntimeEngine(package, tmp_path / "e", contract, 8)
+    x, sigma, v, condition = probes(package, (5, 6), 3)
+    sigma[:], v = 0.3, v / v.abs().amax((1, 2, 3), keepdim=True)
+    expected = engine.vjp(x, sigma, v, condition)[1]
+    for size in (1e-9, 1e9):  # the derivative is linear, also where fp16 ends
+        assert relative_error(engine.vjp(x, sigma, size * v, condition)[1], size * expected) < 1e-3
+    kept = [i for i in model.graph.initializer if 30 in i.dims]  # whitening and regression
     assert kept and {i.data_type for i in kept} == {onnx.TensorProto.FLOAT}
 
 
