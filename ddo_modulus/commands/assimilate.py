@@ -95,7 +95,7 @@ def run(config: DictConfig) -> None:
             engine=engine,
             progress=progress,
         )
-    analysis.attrs["package"] = str(config.package)
+    analysis.attrs.update(package=str(config.package), engine=config.engine)
     write_store(analysis, out, overwrite=overwrite)
     if rejects is not None:
         _write_table(left_out[0], rejects, overwrite)

@@ -54,6 +54,8 @@ class EngineOptions:
 ENGINES: dict[str, str] = {
     "torch": "ddo_modulus.export.engines:TorchEngine.of",
     "compile": "ddo_modulus.export.compiled:CompiledEngine.of",
+    "onnxruntime": "ddo_modulus.export.ort:ONNXRuntimeEngine.of",
+    "tensorrt": "ddo_modulus.export.trt:TensorRTEngine.of",
 }
 
 

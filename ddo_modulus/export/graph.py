@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +31,7 @@ OUTPUTS = ("denoised", "product")
 
 OPSET = 18
 
-# Shapes are computed here, not in the engine: operations on constants with at most this many values.
+# Constants of at most this size, shapes above all, are computed here and not in the engine.
 _SMALL = 64
 
 _FOLDED = {"Constant", "Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
@@ -112,7 +111,7 @@ def unsupported(model: ir.Model, traced: Trace) -> list[str]:
 def _target(node: ir.Node) -> str:
     """The operation of the trace that a node was made for."""
     origin = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
-    return origin.partition("target=torch.ops.")[2].partition("]")[0]
+    return origin.partition("target=torch.ops.")[2].partition("]")[0].rpartition(".")[0]
 
 
 def _last_line(error: BaseException) -> str:
@@ -239,22 +238,38 @@ def _open_batch(model: ir.Model) -> None:
                 graph.insert_before(node, shape)
                 node.replace_input_with(i, shape.outputs[0])
             else:
-                raise InputError(
-                    f"{node.op_type} depends on the number of states computed together, which an "
-                    "exported operator must not"
-                )
+                raise _dependent(node.op_type)
     for node in graph:
         for output in node.outputs:  # sizes of values within are the engine's to find out
             if not output.is_graph_output():
                 output.shape = None
-    left = [name for name, v in graph.initializers.items() if v.shape and _any_tagged(v.shape)]
-    if left:
-        raise InputError(f"constants {', '.join(left)} have the size of the batch")
+    for node in graph:
+        for value in node.inputs:
+            array = _array(value)
+            if array is not None and (_any_tagged(array.shape) or _counts(array)):
+                raise _dependent(node.op_type)
+
+
+def _dependent(operation: str) -> InputError:
+    return InputError(
+        f"{operation} depends on the number of states computed together, which an exported "
+        "operator must not"
+    )
 
 
 def _tagged(array: np.ndarray) -> np.ndarray:
     return (array != 0) & (array % BATCH == 0)
 
 
-def _any_tagged(shape: Any) -> bool:
-    return bool(_tagged(np.array([n for n in shape if isinstance(n, int)] or [1])).any())
+def _any_tagged(shape: Sequence[int]) -> bool:
+    return bool(_tagged(np.array(shape or [1])).any())
+
+
+def _counts(array: np.ndarray) -> bool:
+    """Whether a small constant is a small multiple of the batch, or one over it."""
+    if array.size > _SMALL or array.dtype.kind not in "iuf":
+        return False
+    value = np.abs(array.astype(np.float64).ravel())
+    value = value[np.isfinite(value) & (value > 0)]
+    times = np.concatenate([value, 1 / value]) / BATCH
+    return bool(((np.abs(times - times.round()) < 1e-6) & (times > 0.5) & (times < 1000)).any())

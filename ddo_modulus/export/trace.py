@@ -26,11 +26,12 @@ noise levels they would be lost in the subnormal numbers of fp16.
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator as python
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -76,10 +77,10 @@ class Trace:
     function: Callable[..., tuple[Tensor, Tensor]]
 
     def makers(self, target: str) -> list[str]:
-        """Modules that made the operations of a kind, or whose derivative did."""
+        """Modules that made the operations of a kind (``aten.mul``), or whose derivative did."""
         found = []
         for node in self.module.graph.nodes:
-            if str(node.target) == target:
+            if str(node.target).rpartition(".")[0] == target:  # whatever the overload
                 own = node.meta.get("module")
                 found.append(own if own is not None else f"derivative of {_origin(node)}")
         return sorted(set(found))
@@ -109,11 +110,14 @@ def trace(
     dtype = _DTYPES.get(precision)
     scaled = (lambda: _scaled(operator.network)) if dtype else nullcontext
 
-    def record(x: Tensor, sigma: Tensor, v: Tensor, given: Tensor | None = None) -> Any:
+    def record(
+        x: Tensor, sigma: Tensor, v: Tensor, given: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         half = torch.autocast("cpu", dtype, cache_enabled=False) if dtype else nullcontext()
-        with torch.enable_grad(), scaled(), half:
+        with torch.enable_grad():
             x = x.detach().requires_grad_()
-            clean = operator(x, sigma, given)
+            with scaled(), half:  # derivatives follow the types of what they are of
+                clean = operator(x, sigma, given)
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
     record(*example)  # constants are made when they are first needed: with values, that is now
@@ -122,7 +126,8 @@ def trace(
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
         stack.enter_context(mode)
-        module = make_fx(record, decomposition_table=_decompositions())(*fakes)
+        function = record if condition is not None else lambda x, sigma, v: record(x, sigma, v)
+        module = make_fx(function, decomposition_table=_decompositions())(*fakes)
     _simplify(module)
     module.recompile()
     return Trace(module, example, record)
@@ -204,17 +209,21 @@ def _named(root: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+class _Kept(Protocol):
+    kept: list[Tensor]
+
+
 class _Divided(torch.autograd.Function):
     """The identity; its cotangent goes on divided by its largest value, which is kept."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, kept: list[Tensor]) -> Tensor:
+    def forward(ctx: _Kept, y: Tensor, kept: list[Tensor]) -> Tensor:
         """Unchanged."""
         ctx.kept = kept
         return y.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None]:
         """Of unit size."""
         largest = gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
         ctx.kept.append(largest)
@@ -225,13 +234,13 @@ class _Multiplied(torch.autograd.Function):
     """The identity; its cotangent is given back the size that :class:`_Divided` took."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: list[Tensor]) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, kept: list[Tensor]) -> Tensor:
         """Unchanged."""
         ctx.kept = kept
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None]:
         """Of the size before."""
         return gradient * ctx.kept.pop(), None
 
@@ -273,10 +282,11 @@ class _Constants:
     def node(self, value: Tensor, meta: dict[str, Any] | None = None) -> fx.Node:
         """The node of a tensor; one for all that are equal."""
         value = value.detach().contiguous()
-        key = (value.dtype, tuple(value.shape), value.flatten().view(torch.uint8).numpy().tobytes())
-        key = (*key[:2], hash(key[2]), len(key[2]))
-        name = self._names.setdefault(key, f"constant_{len(self._names)}")
-        if name in self._nodes and torch.equal(self.value(self._nodes[name]), value):
+        content = hashlib.sha256(value.flatten().view(torch.uint8).numpy().tobytes()).digest()
+        name = self._names.setdefault(
+            (value.dtype, value.shape, content), f"constant_{len(self._names)}"
+        )
+        if name in self._nodes:
             return self._nodes[name]
         self.module.register_buffer(name, value)
         first = next(iter(self.graph.nodes))
@@ -314,7 +324,13 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _call(graph: fx.Graph, before: fx.Node, target: Any, *arguments: Any) -> fx.Node:
+def _arguments(node: fx.Node) -> list[Any]:
+    return list(node.args)
+
+
+def _call(
+    graph: fx.Graph, before: fx.Node, target: torch._ops.OpOverload, *arguments: fx.node.Argument
+) -> fx.Node:
     """A new call before a node, with the shape of what it gives."""
     with graph.inserting_before(before):
         node = graph.call_function(target, arguments)
@@ -338,11 +354,11 @@ def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
         return None
     if node.target in _VIEWS and values[0].numel() > _SMALL:
         return None
-    arguments, keywords = (
-        fx.node.map_arg(given, constants.value) for given in (node.args, node.kwargs)
-    )
+    compute: Any = node.target
+    arguments = fx.node.map_arg(node.args, constants.value)
+    keywords: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, constants.value))
     with torch.no_grad():
-        result = node.target(*arguments, **keywords)  # type: ignore[operator]
+        result = compute(*arguments, **keywords)
     if isinstance(result, Tensor):
         return constants.node(result, node.meta)
     for user in list(node.users):
@@ -354,16 +370,16 @@ def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
 
 def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
     """What does nothing, left out; parts of a tensor by slices, not by a sequence of tensors."""
-    target, source = node.target, node.args[0] if node.args else None
-    if target is python.getitem and source.target is aten.split_with_sizes.default:  # type: ignore
-        tensor, sizes, *dim = source.args  # type: ignore[union-attr]
-        index = node.args[1]
-        start = sum(sizes[:index])
-        axis = dim[0] if dim else 0
-        return _call(graph, node, aten.slice.Tensor, tensor, axis, start, start + sizes[index])
-    if not isinstance(source, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
+    target: Any = node.target
+    source, *rest = _arguments(node) or [None]
+    if not isinstance(source, fx.Node):
         return None
-    if not isinstance(source.meta.get("val"), Tensor):
+    if target is python.getitem and source.target is aten.split_with_sizes.default:
+        tensor, sizes, *dim = _arguments(source)
+        start = sum(sizes[: rest[0]])
+        end = start + sizes[rest[0]]
+        return _call(graph, node, aten.slice.Tensor, tensor, dim[0] if dim else 0, start, end)
+    if not all(isinstance(n.meta.get("val"), Tensor) for n in (node, source)):
         return None
     if target in (aten.alias.default, aten.detach.default, aten.clone.default):
         return source
@@ -372,63 +388,43 @@ def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
         return source
     if target is aten._to_copy.default and node.meta["val"].dtype == source.meta["val"].dtype:
         return source
-    if target is aten.view.default:  # strides may have changed: as far as they matter at all
-        while source.target in (aten.view.default, aten.reshape.default):
-            source = source.args[0]  # type: ignore[assignment]
+    if target is aten.view.default:  # as a reshape: strides may have changed
+        while source.target in {aten.view.default, aten.reshape.default}:
+            source = _arguments(source)[0]
         return _call(graph, node, aten.reshape.default, source, list(_shape(node)))
     return None
 
 
 def _gathered(node: fx.Node, constants: _Constants) -> fx.Node | None:
     """Values at constant places: taken by ``index_select``, put by taking from both."""
-    if node.target not in (aten.index.Tensor, aten.index_put.default):
+    if node.target not in {aten.index.Tensor, aten.index_put.default}:
         return None
-    source, indices = node.args[0], node.args[1]
-    places = [i for i, index in enumerate(indices) if index is not None]  # type: ignore
-    if len(places) != 1 or indices[places[0]].op != "get_attr":  # type: ignore
+    graph, (source, indices, *rest) = constants.graph, _arguments(node)
+    places = [i for i, index in enumerate(indices) if index is not None]
+    if len(places) != 1 or indices[places[0]].op != "get_attr":
         return None
-    dim, graph = places[0], constants.graph
-    index = constants.value(indices[dim])  # type: ignore
+    dim = places[0]
+    index = constants.value(indices[dim])
     if index.ndim != 1 or index.dtype == torch.bool or len(index.unique()) != len(index):
         return None
     if node.target is aten.index.Tensor:
         return _call(graph, node, aten.index_select.default, source, dim, constants.node(index))
-    values = node.args[2]
-    accumulate = len(node.args) > 3 and bool(node.args[3])
-    size, count = _shape(source)[dim], len(index)  # type: ignore[arg-type]
-    expected = (*_shape(source)[:dim], count, *_shape(source)[dim + 1 :])  # type: ignore
-    if _shape(values) != expected:  # type: ignore[arg-type]
+    values, accumulate = rest[0], len(rest) > 1 and bool(rest[1])
+    size, count = _shape(source)[dim], len(index)
+    if _shape(values) != (*_shape(source)[:dim], count, *_shape(source)[dim + 1 :]):
         return None
+    if accumulate:  # a sum; onto zeros, as in every derivative of taking, it is nothing else
+        blank = source.target is aten.full.default and _arguments(source)[1] == 0
+        if not blank:
+            return None
     order = torch.arange(size)
     order[index] = size + torch.arange(count)
-    if accumulate:
-        # Onto zeros, as in every derivative of taking; onto others, as a sum.
-        blank = source.target is aten.full.default and source.args[1] == 0  # type: ignore
-        if not blank:
-            empty = _call(graph, node, aten.zeros_like.default, source)
-            put = _put(graph, node, empty, values, dim, order, count, size, constants)
-            return _call(graph, node, aten.add.Tensor, source, put)
-    return _put(graph, node, source, values, dim, order, count, size, constants)
-
-
-def _put(
-    graph: fx.Graph,
-    node: fx.Node,
-    source: Any,
-    values: Any,
-    dim: int,
-    order: Tensor,
-    count: int,
-    size: int,
-    constants: _Constants,
-) -> fx.Node:
     if count == size:  # nothing of the source is left
         if torch.equal(order, size + torch.arange(size)):
             return values
-        return _call(
-            graph, node, aten.index_select.default, values, dim, constants.node(order - size)
-        )
-    both = _call(graph, node, aten.cat.default, [source, values], dim)
+        order, both = order - size, values
+    else:
+        both = _call(graph, node, aten.cat.default, [source, values], dim)
     return _call(graph, node, aten.index_select.default, both, dim, constants.node(order))
 
 
@@ -436,13 +432,17 @@ def _broadcast(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
     """A product of a batch with a matrix that was repeated for it."""
     if node.target is not aten.bmm.default:
         return None
-    left, right = (_repeated(n) for n in node.args)  # type: ignore[arg-type]
-    if (left is None) == (right is None):
+    factors = _arguments(node)
+    repeated = [_repeated(factor) for factor in factors]
+    if sum(r is not None for r in repeated) != 1:
         return None
-    factors = list(node.args)
-    side = 0 if left is not None else 1
-    matrix, swapped = left or right  # type: ignore[misc]
-    factors[side] = _call(graph, node, aten.permute.default, matrix, [1, 0]) if swapped else matrix
+    for i, found in enumerate(repeated):
+        if found is not None:
+            matrix, swapped = found
+            order = [1, 0]
+            factors[i] = (
+                _call(graph, node, aten.permute.default, matrix, order) if swapped else matrix
+            )
     return _call(graph, node, aten.matmul.default, *factors)
 
 
@@ -450,12 +450,13 @@ def _repeated(node: fx.Node) -> tuple[fx.Node, bool] | None:
     """The matrix that a batch of matrices consists of, and whether they are its transpose."""
     swapped = False
     while len(_shape(node)) > 2:
-        source, last = node.args[0], _shape(node)[-2:]
+        source, *rest = _arguments(node) or [None]
+        last = _shape(node)[-2:]
         if not isinstance(source, fx.Node) or len(_shape(source)) < 2:
             return None
         if node.target is aten.permute.default:
             order = list(range(len(_shape(node))))
-            if list(node.args[1]) != [*order[:-2], order[-1], order[-2]]:  # type: ignore
+            if list(rest[0]) != [*order[:-2], order[-1], order[-2]]:
                 return None
             swapped, last = not swapped, last[::-1]
         elif node.target not in _VIEWS:
