@@ -128,6 +128,42 @@ def test_the_commands_that_they_propose_run(observations, example, monkeypatch):
     assert (folder / command.split("out=")[1]).is_dir()
 
 
+def example(folder, name, *arguments):
+    """Output of an example, run in a folder."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_table", [False, True])
+def test_assimilate(tmp_path, own_table):
+    arguments = ["--members", "4", "--steps", "8"]
+    if own_table:
+        rows = ["2019-03-27T12:00,51.48,-0.45,285.3,t2m", "2019-03-27T12:00,53.36,-2.28,284.0,t2m"]
+        table = ["time,lat,lon,observation,variable", *rows, "2019-03-27T11:00,53.36,-2.28,284,t2m"]
+        (tmp_path / "stations.csv").write_text("\n".join(table))
+        arguments += ["--table", "stations.csv"]
+    text = example(tmp_path, "04_assimilate.py", *arguments)
+    written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")]
+    assert written == ["outputs/assimilate/analysis.png"] and written[0] in text.replace("\n", "")
+    if own_table:
+        assert "gross error" not in text and "withheld" not in text
+        return
+    assert re.search(r"gross error .* 306\.60", text) and "thinned" in text
+    before, after = (float(re.search(rf"t2m_{k} ([\d.]+)", text)[1]) for k in ("omb", "oma"))
+    assert after < 0.6 * before
+    misfit = re.search(r"off by ([\d.]+)", text.replace("\n", " "))
+    assert float(misfit[1]) < 0.8
+
+
 @pytest.mark.slow
 def test_readme_example_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)

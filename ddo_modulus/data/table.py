@@ -138,16 +138,20 @@ def _told(first: np.timedelta64, last: np.timedelta64) -> str:
 
 
 def read_table(
-    source: str | Path | pd.DataFrame, variables: Sequence[str] | None = None
+    source: str | Path | pd.DataFrame,
+    variables: Sequence[str] | None = None,
+    *,
+    required: bool = True,
 ) -> ObservationTable:
     """Read and check an observation table.
 
     Args:
         source: A parquet or CSV file, or a frame, which is left as it is.
         variables: Ids that can be used; rows of others are left out. None takes any.
+        required: Whether there must be a usable row.
 
     Returns:
-        The table, with at least one row.
+        The table.
 
     Raises:
         InputError: If the file cannot be read, a column is missing, times cannot be understood,
@@ -162,7 +166,7 @@ def read_table(
             f"{where}: no column {', '.join(missing)}; has {', '.join(map(str, frame.columns))}, "
             f"needs {', '.join(CORE_COLUMNS)}"
         )
-    if frame.empty:
+    if frame.empty and required:
         raise InputError(f"{where}: no rows; check how it was made")
     frame = _typed(frame, where)
     table = ObservationTable(frame)
@@ -175,7 +179,7 @@ def read_table(
     present = sorted(frame["variable"].unique())
     if variables is not None:
         drop("unknown variable", ~frame["variable"].isin(list(variables)))
-        if frame.empty:
+        if frame.empty and required:
             raise InputError(
                 f"{where}: no observations of {', '.join(variables)}; the table has "
                 f"{', '.join(present)}"
@@ -189,7 +193,7 @@ def read_table(
     drop("implausible value", _implausible(frame, where))
     told = [column for column in frame if column not in LABELS]
     drop("repeated row", frame.duplicated(told))
-    if frame.empty:
+    if frame.empty and required:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
     _check_errors(frame, where)
@@ -238,9 +242,8 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for name in LABELS:
         if name in frame:
             columns[name] = frame[name].astype(object).where(frame[name].notna(), None)
-    typed = pd.DataFrame(columns).reset_index(drop=True)
-    typed.attrs = dict(frame.attrs)
-    return typed
+    # Without the attributes of the source: arrays among them would break pandas' concat.
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
 def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:

@@ -74,6 +74,9 @@ def test_flawed_rows_are_left_out_and_counted():
     }
     assert len(table.frame) == 21
     assert table.frame["time"].is_monotonic_increasing
+    assert table.rejected["reason"].value_counts().to_dict() == table.dropped
+    wrong = table.rejected[table.rejected["reason"] == "implausible value"]
+    assert wrong["observation"].tolist() == [372.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,31 @@ def test_each_analysis_time_gets_its_window():
     three, six = table.at(times, np.timedelta64(2, "h"))
     assert three["observation"].tolist() == [281.0, 282.0, 283.0, 284.0, 285.0]
     assert six["observation"].tolist() == [285.0, 286.0, 287.0, 288.0]  # 285 serves both
+
+
+def test_windows_may_reach_further_to_one_side():
+    table = read_table(made(12))
+    offsets = (np.timedelta64(-2, "h"), np.timedelta64(1, "h"))
+    (rows,) = table.at([np.datetime64("2019-03-27T03:00")], offsets)
+    assert rows["observation"].tolist() == [281.0, 282.0, 283.0, 284.0]
+
+
+def test_what_need_not_be_there():
+    empty = made(0).astype({"time": "datetime64[ns]"})
+    assert read_table(empty, required=False).frame.empty
+    table = read_table(made(observation=np.nan), required=False)
+    assert table.frame.empty and table.dropped == {"missing value": 6}
+    (rows,) = table.at([np.datetime64("2019-03-27T03:00")], required=False)
+    assert rows.empty
+
+
+def test_attributes_that_are_arrays_do_no_harm():
+    """As Earth2Studio's frames have them; pandas cannot join such."""
+    frame = made(observation=[280.0, np.nan, 280.0, 372.0, 280.0, 280.0])
+    frame.attrs = {"request_time": np.array(["2019-03-27", "2019-03-28"], "datetime64[ns]")}
+    table = read_table(frame)
+    assert table.rejected["reason"].tolist() == ["missing value", "implausible value"]
+    assert len(frame.attrs["request_time"]) == 2
 
 
 def test_times_without_observations_are_named():
