@@ -24,7 +24,7 @@ def code():
 
 @pytest.fixture
 def case():
-    """Two analyses of 40 points on a circle (Lorenz-96's grid), 12 members, every other observed."""
+    """Two analyses on Lorenz-96's circle of 40 points, every other observed; 12 members."""
     generator = torch.Generator().manual_seed(0)
     ensemble = torch.randn(2, 12, 40, generator=generator, dtype=torch.float64).cumsum(-1) / 3
     index = torch.arange(0, 40, 2).repeat(2, 1)
