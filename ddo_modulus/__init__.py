@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ddo_modulus.observations import PointOperator as PointOperator
     from ddo_modulus.observations import wind_speed as wind_speed
     from ddo_modulus.package import Package as Package
+    from ddo_modulus.posterior import Background as Background
     from ddo_modulus.posterior import Inflated as Inflated
     from ddo_modulus.posterior import MomentMatching as MomentMatching
     from ddo_modulus.posterior import innovation_inflation as innovation_inflation
@@ -60,6 +61,7 @@ _MODULE_OF = {
     "PointOperator": "observations",
     "wind_speed": "observations",
     "Package": "package",
+    "Background": "posterior",
     "Inflated": "posterior",
     "MomentMatching": "posterior",
     "innovation_inflation": "posterior",

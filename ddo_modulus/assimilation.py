@@ -8,7 +8,7 @@ other), ``C`` channel, ``H W`` grid, ``M`` observations.
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,33 +23,22 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.table import ERROR_COLUMN, NO_TOLERANCE, ObservationTable
-from ddo_modulus.data.variables import long_name
+from ddo_modulus.data.variables import long_name, plausible_range
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.linalg import spread
 from ddo_modulus.observations import (
     LinearOperator,
-    ObservationOperator,
     Observations,
-    PointOperator,
-    StackedOperator,
-    wind_speed,
+    ReportOperators,
+    typical_error,
 )
+from ddo_modulus.observations.reports import UNKNOWN
 from ddo_modulus.package import Package
 from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
 from ddo_modulus.sampling import sample
 
-#: Error standard deviations of station reports, what a grid cell cannot represent included, in
-#: the lexicon's units: for observations that come without one.
-TYPICAL_ERROR: Mapping[str, float] = {
-    "t2m": 1.0,
-    "d2m": 1.5,
-    "u10m": 1.5,
-    "v10m": 1.5,
-    "ws10m": 1.5,
-    "msl": 100.0,
-    "sp": 100.0,
-}
+_LOG = logging.getLogger(__name__)
 
 Inflation = Literal["none", "adaptive"] | float
 
@@ -71,15 +60,18 @@ class _Analysis:
         return isinstance(self.observations.operator, LinearOperator)
 
 
-def usable(package: Package, table: ObservationTable) -> ObservationTable:
+def usable(
+    package: Package, table: ObservationTable, operators: ReportOperators | None = None
+) -> ObservationTable:
     """Leave out, and count, the rows that a package's prior says nothing about.
 
     Args:
         package: The prior.
         table: Checked observations.
+        operators: How reports are read from the prior; :func:`report_operators` if None.
 
     Returns:
-        The rows of the package's channels, or of a wind speed that follows from them, which lie in
+        The rows that follow from the package's channels (:mod:`.observations.reports`) and lie in
         its grid.
 
     Raises:
@@ -90,8 +82,10 @@ def usable(package: Package, table: ObservationTable) -> ObservationTable:
             f"the package's states are windows of {package.task.frames} frames; take a package of "
             "single states (trajectories are assimilated in Python, by TrajectoryDenoiser)"
         )
+    operators = report_operators(package) if operators is None else operators
     frame, dropped, grid = table.frame, dict(table.dropped), package.grid
-    known = frame["variable"].isin(observable(package, frame["variable"].unique()))
+    refused = operators.refused(frame)
+    known = refused != UNKNOWN
     if not known.any():
         raise InputError(
             f"no observations of {', '.join(package.channels)}, the package's variables; the "
@@ -105,15 +99,22 @@ def usable(package: Package, table: ObservationTable) -> ObservationTable:
             f"{grid.lon.max():g}); the first is at lat={frame['lat'][known].iloc[0]:g}, "
             f"lon={frame['lon'][known].iloc[0]:g}. Choose another package or other stations"
         )
-    for reason, bad in (("unknown variable", ~known), ("outside the grid", known & ~inside)):
-        if bad.any():
-            dropped[reason] = dropped.get(reason, 0) + int(bad.sum())
-    return ObservationTable(frame[known & inside].reset_index(drop=True), dropped)
+    refused = refused.where(inside | ~known, "outside the grid")
+    reasons = {str(reason): int(n) for reason, n in refused.value_counts().items() if reason}
+    if len(reasons) and (refused != "").all():
+        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise InputError(
+            f"none of the {len(frame)} observations can be compared with the package's "
+            f"{', '.join(package.channels)} ({listed})"
+        )
+    for reason, count in reasons.items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    return ObservationTable(frame[refused == ""].reset_index(drop=True), dropped)
 
 
-def observable(package: Package, variables: Iterable[str]) -> list[str]:
-    """Those of some variables that are channels of a package or a wind speed from two of them."""
-    return [v for v in variables if v in package.channels or _components(package, v)]
+def report_operators(package: Package) -> ReportOperators:
+    """How reports are read from a package's states; ``dataclasses.replace`` changes its options."""
+    return ReportOperators(package.channels, package.grid, package.orography)
 
 
 def assimilate(
@@ -126,6 +127,7 @@ def assimilate(
     inflation: Inflation = "adaptive",
     tolerance: np.timedelta64 = NO_TOLERANCE,
     default_error: float | Mapping[str, float] | None = None,
+    operators: ReportOperators | None = None,
     steps: int | None = None,
     solver: str | None = None,
     covariance: str | None = None,
@@ -149,7 +151,8 @@ def assimilate(
             most probable one given the innovations of each analysis (:mod:`.inflation`).
         tolerance: Largest distance in time of an observation, either way.
         default_error: Error standard deviation, in physical units, where the table has none: one
-            for all, or by variable; :data:`TYPICAL_ERROR` for the others.
+            for all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
+        operators: How reports are read from the prior; :func:`report_operators` if None.
         steps: Noise levels; the package's own if None, and so below.
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
@@ -162,7 +165,8 @@ def assimilate(
         ``inflation``; ``observations`` used and rows ``dropped``; ``chi2``, the squared
         innovations over their expectation (one if prior and errors are calibrated); for every
         variable observed, ``<variable>_omb`` and ``<variable>_oma``, the RMS of observation minus
-        background (the prior's mean) and minus analysis mean. Attributes record the options.
+        background (the prior's mean) and minus analysis mean. Attributes record the options, the
+        rows ``dropped`` by reason, and ``notes``: reports that are used with a reservation.
 
     Raises:
         InputError: If an option is out of range, no time is given, there is no usable observation
@@ -176,8 +180,12 @@ def assimilate(
         )
     if isinstance(inflation, str) and inflation not in ("none", "adaptive"):
         raise InputError(f"inflation={inflation!r} must be 'none', 'adaptive' or a number")
-    chosen = usable(package, table)
-    analyses = _prepare(package, table, chosen, times, tolerance, default_error)
+    operators = report_operators(package) if operators is None else operators
+    chosen = usable(package, table, operators)
+    notes = operators.notes(chosen.frame)
+    for note, count in notes.items():
+        _LOG.info("%s: %d reports", note, count)
+    analyses = _prepare(package, table, chosen, times, tolerance, default_error, operators)
     own = package.sampling
     options: dict[str, Any] = {
         "ensemble": ensemble,
@@ -259,6 +267,7 @@ def assimilate(
         "provenance": json.dumps(package.provenance),
         **options,
         "dropped": json.dumps(chosen.dropped),
+        "notes": json.dumps(notes),
         "software": f"ddo_modulus {__version__}",
     }
     axes = coordinates(package.grid)
@@ -280,6 +289,7 @@ def _prepare(
     times: np.ndarray,
     tolerance: np.timedelta64,
     default_error: float | Mapping[str, float] | None,
+    operators: ReportOperators,
 ) -> list[_Analysis]:
     """Sort the usable rows out by time, and express them in the operator's units."""
     try:
@@ -292,7 +302,7 @@ def _prepare(
     analyses = []
     for time, rows, count in zip(times, windows, given, strict=True):
         rows = rows.assign(**{ERROR_COLUMN: _errors(rows, default_error)})
-        analyses.append(_analysis(package, time, rows, count - len(rows)))
+        analyses.append(_analysis(package, time, rows, count - len(rows), operators))
     return analyses
 
 
@@ -301,7 +311,9 @@ def _errors(rows: pd.DataFrame, default: float | Mapping[str, float] | None) -> 
     error = rows[ERROR_COLUMN]
     if isinstance(default, (int, float)):
         return error.fillna(float(default))
-    error = error.fillna(rows["variable"].map({**TYPICAL_ERROR, **(default or {})}))
+    if default:
+        error = error.fillna(rows["variable"].map(dict(default)))
+    error = error.fillna(typical_error(rows))
     if error.isna().any():
         variables = sorted(rows["variable"][error.isna()].unique())
         raise InputError(
@@ -312,26 +324,17 @@ def _errors(rows: pd.DataFrame, default: float | Mapping[str, float] | None) -> 
     return error.astype(float)
 
 
-def _analysis(package: Package, time: np.datetime64, rows: pd.DataFrame, dropped: int) -> _Analysis:
-    """Observations of one time; those of a channel first, wind speeds after."""
-
-    def points(part: pd.DataFrame, variables: Iterable[str]) -> PointOperator:
-        channels = [package.channels.index(v) for v in variables]
-        return PointOperator(package.grid, part["lat"], part["lon"], channels)
-
-    direct = rows["variable"].isin(package.channels)
-    operators: list[ObservationOperator] = []
-    parts = []
-    if direct.any():
-        parts.append(rows[direct])
-        operators.append(points(parts[-1], parts[-1]["variable"]))
-    for variable, part in rows[~direct].groupby("variable"):
-        u, v = _components(package, str(variable)) or ("", "")
-        parts.append(part)
-        operators.append(wind_speed(points(part, [u] * len(part)), points(part, [v] * len(part))))
-    rows = pd.concat(parts)
+def _analysis(
+    package: Package,
+    time: np.datetime64,
+    rows: pd.DataFrame,
+    dropped: int,
+    operators: ReportOperators,
+) -> _Analysis:
+    """Observations of one time, in the order of their operator."""
+    operator, rows = operators.operator(rows)
     observations = Observations(
-        operators[0] if len(operators) == 1 else StackedOperator(*operators),
+        operator,
         torch.from_numpy(rows["observation"].to_numpy(copy=True)),
         torch.from_numpy(rows[ERROR_COLUMN].to_numpy(copy=True)) ** 2,
     )
@@ -341,13 +344,6 @@ def _analysis(package: Package, time: np.datetime64, rows: pd.DataFrame, dropped
     mean, std = (t[hour].double().cpu().expand(shape) for t in (statistics.mean, statistics.std))
     rescaled = observations.rescale(mean, std)
     return _Analysis(time, rescaled, rows["variable"].to_numpy(), dropped)
-
-
-def _components(package: Package, variable: str) -> tuple[str, str] | None:
-    """The channels whose wind speed a variable is, if there are."""
-    speed = re.fullmatch(r"ws(\d+m?)", variable)
-    pair = (f"u{speed[1]}", f"v{speed[1]}") if speed else ("", "")
-    return pair if set(pair) <= set(package.channels) else None
 
 
 def _chunks(
@@ -424,6 +420,8 @@ def coordinates(grid: Grid) -> dict[str, Any]:
 def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
     """Variables of a dataset on ``time``, of one row for each time."""
     units = dict(zip(package.channels, package.units, strict=True))
+    known = {str(c).rpartition("_")[0] for c in rows} - units.keys()
+    units |= {v: found.units for v in known if (found := plausible_range(v)) is not None}
     names = {
         "inflation": "factor on the prior's covariance",
         "observations": "observations used",
@@ -435,7 +433,6 @@ def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for column in rows:
         variable, _, kind = str(column).rpartition("_")
-        unit = units.get(variable, units.get(variable.replace("ws", "u", 1), "1"))
-        label = {"units": unit if variable else "1", "long_name": names[kind]}
+        label = {"units": units.get(variable, "1"), "long_name": names[kind]}
         data[str(column)] = ("time", rows[column].to_numpy(), label)
     return data

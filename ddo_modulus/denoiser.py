@@ -12,6 +12,7 @@ With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol, Self
 
 import torch
@@ -26,10 +27,11 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
 from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.nn.operator import NeuralOperator
+from ddo_modulus.product import ProductField
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
 #: Gaussian laws that have a closed form together with the noise.
-Prior = GaussianField | EOFField | CoupledField
+Prior = GaussianField | EOFField | CoupledField | ProductField
 
 
 class Denoiser(Protocol):
@@ -61,7 +63,8 @@ class GaussianDenoiser:
         Cov[x_0 | x_\sigma] = L E\,\frac{\sigma^2 s}{s + \sigma^2}\,E^T L^T .
 
     Args:
-        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it.
+        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it; ``(T, C, H, W)`` if analyses
+            differ, or members.
         prior: Prior covariance.
         noise: Noise field; shares the basis of the prior.
         inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
@@ -80,10 +83,11 @@ class GaussianDenoiser:
         self.prior, self.noise = prior, noise
         self.inflation = torch.as_tensor(inflation, dtype=torch.float64).reshape(-1)
         size = (noise.channels, *noise.shape)
-        self.mean = torch.as_tensor(mean, dtype=torch.float64).expand(size)
+        centre = torch.as_tensor(mean, dtype=torch.float64)
+        self.mean = centre if centre.ndim == 4 else centre.expand(size)
         self.rotation: Rotation | None
         variance, self.rotation = prior.relative_to(noise)
-        self.variance = self.inflation[:, None].to(variance.device) * variance
+        self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
 
     @property
@@ -102,7 +106,27 @@ class GaussianDenoiser:
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
+        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
+        longer, shorter = sorted((factor, self.inflation), key=len, reverse=True)
+        factor = longer * spread(shorter, len(longer))
         return GaussianDenoiser(self.mean, self.prior, self.noise, factor)
+
+    def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
+        """The same covariance about another mean."""
+        other = copy(self)
+        other.mean, other._constants = mean, {}
+        return other
+
+    @property
+    def analyses(self) -> int:
+        """Number of analyses that the covariance tells apart."""
+        rotated = 1 if self.rotation is None else self.rotation.analyses
+        return max(len(self.variance), rotated)
+
+    def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
+        """The mean for each state of a batch (or for all), like the states."""
+        mean = self._on(like)[0]
+        return mean if mean.ndim == 3 else spread(mean, len(like))
 
     def __call__(
         self,
@@ -116,13 +140,13 @@ class GaussianDenoiser:
 
     def modes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
         """Coordinates ``a`` of states."""
-        return self.rotate(self.noise.whiten(x - self._on(x)[0]).flatten(1))
+        return self.rotate(self.noise.whiten(x - self.centre(x)).flatten(1))
 
     def fields(self, a: Float[Tensor, "B N"], *, mean: bool = True) -> Float[Tensor, "B C H W"]:
         """States from coordinates, without the prior mean if ``mean`` is False (perturbations)."""
         z = self.rotate(a, back=True).unflatten(1, (self.noise.channels, -1))
         x = self.noise.color(z)
-        return x + self._on(x)[0] if mean else x
+        return x + self.centre(x) if mean else x
 
     def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
         """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""

@@ -120,7 +120,7 @@ def generate(
         raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
-    conditions = _conditions(package, times, coarse)
+    conditions = conditions_of(package, times, coarse)
     denoiser: Denoiser = package.operator
     noise, starts, length = package.operator.noise, times, 1
     if task.frames > 1 and task.coarse is None:
@@ -140,29 +140,24 @@ def generate(
                 progress(done, total)
 
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
-    parts = []
-    together = max(1, sampler.batch // length)
-    for first in range(0, len(places), together):
-        some = places[first : first + together]
-        index = torch.tensor([t for _, t in some])
-        drawn = sample(
-            denoiser,
-            scheduler,
-            len(some),
-            steps=steps,
-            solver=solver,
-            churn=sampler.churn,
-            generator=[
-                member_generator(seed, starts[0 if sampler.frozen else t], member)
-                for member, t in some
-            ],
-            shape=shape,
-            condition=None if conditions is None else conditions[index].to(package.operator.device),
-            device=package.operator.device,
-            progress=partial(counted, len(some)),
-        )
-        parts.append(drawn.cpu())
-    fields = torch.cat(parts).unflatten(1, (-1, len(package.channels)))  # E*T P C H W
+    drawn = draw(
+        package,
+        denoiser,
+        scheduler,
+        [
+            member_generator(seed, starts[0 if sampler.frozen else t], member)
+            for member, t in places
+        ],
+        steps=steps,
+        solver=solver,
+        churn=sampler.churn,
+        shape=shape,
+        conditions=conditions,
+        rows=[t for _, t in places],
+        batch=max(1, sampler.batch // length),
+        progress=counted,
+    )
+    fields = drawn.unflatten(1, (-1, len(package.channels)))  # E*T P C H W
     middle = fields if length > 1 else fields[:, task.frames // 2][:, None]
     states = middle.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
@@ -192,6 +187,62 @@ def generate(
     )
 
 
+def draw(
+    package: Package,
+    denoiser: Denoiser,
+    scheduler: FieldNoiseScheduler,
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    solver: str,
+    shape: tuple[int, int],
+    conditions: Tensor | None,
+    rows: Sequence[int],
+    batch: int,
+    churn: Churn | None = None,
+    progress: Callable[[int, Iterable[int]], Iterable[int]] | None = None,
+) -> Float[Tensor, "B PC H W"]:
+    """Draw from a denoiser where a package's operator is, some states at a time.
+
+    Args:
+        package: Tells the device.
+        denoiser: Prior or posterior.
+        scheduler: Its noise levels.
+        generators: One for each state.
+        steps: Noise levels.
+        solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        shape: Grid of the states.
+        conditions: ``(T, ...)`` for the denoiser, if it takes any.
+        rows: Which of them each state has.
+        batch: States drawn together.
+        churn: Noise to renew on the way.
+        progress: Wraps the steps of each lot; told its number of states.
+
+    Returns:
+        Normalised states, on the CPU.
+    """
+    device, parts = package.operator.device, []
+    for first in range(0, len(generators), batch):
+        some = slice(first, first + batch)
+        index = torch.tensor(rows[some])
+        parts.append(
+            sample(
+                denoiser,
+                scheduler,
+                len(index),
+                steps=steps,
+                solver=solver,
+                churn=churn,
+                generator=generators[some],
+                shape=shape,
+                condition=None if conditions is None else conditions[index].to(device),
+                device=device,
+                progress=iter if progress is None else partial(progress, len(index)),
+            ).cpu()
+        )
+    return torch.cat(parts)
+
+
 def trajectories(package: Package, length: int) -> TrajectoryDenoiser:
     """Denoiser of trajectories from a package of windows in time.
 
@@ -201,10 +252,14 @@ def trajectories(package: Package, length: int) -> TrajectoryDenoiser:
     return TrajectoryDenoiser(package.operator, package.task.frames, length)
 
 
-def _conditions(
+def conditions_of(
     package: Package, times: np.ndarray, coarse: Float[Tensor, "T P C h w"] | None
 ) -> Tensor | None:
-    """Condition of each time, in the operator's units."""
+    """Condition of each time, in the operator's units.
+
+    Raises:
+        InputError: If a coarse view has another shape, or does not fit the package's statistics.
+    """
     task = package.task
     if task.coarse is None or coarse is None:
         return package.conditions(times)

@@ -104,8 +104,8 @@ class LatLonGrid(Grid):
     """
 
     def __init__(self, lat: ArrayLike, lon: ArrayLike) -> None:
-        self.lat = _axis(lat, "lat")
-        self.lon = _axis(lon, "lon")
+        self.lat = evenly_spaced(lat, "lat")
+        self.lon = evenly_spaced(lon, "lon")
         if np.abs(self.lat).max() > 90 + 1e-6:
             raise InputError(f"latitudes reach {np.abs(self.lat).max():g} degrees")
         if self.lon[1] < self.lon[0]:
@@ -245,7 +245,12 @@ class BoxGrid(Grid):
         return rows, second, np.zeros((2, *lat.shape), bool)
 
 
-def _axis(values: ArrayLike, name: str) -> Array:
+def evenly_spaced(values: ArrayLike, name: str) -> Array:
+    """Coordinates along one axis, float64.
+
+    Raises:
+        InputError: If they are fewer than two, not finite or not evenly spaced.
+    """
     axis = np.asarray(values, np.float64)
     if axis.ndim != 1 or len(axis) < 2 or not np.isfinite(axis).all():
         raise InputError(f"{name} must be at least two finite coordinates along one axis")

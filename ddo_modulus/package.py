@@ -2,7 +2,8 @@
 """Packages: a trained operator with all that its use needs.
 
 A package is a folder with ``operator.mdlus`` (weights), ``package.json`` (grid, channels, schedule,
-provenance) and ``normalization.npz`` (statistics). Loading one runs no code of its maker's: the
+provenance) and ``normalization.npz`` (statistics), and, if known, ``orography.npy`` (height of the
+model's surface). Loading one runs no code of its maker's: the
 statistics are plain arrays (``allow_pickle=False``), the checkpoint may name no class but
 :class:`DiffusionOperator`, and its weights, which torch keeps in pickle format, are read by
 ``torch.load`` with ``weights_only=True`` (its default), which builds tensors and refuses all else.
@@ -31,6 +32,8 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
+from ddo_modulus.observations.atmosphere import GRAVITY
+from ddo_modulus.observations.reports import check_orography
 from ddo_modulus.task import CoarseWindow, Task
 
 #: Packages that ship with the distribution.
@@ -87,6 +90,8 @@ class Package:
         task: Frames of a state, and the condition they are given.
         provenance: How and on what it was trained; free form, JSON.
         interval: Seconds from one frame to the next, for a task of several; None if it has one.
+        orography: ``(H, W)`` height of the model's surface above sea level, m; None if unknown.
+            That of a channel ``z`` (geopotential of the surface), if there is one, by default.
     """
 
     operator: DiffusionOperator
@@ -97,6 +102,7 @@ class Package:
     task: Task = field(default_factory=Task)
     provenance: dict[str, Any] = field(default_factory=dict)
     interval: float | None = None
+    orography: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together.
@@ -119,6 +125,11 @@ class Package:
                 f"condition {self.task.condition!r} does not fit an operator that takes "
                 f"{self.operator.condition_channels} channels of it"
             )
+        if self.orography is None and "z" in self.channels:
+            surface = self.normalization.mean[:, self.channels.index("z")].mean(0)
+            self.orography = (surface.double().cpu() / GRAVITY).expand(self.grid.shape).numpy()
+        if self.orography is not None:
+            self.orography = check_orography(self.orography, self.grid, "the orography")
         if any(n not in (1, m) for n, m in zip(statistics[2:], self.grid.shape, strict=True)):
             raise InputError(
                 f"statistics on {tuple(statistics[2:])} do not fit a grid {self.grid.shape}"
@@ -195,6 +206,8 @@ class Package:
             temporary.mkdir()
             self.operator.save(str(temporary / "operator.mdlus"), _state_dict=state)
             self.normalization.save(temporary / "normalization.npz")
+            if self.orography is not None:
+                np.save(temporary / "orography.npy", np.asarray(self.orography, np.float32))
             (temporary / "package.json").write_text(json.dumps(header, indent=2) + "\n")
         return Path(folder)
 
@@ -220,7 +233,7 @@ class Package:
                 )
             operator = _load_operator(folder / "operator.mdlus")
             normalization = Normalization.load(folder / "normalization.npz")
-            grid = header["grid"]
+            grid, orography = header["grid"], folder / "orography.npy"
             return cls(
                 operator.to(device).eval().requires_grad_(False),
                 LatLonGrid(grid["lat"], grid["lon"])
@@ -232,6 +245,7 @@ class Package:
                 _task(header),
                 header["provenance"],
                 header.get("interval"),
+                np.load(orography, allow_pickle=False) if orography.is_file() else None,
             )
         except InputError:
             raise

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import xarray as xr
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from ddo_modulus.assimilation import Inflation, assimilate, usable
-from ddo_modulus.commands.common import flag, integer, pick_device, progress_bar, show
+from ddo_modulus.assimilation import Inflation, assimilate, report_operators, usable
+from ddo_modulus.commands.common import flag, integer, number, pick_device, progress_bar, show
+from ddo_modulus.data.orography import read_orography
 from ddo_modulus.data.source import is_cartesian
 from ddo_modulus.data.store import check_output, write_store
 from ddo_modulus.data.table import NO_TOLERANCE, read_table
@@ -33,7 +35,10 @@ def run(config: DictConfig) -> None:
     tolerance = _duration(config.tolerance, "tolerance")
     table = read_table(config.observations)
     package = Package.load(config.package, pick_device(config.device))
-    times = analysis_times(config, usable(package, table).frame["time"].to_numpy())
+    if config.orography is not None:
+        package.orography = read_orography(config.orography, package.grid)
+    operators = replace(report_operators(package), lapse_rate=number(config, "lapse_rate"))
+    times = analysis_times(config, usable(package, table, operators).frame["time"].to_numpy())
     posterior = config.posterior
     with progress_bar("assimilate") as progress:
         analysis = assimilate(
@@ -45,6 +50,7 @@ def run(config: DictConfig) -> None:
             inflation=_inflation(config.inflation),
             tolerance=tolerance,
             default_error=_default_error(config.default_error),
+            operators=operators,
             steps=None if posterior.steps is None else integer(config, "posterior.steps"),
             solver=posterior.solver,
             covariance=posterior.covariance,
@@ -59,6 +65,8 @@ def run(config: DictConfig) -> None:
     show(summary(analysis))
     for reason, count in json.loads(analysis.attrs["dropped"]).items():
         print(f"left out, {reason}: {count} rows")
+    for note, count in json.loads(analysis.attrs["notes"]).items():
+        print(f"{note}: {count} rows")
     print(out)
 
 

@@ -2,7 +2,9 @@
 """Observation tables: read, checked, and sorted out by analysis time.
 
 A table has Earth2Studio's core columns `time, lat, lon, observation, variable` and, if known,
-`observation_error` (standard deviation in physical units). What is done about flaws:
+`observation_error` (standard deviation in physical units). Further columns of its schema are kept
+where they are there (`NUMBERS`, `LABELS`); a value of theirs that cannot be is a missing one.
+What is done about flaws:
 
 - A mistake that spoils the whole table (a column, the units) is an `InputError`.
 - A flawed row is left out and counted in `ObservationTable.dropped`.
@@ -26,6 +28,26 @@ from ddo_modulus.errors import InputError
 CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
 ERROR_COLUMN = "observation_error"
 
+#: Further columns of numbers, and what their values can be: height of the station above sea level
+#: (m; two columns may tell it), pressure (Pa), marker of quality, number of the satellite's
+#: channel, angles (degrees).
+NUMBERS = {
+    "elev": (-500.0, 1e5),
+    "station_elev": (-500.0, 9e3),
+    "pres": (1.0, 1.1e5),
+    "quality": (0.0, 1e5),
+    "sensor_index": (0.0, 1e5),
+    "scan_angle": (-360.0, 360.0),
+    "satellite_za": (-180.0, 180.0),
+    "satellite_aza": (-360.0, 360.0),
+    "solza": (-180.0, 180.0),
+    "solaza": (-360.0, 360.0),
+}
+#: Further columns of text: who observed, and how.
+LABELS = ("station", "satellite", "type", "class", "source")
+
+_HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there, all of them in hPa
+
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
 
@@ -36,7 +58,8 @@ class ObservationTable:
     Attributes:
         frame: Sorted by time; columns `CORE_COLUMNS` and `observation_error`: time as naive UTC,
             lat and lon in degrees, observation and its error in the lexicon's units (error NaN
-            where unknown).
+            where unknown). Those of `NUMBERS` (NaN where unknown) and `LABELS` (None) that the
+            source has.
         dropped: Number of rows left out, by reason.
     """
 
@@ -95,8 +118,8 @@ def read_table(
 
     Raises:
         InputError: If the file cannot be read, a column is missing, times cannot be understood,
-            an observation error is not positive, the values of a variable are in wrong units,
-            or no usable row is left.
+            an observation error is not positive, the values of a variable or the pressures are in
+            wrong units, or no usable row is left.
     """
     where = "observation table" if isinstance(source, pd.DataFrame) else str(source)
     frame = source if isinstance(source, pd.DataFrame) else _read_file(Path(source))
@@ -132,7 +155,8 @@ def read_table(
     )
     drop("off the globe", (frame["lat"].abs() > 90) | ~frame["lon"].between(-180, 360))
     drop("implausible value", _implausible(frame, where))
-    drop("repeated row", frame.duplicated())
+    told = [column for column in frame if column not in LABELS]
+    drop("repeated row", frame.duplicated(told))
     if frame.empty:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
@@ -173,6 +197,15 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     columns["variable"] = frame["variable"].astype(str)
     error_column = frame.get(ERROR_COLUMN, pd.Series(np.nan, frame.index))
     columns[ERROR_COLUMN] = pd.to_numeric(error_column, errors="coerce").astype(np.float64)
+    for name, (low, high) in NUMBERS.items():
+        if name in frame:
+            values = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
+            if name == "pres":
+                _check_pressure(values, where)
+            columns[name] = values.where(values.between(low, high))
+    for name in LABELS:
+        if name in frame:
+            columns[name] = frame[name].astype(object).where(frame[name].notna(), None)
     typed = pd.DataFrame(columns).reset_index(drop=True)
     typed.attrs = dict(frame.attrs)
     return typed
@@ -191,6 +224,15 @@ def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
             check_units(str(variable), middle[0.25], middle[0.75], f"{where} (middle half)")
         bad[values.index] = ~values.between(plausible.low, plausible.high)
     return bad
+
+
+def _check_pressure(pressure: pd.Series, where: str) -> None:
+    middle = pressure[pressure > 0].median()
+    if middle <= _HECTOPASCAL:
+        raise InputError(
+            f"{where}: the median of pres is {middle:g}, but it has to be in Pa. It looks like "
+            "hPa: multiply by 100."
+        )
 
 
 def _check_errors(frame: pd.DataFrame, where: str) -> None:

@@ -2,7 +2,8 @@
 """Names and units of atmospheric variables: Earth2Studio's lexicon.
 
 A variable id is a name (`t2m`, `msl`), or a letter and a pressure level in hPa (`t850`, `z500`).
-Units: K, m/s, Pa, kg/kg, %, m2/s2.
+Units: K, m/s, Pa, kg/kg, %, m2/s2, degrees of direction. Reports aloft are of a letter alone, with
+the pressure beside it; satellite soundings are named by their sensor.
 """
 
 import math
@@ -115,13 +116,15 @@ _GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
 _LEAST_HUMIDITY = 2.0  # %; the largest of a whole field is never below
 
 _FAMILIES = [
-    (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
-    (r"[uv]\d+m?", PlausibleRange(-150.0, 150.0, "m/s")),
-    (r"ws\d+m?", PlausibleRange(0.0, 150.0, "m/s")),
+    (r"t2m|d2m|sst|skt|t\d*", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
+    (r"[uv](\d+m?)?", PlausibleRange(-150.0, 150.0, "m/s")),
+    (r"ws(\d+m?)?", PlausibleRange(0.0, 150.0, "m/s")),
+    (r"wd(\d+m?)?", PlausibleRange(0.0, 360.0, "degrees")),
+    (r"amsu[ab]|atms|mhs", PlausibleRange(50.0, 350.0, "K", _CELSIUS)),
     (r"msl", PlausibleRange(85e3, 110e3, "Pa", _HECTOPASCAL)),
     (r"sp", PlausibleRange(30e3, 110e3, "Pa", _HECTOPASCAL)),
-    (r"q2m|q\d+", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
-    (r"r2m|r\d+", PlausibleRange(-10.0, 180.0, "%")),
+    (r"q2m|q\d*", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
+    (r"r2m|r\d*", PlausibleRange(-10.0, 180.0, "%")),
 ]
 
 

@@ -64,7 +64,7 @@ class Inflated:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state under the inflated prior."""
         root = spread(self.factor.sqrt().to(x), len(x))
-        mean = self.denoiser.linear.at(x.shape[-2:]).mean.to(x)  # type: ignore[attr-defined]
+        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
         wide = root.view(-1, 1, 1, 1)
         clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
         return mean + wide * (clean - mean)
@@ -99,7 +99,7 @@ class Innovations:
         linear = linear_part(denoiser, noise)
         operator = observations.operator
         values = observations.values.double().reshape(-1, operator.size)
-        state = linear.mean.expand(len(values), *linear.mean.shape)
+        state = first_guess(linear, len(values))
         tangent = operator.linearize(state)
         rows = spread(spanned(tangent, linear, state), len(values))
         error = torch.linalg.cholesky(observations.error_covariance(values))
@@ -147,3 +147,11 @@ def innovation_inflation(
         Factors, float64 on the CPU.
     """
     return Innovations.of(denoiser, noise, observations).inflation(width, bounds)
+
+
+def first_guess(linear: GaussianDenoiser, analyses: int) -> Float[Tensor, "T C H W"]:
+    """Mean of each analysis before its observations, float64; over members, if theirs differ."""
+    mean = linear.mean.reshape(-1, *linear.mean.shape[-3:])
+    if len(mean) > analyses:
+        return mean.unflatten(0, (analyses, -1)).mean(1)
+    return spread(mean, analyses)

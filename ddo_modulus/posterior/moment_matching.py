@@ -94,7 +94,7 @@ class MomentMatching:
         variance = linear.posterior_variance(sigma)
         groups = len(x)
         if bool((sigma == sigma[0]).all()):  # members of an analysis share their system
-            groups = max(len(rows), len(error), len(linear.inflation))
+            groups = max(len(rows), len(error), linear.analyses)
         rows, error = spread(rows, groups), spread(error, groups)
         scaled = rows * variance[:: len(x) // groups, None]
         factor = torch.linalg.cholesky((scaled @ rows.mT + error).double()).to(x.dtype)
@@ -136,6 +136,8 @@ def spanned(tangent: Tangent, linear: GaussianDenoiser, like: Tensor) -> Float[T
     analyses = max(
         max(len(operator.index), 1 if a is None else len(a)) for a, operator in tangent.terms
     )
+    if linear.rotation is not None:
+        analyses = max(analyses, linear.rotation.analyses)
     operator_size = tangent.terms[0][1].size
     unit = torch.eye(operator_size, dtype=like.dtype, device=like.device)
     parts = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Observation operators and observations.
+r"""Algebra of observation operators, and observations.
 
 Axes: ``B`` batch, ``T`` analyses (a divisor of ``B``: each has ``B / T`` members, which stand next
 to each other), ``C`` channel, ``H W`` grid, ``M`` observations, ``n`` grid values that one
@@ -10,6 +10,10 @@ state (interpolation, area means, vertical weighting) and a function of their va
 by observation (wind speed, a radiance). Its linearisation is :math:`\sum_i a_i P_i` with
 :math:`a_i = \partial g / \partial p_i`, so the tangent, its adjoint and its products with a
 covariance all come from the same sparse rows.
+
+All that an operator does to states is to gather, multiply and add, on the device of the states and
+in their precision. Indices, weights and constants are copied there once (:class:`_Placed`), so that
+no later call waits for the host.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from torch import Tensor
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import Grid, LatLonGrid
-from ddo_modulus.linalg import spread
+from ddo_modulus.linalg import lasting, spread
 
 
 class ObservationOperator(ABC):
@@ -52,6 +56,25 @@ class ObservationOperator(ABC):
             mean: ``(C, H, W)``, or ``(T, C, H, W)`` if it differs between analyses.
             std: Of the same shape.
         """
+
+
+class _Placed:
+    """Constant tensors, with one copy for each device and precision that asks for them."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def __call__(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The tensors beside ``like``; whole numbers stay what they are."""
+        key = like.device, like.dtype
+        if key not in self._copies:
+            with lasting():
+                self._copies[key] = tuple(
+                    t.to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+                    for t in self.tensors
+                )
+        return self._copies[key]
 
 
 @dataclass(frozen=True)
@@ -101,28 +124,30 @@ class LinearOperator(ObservationOperator):
         self.index = index if index.ndim == 3 else index[None]
         self.weight = weight.reshape(self.index.shape)
         self.offset = offset if offset.ndim == 2 else offset[None]
+        self._placed = _Placed(self.index, self.weight, self.offset)
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
-        return self.increment(x) + spread(self.offset.to(x), len(x))
+        return self.increment(x) + spread(self._placed(x)[2], len(x))
 
     def increment(self, v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """The operator without its offset."""
-        index = spread(self.index.to(v.device), len(v)).flatten(1)
-        values = v.flatten(1).gather(1, index).unflatten(1, (self.size, -1))
-        return (values * spread(self.weight.to(v), len(v))).sum(-1)
+        index, weight, _ = self._placed(v)
+        values = v.flatten(1).gather(1, spread(index, len(v)).flatten(1))
+        return (values.unflatten(1, (self.size, -1)) * spread(weight, len(v))).sum(-1)
 
     def adjoint(self, u: Float[Tensor, "B M"], shape: Sequence[int]) -> Float[Tensor, "B C H W"]:
         """Euclidean adjoint of :meth:`increment` for states of shape ``(C, H, W)``."""
-        index = spread(self.index.to(u.device), len(u)).flatten(1)
-        values = (u[..., None] * spread(self.weight.to(u), len(u))).flatten(1)
+        index, weight, _ = self._placed(u)
+        values = (u[..., None] * spread(weight, len(u))).flatten(1)
         flat = u.new_zeros(len(u), math.prod(shape))
-        return flat.scatter_add(1, index, values).unflatten(1, tuple(shape))
+        flat = flat.scatter_add(1, spread(index, len(u)).flatten(1), values)
+        return flat.unflatten(1, tuple(shape))
 
     def rows(self, fields: Float[Tensor, "N C H W"]) -> Float[Tensor, "T M N"]:
         """:meth:`increment` of a set of fields that all states share."""
         flat = fields.flatten(1).T.contiguous()  # CHW N
-        index, weight = self.index.to(fields.device), self.weight.to(fields)
+        index, weight, _ = self._placed(fields)
         rows = flat.new_zeros(*index.shape[:2], flat.shape[1])
         for i in range(index.shape[-1]):  # one value after another keeps the memory at one result
             rows += flat[index[..., i]] * weight[..., i, None]
@@ -145,6 +170,43 @@ class LinearOperator(ObservationOperator):
         weight = spread(self.weight, analyses).to(factor)
         offset = spread(self.offset, analyses) + (weight * shift).sum(-1)
         return LinearOperator(index.unflatten(1, (self.size, -1)), weight * factor, offset)
+
+    def take(self, rows: Int[Tensor, " R"]) -> LinearOperator:
+        """Some of the observations, in a given order, with repetitions if wanted."""
+        return LinearOperator(self.index[:, rows], self.weight[:, rows], self.offset[:, rows])
+
+
+def combined(
+    operators: Sequence[LinearOperator],
+    factors: Sequence[float | Tensor],
+    offset: float | Tensor = 0.0,
+) -> LinearOperator:
+    """The linear operator ``sum_i factors_i operators_i + offset``.
+
+    Args:
+        operators: Of equal size.
+        factors: One for each operator: a number, or ``(M,)``.
+        offset: A number, or ``(M,)``.
+    """
+    _check_sizes(operators)
+    columns = [torch.as_tensor(f, dtype=torch.float64)[..., None] for f in factors]
+    pairs = list(zip(operators, columns, strict=True))
+    shift = sum(o.offset.double() * f[..., 0] for o, f in pairs) + offset
+    return LinearOperator(
+        torch.cat([o.index for o in operators], -1),
+        torch.cat([o.weight.double() * f for o, f in pairs], -1),
+        torch.as_tensor(shift, dtype=torch.float64),
+    )
+
+
+def joined(operators: Sequence[LinearOperator]) -> LinearOperator:
+    """Linear operators one after the other along ``M``, as one linear operator."""
+    width = max(o.index.shape[-1] for o in operators)
+    pad = torch.nn.functional.pad
+    wide = [(pad(t, (0, width - t.shape[-1])) for t in (o.index, o.weight)) for o in operators]
+    index, weight = zip(*wide, strict=True)
+    offset = torch.cat([o.offset for o in operators], 1)
+    return LinearOperator(torch.cat(index, 1), torch.cat([w.double() for w in weight], 1), offset)
 
 
 class PointOperator(LinearOperator):
@@ -232,30 +294,44 @@ class DerivedOperator(ObservationOperator):
     """A function of several linear operators, observation by observation.
 
     Args:
-        function: Elementwise, differentiable: as many tensors ``(B, M)`` as operators to one.
+        function: Elementwise, differentiable: as many tensors ``(B, M)`` as operators, and then
+            the constants, to one.
         operators: Linear operators of equal size.
+        constants: What else differs between observations, such as the height of a station; each
+            ``(M,)``.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *operators: LinearOperator) -> None:
-        if len({operator.size for operator in operators}) != 1:
-            raise InputError("the operators of a derived quantity must observe equally often")
-        self.function, self.operators = function, operators
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *operators: LinearOperator,
+        constants: Sequence[Tensor] = (),
+    ) -> None:
+        _check_sizes(operators)
+        self.function, self.operators, self.constants = function, operators, tuple(constants)
         self.size = operators[0].size
+        self._placed = _Placed(*self.constants)
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
-        return self.function(*(operator(x) for operator in self.operators))
+        return self.function(*(operator(x) for operator in self.operators), *self._placed(x))
 
     def linearize(self, x: Float[Tensor, "B C H W"]) -> Tangent:
         """Partial derivatives of the function at the states, times the operators."""
-        with torch.enable_grad():
-            values = [operator(x.detach()).requires_grad_() for operator in self.operators]
-            slopes = torch.autograd.grad(self.function(*values).sum(), values)
+        constants = self._placed(x)
+        values = [operator(x.detach()) for operator in self.operators]
+
+        def function(*values: Tensor) -> Tensor:
+            return self.function(*values, *constants)
+
+        observed, pullback = torch.func.vjp(function, *values)  # type: ignore[misc]
+        slopes = pullback(torch.ones_like(observed))
         return Tangent(list(zip(slopes, self.operators, strict=True)), linear=False)
 
     def rescale(self, mean: Tensor, std: Tensor) -> DerivedOperator:
         """The same function of the rescaled operators."""
-        return DerivedOperator(self.function, *(o.rescale(mean, std) for o in self.operators))
+        operators = (operator.rescale(mean, std) for operator in self.operators)
+        return DerivedOperator(self.function, *operators, constants=self.constants)
 
 
 class StackedOperator(ObservationOperator):
@@ -264,6 +340,8 @@ class StackedOperator(ObservationOperator):
     def __init__(self, *operators: ObservationOperator) -> None:
         self.operators = operators
         self.size = sum(operator.size for operator in operators)
+        # Padded rows of the parts' linear operators, beside what they are rows of.
+        self._padded: dict[tuple[int, int], tuple[LinearOperator, LinearOperator]] = {}
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
@@ -278,18 +356,16 @@ class StackedOperator(ObservationOperator):
             after = self.size - start - operator.size
             for a, part in tangent.terms:
                 factor = None if a is None else torch.nn.functional.pad(a, (start, after))
-                terms.append((factor, _padded(part, start, after)))
+                if (id(part), start) not in self._padded:
+                    with lasting():
+                        self._padded[id(part), start] = part, _padded(part, start, after)
+                terms.append((factor, self._padded[id(part), start][1]))
             start += operator.size
         return Tangent(terms, linear)
 
     def rescale(self, mean: Tensor, std: Tensor) -> StackedOperator:
         """The rescaled parts."""
         return StackedOperator(*(operator.rescale(mean, std) for operator in self.operators))
-
-
-def wind_speed(u: LinearOperator, v: LinearOperator) -> DerivedOperator:
-    """Speed from two components, smooth at calm (the derivative has no limit there)."""
-    return DerivedOperator(lambda u, v: (u.square() + v.square() + 1e-6).sqrt(), u, v)
 
 
 @dataclass(frozen=True)
@@ -411,6 +487,11 @@ def _channel_offset(channels: int | ArrayLike, grid: Grid, shape: tuple[int, ...
     if (channel < 0).any():
         raise InputError("channels must not be negative")
     return (channel * grid.shape[0] * grid.shape[1])[..., None]
+
+
+def _check_sizes(operators: Sequence[LinearOperator]) -> None:
+    if len({operator.size for operator in operators}) != 1:
+        raise InputError("the operators of a derived quantity must observe equally often")
 
 
 def _scaled(a: Tensor | None, u: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Height of a model's surface, on a grid."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ddo_modulus.data.source import is_cartesian, open_dataset
+from ddo_modulus.errors import InputError
+from ddo_modulus.grid import Grid, LatLonGrid
+from ddo_modulus.observations.atmosphere import GRAVITY
+from ddo_modulus.observations.reports import check_orography
+
+
+def read_orography(path: str | Path, grid: Grid) -> np.ndarray:
+    """Read the geopotential of the surface (`z`, m2/s2) as heights on a grid.
+
+    Args:
+        path: A file or store; its first time counts.
+        grid: Where to; the data are interpolated to its points.
+
+    Returns:
+        ``(H, W)`` metres above sea level.
+
+    Raises:
+        InputError: If it cannot be read, does not cover the grid, or is not in m2/s2.
+    """
+    dataset = open_dataset(path, ["z"])
+    if is_cartesian(dataset) or not isinstance(grid, LatLonGrid):
+        raise InputError(f"{path}: an orography belongs to latitudes and longitudes, not to a box")
+    first = dataset["z"].isel({d: 0 for d in dataset["z"].dims if d not in ("lat", "lon")})
+    index, weight = LatLonGrid(dataset["lat"].values, dataset["lon"].values).bilinear(
+        *np.meshgrid(grid.lat, grid.lon, indexing="ij")
+    )
+    heights = (first.values.astype(float).reshape(-1)[index] * weight).sum(-1) / GRAVITY
+    return check_orography(heights, grid, str(path))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all components for Earth2Studio share: how they come from a package and go to one.
+
+A component is one of our packages (:class:`ddo_modulus.package.Package`) and a few options of its
+own. Earth2Studio names packages by a root (a folder, ``hf://``, ``s3://``, ``ngc://``, any URL of
+fsspec's) and fetches their files one by one into its cache; see :func:`fetch_package`. Options that
+a component was saved with are in ``config.json`` beside the package's files::
+
+    {"format": 1, "components": {"DDOSuperResolution": {"number_of_samples": 4}}}
+
+One package may serve several components, each with options of its own; one that the file does not
+name, and a folder without the file, as ``ddo train`` writes it, give the component its defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self
+
+import torch
+
+from ddo_modulus.data.store import replacing
+from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.errors import InputError
+from ddo_modulus.package import SHIPPED, Package
+
+with needs_earth2studio():
+    # Neither imports a model; earth2studio.models.px, dx and da import them all (half a minute).
+    from earth2studio.models.auto import AutoModelMixin
+    from earth2studio.models.auto import Package as RemotePackage
+
+CONFIG = "config.json"
+CONFIG_FORMAT = 1
+
+#: Files of a package, all of them needed.
+FILES = ("package.json", "operator.mdlus", "normalization.npz")
+
+
+class PackagedModel(torch.nn.Module, AutoModelMixin):
+    """A component made of a package and options.
+
+    Subclasses take the package as their first argument and options, which must be JSON, as keyword
+    arguments with defaults; they pass both on to this constructor. Moving the module
+    (``to(device)``) moves the package's operator and statistics.
+
+    Args:
+        package: The trained prior. It is used as it is, not copied.
+        options: Options of the component, as :meth:`save` shall write them.
+
+    Attributes:
+        package: See above.
+        options: See above.
+    """
+
+    #: Shipped package that :meth:`load_default_package` gives.
+    default_package: ClassVar[str] = "uk_t2m"
+
+    def __init__(self, package: Package, **options: object) -> None:
+        super().__init__()
+        if not isinstance(package, Package):
+            raise InputError(
+                f"{type(self).__name__} takes a ddo_modulus Package, not a "
+                f"{type(package).__name__}: Package.load(...), or {type(self).__name__}."
+                "from_pretrained(...)"
+            )
+        self.package = package
+        self.operator = package.operator  # a submodule, so that it moves along
+        self.options = options
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.operator.device
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # What .to(), .cuda() and .cpu() come down to.
+        super()._apply(fn, recurse)
+        self.package.normalization = self.package.normalization.to(self.device)
+        return self
+
+    @classmethod
+    def load_default_package(cls) -> RemotePackage:
+        """The package that ships for this component."""
+        return RemotePackage(str(SHIPPED / cls.default_package))
+
+    @classmethod
+    def load_model(cls, package: RemotePackage, **options: object) -> Self:
+        """Build the component from a package of Earth2Studio's.
+
+        Args:
+            package: Files of one of our packages, wherever they are.
+            **options: Options of the component, before those of ``config.json``.
+
+        Raises:
+            InputError: If a file is missing, cannot be fetched or is damaged, or ``config.json``
+                has an option that the component does not know.
+        """
+        loaded, config = fetch_package(package)
+        saved = config.get(cls.__name__, {})
+        known = list(inspect.signature(cls).parameters)[1:]
+        for name in saved:
+            if name not in known:
+                raise InputError(
+                    f"{package.root}/{CONFIG}: {cls.__name__} has no option {name!r}; it has "
+                    f"{', '.join(known)}"
+                )
+        return cls(loaded, **{**saved, **options})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None = None, **options: object
+    ) -> Self:
+        """Build the component from a package by its name or place.
+
+        Args:
+            pretrained_model_name_or_path: Name of a shipped package, a folder, or a root that
+                Earth2Studio knows (``hf://``, ``s3://``, ``ngc://``, ...); the component's default
+                package if None.
+            **options: As for :meth:`load_model`.
+
+        Raises:
+            InputError: As :meth:`load_model`.
+        """
+        if pretrained_model_name_or_path is None:
+            return cls.load_model(cls.load_default_package(), **options)
+        root = str(pretrained_model_name_or_path)
+        if not Path(root, FILES[0]).is_file() and (SHIPPED / root).is_dir():
+            root = str(SHIPPED / root)
+        try:
+            package = RemotePackage(root)
+        except (ImportError, ValueError) as error:  # of a protocol that fsspec cannot speak
+            raise InputError(f"{root} is no place for a package: {error}") from error
+        return cls.load_model(package, **options)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write package and options, for :meth:`from_pretrained`; whole or not at all.
+
+        Raises:
+            InputError: If the folder exists and ``overwrite`` is False.
+        """
+        config = {"format": CONFIG_FORMAT, "components": {type(self).__name__: self.options}}
+        text = json.dumps(config, indent=2) + "\n"
+        with replacing(folder, overwrite=overwrite) as temporary:
+            self.package.save(temporary)
+            (temporary / CONFIG).write_text(text)
+        return Path(folder)
+
+
+def fetch_package(package: RemotePackage) -> tuple[Package, dict[str, dict[str, object]]]:
+    """Load one of our packages through Earth2Studio's, which fetches and caches the files.
+
+    Args:
+        package: Where the files are.
+
+    Returns:
+        The package, on the CPU, and the options of ``config.json`` by component.
+
+    Raises:
+        InputError: If a file is missing, cannot be fetched or is damaged.
+    """
+    # A cache may give files names of its own; ours are told apart by theirs.
+    with TemporaryDirectory(prefix="ddo-package-") as temporary:
+        folder = Path(temporary, Path(package.root).name or "package")
+        folder.mkdir()
+        for name in FILES:
+            _copy(package, name, folder)
+        try:
+            loaded = Package.load(folder)
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), str(package.root))) from error
+        return loaded, _config(package, folder)
+
+
+def _copy(package: RemotePackage, name: str, folder: Path) -> None:
+    """Put a file of a package into a folder, under its name."""
+    try:
+        shutil.copyfile(package.resolve(name), folder / name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no {name} in {package.root}: a package has the files {', '.join(FILES)}, as "
+            "`ddo train` writes them"
+        ) from error
+    except Exception as error:  # noqa: BLE001 - every file system has errors of its own
+        raise InputError(
+            f"{package.root}/{name} cannot be fetched ({type(error).__name__}: {error}); check the "
+            "address, the network and, for a private package, your credentials"
+        ) from error
+
+
+def _config(package: RemotePackage, folder: Path) -> dict[str, dict[str, object]]:
+    """Options by component."""
+    try:
+        _copy(package, CONFIG, folder)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        components = config["components"]
+        sound = config["format"] == CONFIG_FORMAT and all(
+            isinstance(options, dict) for options in components.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{package.root}/{CONFIG} is not as a component's save() writes it (format "
+            f"{CONFIG_FORMAT}); leave it out for the defaults"
+        )
+    return components
