@@ -78,7 +78,7 @@ MODEL = 96  # the forecast model's points a side
 SIGMA_MAX = 40.0  # level where the samples start; their law there is known in closed form
 RADII = (2.0, 3.0, 4.0, 6.0, 9.0)
 INFLATIONS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
-SHARES, BRIDGES = (0.0, 0.5, 1.0), (0.0, 0.5, 0.9)
+SHARES, BRIDGES = (0.0, 1.0), (0.0, 0.5)
 
 
 class Forecast:
@@ -309,7 +309,7 @@ class LearnedPrior:
         anomalies = anomalies.view(len(forecast), members, -1)
         share = self._share(anomalies)
         # The mean of the members misses a state that is like them by 1 / E more.
-        known = torch.minimum(share * (1 + 1 / members), torch.tensor(0.95)) * self.climate
+        known = (share * (1 + 1 / members)).clamp_max(0.95) * self.climate
         error = 1 / (1 / known - 1 / self.climate)
         centre = self.noise.whiten(mean).double() * (error / known)
         spectrum = MeasuredSpectrum(self.noise.basis, (error * self.scale)[None])
@@ -492,7 +492,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--members", type=int, default=32, help="at least 2")
     parser.add_argument("--interval", type=float, default=0.8, help="model time between analyses")
-    parser.add_argument("--tuning", type=int, default=40, help="cycles that settings are tried on")
+    parser.add_argument("--tuning", type=int, default=30, help="cycles that settings are tried on")
     parser.add_argument("--spin-up", type=float, default=25.0, help="model time before the first")
     parser.add_argument("--steps", type=int, default=12, help="noise levels")
     parser.add_argument("--iterations", type=int, default=1, help="0: covariance of linear part")

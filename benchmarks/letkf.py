@@ -53,7 +53,9 @@ def letkf(
     pull = (y * (values[:, None] - centre)).mT  # T M E
     identity = torch.eye(members, dtype=x.dtype, device=x.device)
     parts = []
-    for points in torch.arange(x.shape[-1]).split(max(1, chunk // len(x))):
+    step = max(1, chunk // len(x))
+    for first in range(0, x.shape[-1], step):
+        points = slice(first, first + step)
         precision = taper[:, points] / variance[:, None]
         gram = (precision @ pairs).unflatten(-1, (members, members))
         scale, vectors = torch.linalg.eigh(gram + (members - 1) * identity)
