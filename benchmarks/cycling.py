@@ -561,8 +561,9 @@ def main() -> None:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(row(name, r, records["LETKF"], climate, options.members) for name, r in records.items()),
         "",
-        f"Tuned on the second half of {cycles} cycles of another trajectory: LETKF radius {radius:g} grid intervals, "
-        f"inflation {inflation:g}; ours share {share:g}, bridge {bridge:g}.",
+        f"Tuned on the second half of {cycles} cycles of another trajectory: LETKF radius "
+        f"{radius:g} grid intervals, inflation {inflation:g}; ours share {share:g}, bridge "
+        f"{bridge:g}.",
         "",
         "RMSE of the LETKF there, by radius and inflation:",
         "",
