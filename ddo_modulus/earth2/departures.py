@@ -23,6 +23,9 @@ from ddo_modulus.observations import PointOperator
 #: What is kept of an observation, if its table has it.
 KEPT = ("time", "lat", "lon", "observation", "variable", ERROR_COLUMN, "station", "type", "elev")
 
+#: Names that an axis of members may have.
+MEMBERS = ("ensemble", "sample")
+
 
 def departures(
     frame: pd.DataFrame,
@@ -35,8 +38,8 @@ def departures(
     Args:
         frame: Observations of one analysis: Earth2Studio's core columns.
         time: Of the analysis.
-        analysis: On ``(variable, lat, lon)``, with axes of length one and ``ensemble`` as they
-            come; a mean over the members is taken.
+        analysis: On ``(variable, lat, lon)``, with members and axes of length one as they come; a
+            mean over the members is taken.
         background: The same.
 
     Returns:
@@ -68,15 +71,16 @@ def departures(
 def _at(table: pd.DataFrame, fields: xr.DataArray) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard deviation of the members at the observations, and their number."""
     mean, spread = np.full(len(table), np.nan), np.full(len(table), np.nan)
-    sizes = {d: n for d, n in fields.sizes.items() if d not in ("variable", "lat", "lon")}
-    members = sizes.pop("ensemble", 1)
+    axis = members_of(fields)
+    sizes = {d: n for d, n in fields.sizes.items() if d not in ("variable", "lat", "lon", axis)}
+    members = 1 if axis is None else fields.sizes[axis]
     grid = _grid(fields)
     if grid is None or any(n != 1 for n in sizes.values()):
         return mean, spread, members
     fields = fields.squeeze(list(sizes), drop=True)
-    if "ensemble" not in fields.dims:
-        fields = fields.expand_dims("ensemble")
-    x = as_tensor(fields.transpose("ensemble", "variable", "lat", "lon")).double().cpu()
+    if axis is None:
+        axis, fields = MEMBERS[0], fields.expand_dims(MEMBERS[0])
+    x = as_tensor(fields.transpose(axis, "variable", "lat", "lon")).double().cpu()
     names = [str(v) for v in fields["variable"].values]
     lat, lon = (table[c].to_numpy(float) for c in ("lat", "lon"))
     usable = table["variable"].astype(str).isin(names).to_numpy() & grid.contains(lat, lon)
@@ -88,6 +92,11 @@ def _at(table: pd.DataFrame, fields: xr.DataArray) -> tuple[np.ndarray, np.ndarr
     if members > 1:
         spread[usable] = values.std(0).numpy()
     return mean, spread, members
+
+
+def members_of(fields: xr.DataArray) -> str | None:
+    """Name of the axis of members, if there is one."""
+    return next((name for name in MEMBERS if name in fields.dims), None)
 
 
 def _grid(fields: xr.DataArray) -> LatLonGrid | None:

@@ -8,9 +8,9 @@ background of the next analysis,
 .. math:: x_b^{i+1} = M(x_a^i), \qquad x_a^{i+1} = A(x_b^{i+1}, y^{i+1}) .
 
 Assimilation models, prognostics, sources of observations and IO backends are Earth2Studio's own or
-any that keep its protocols. A model that has an argument ``background`` is given it: an
-``xr.DataArray`` on its own grid, with the members of the forecast on ``ensemble`` if there are
-several. Others see the observations alone.
+any that keep its protocols. A model whose ``input_coords`` ask for fields beside the table of
+observations, and whose call has an argument ``background``, is given one: an ``xr.DataArray`` on its
+own grid, with the members of the forecast if there are several. Others see the observations alone.
 
 Beside the analyses is a record (:mod:`ddo_modulus.earth2.record`) of what is done, so that a run
 that was cut short is continued by calling it again, and of the observations' departures from
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ddo_modulus.data.table import CORE_COLUMNS
 from ddo_modulus.earth2 import needs_earth2studio
-from ddo_modulus.earth2.departures import as_tensor, departures
+from ddo_modulus.earth2.departures import MEMBERS, as_tensor, departures, members_of
 from ddo_modulus.earth2.record import Record
 from ddo_modulus.errors import InputError
 
@@ -164,6 +164,10 @@ def cycle(
     run = _Run.start(
         "cycle", time, model, observations, io, output_coords, record, overwrite, device, prognostic
     )
+    if not _takes_background(model):
+        logger.warning(
+            f"{type(model).__name__} takes no background: its analyses do not know the forecasts"
+        )
     forecast = _Forecast(prognostic.to(run.device), run.device, batch_size)
     forecast.check(run.time)
     if run.record.done and not run.complete:
@@ -232,7 +236,7 @@ class _Run:
                 f"{type(model).__name__} carries a forecast of its own: drive its generator "
                 "(create_generator) instead"
             )
-        schemas = model.input_coords()
+        schemas = [schema for schema in model.input_coords() if "observation" in schema]
         sources = list(observations) if isinstance(observations, Sequence) else [observations]
         if len(sources) != len(schemas):
             raise InputError(
@@ -300,9 +304,10 @@ class _Run:
 
     def grid(self, when: np.datetime64) -> CoordSystem:
         """Variables and domain of the model's analyses."""
-        (coords,) = self.model.output_coords(self._schemas, request_time=np.array([when]))
+        inputs = self.model.input_coords()
+        (coords,) = self.model.output_coords(inputs, request_time=np.array([when]))
         return OrderedDict(
-            (k, v) for k, v in coords.items() if k not in ("time", "ensemble", "batch") and len(v)
+            (k, v) for k, v in coords.items() if k not in ("time", "batch", *MEMBERS) and len(v)
         )
 
     def fetch(self, source: DataSource, when: np.datetime64) -> xr.DataArray:
@@ -384,6 +389,7 @@ class _Forecast:
         self.step = step[-1] - self.history[-1]
         self.x: Tensor | None = None
         self.now: np.datetime64 | None = None
+        self.order = ["time", *self.domain]  # axes of an analysis
 
     @property
     def started(self) -> bool:
@@ -412,11 +418,16 @@ class _Forecast:
     def saved(self) -> dict[str, np.ndarray]:
         """The state, to be restored."""
         assert self.x is not None
-        return {"x": self.x.cpu().numpy(), "now": np.array(self.now, "datetime64[ns]")}
+        return {
+            "x": self.x.cpu().numpy(),
+            "now": np.array(self.now, "datetime64[ns]"),
+            "order": np.array(self.order),
+        }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on from what was saved."""
         self.x = torch.as_tensor(state["x"]).to(self.device)
+        self.order = state["order"].tolist()
         self.now = np.datetime64(int(state["now"].astype("int64")), "ns")
 
     def advance(self, when: np.datetime64) -> None:
@@ -461,17 +472,18 @@ class _Forecast:
             x = x.index_select(axis, places)
         lead: CoordSystem = OrderedDict({"time": np.array([self.now])})
         if x.ndim > len(index) + 1:
-            lead = OrderedDict({"ensemble": np.arange(len(x)), **lead})
-        return _array(x, OrderedDict({**lead, **grid}))
+            axis = next((d for d in self.order if d in MEMBERS), MEMBERS[0])
+            lead = OrderedDict({axis: np.arange(len(x)), **lead})
+        return _array(x, OrderedDict({**lead, **grid})).transpose(*self.order)
 
     def take(self, analysis: xr.DataArray, when: np.datetime64) -> None:
         """Put an analysis into the state."""
-        grid = OrderedDict(
-            (str(d), analysis[d].values) for d in analysis.dims if d not in ("ensemble", "time")
-        )
+        self.order = [str(d) for d in analysis.dims]
+        axis = members_of(analysis)
+        lead = ["time"] if axis is None else [axis, "time"]
+        grid = OrderedDict((d, analysis[d].values) for d in self.order if d not in lead)
         index = self._places(grid)
-        order = [d for d in ("ensemble", "time") if d in analysis.dims]
-        new = as_tensor(analysis.transpose(*order, *self.domain)).to(self.device, torch.float32)
+        new = as_tensor(analysis.transpose(*lead, *self.domain)).to(self.device, torch.float32)
         whole = all(len(i) == len(v) for i, v in zip(index, self.domain.values(), strict=True))
         if self.x is None:
             if not whole or len(self.history) > 1:
@@ -485,7 +497,7 @@ class _Forecast:
             self.x = self.x.expand(len(new), *self.x.shape)
         state = self.x.clone()
         target = state.select(-len(self.domain) - 1, -1)
-        places = (..., *torch.meshgrid(*index, indexing="ij"))
+        places: Any = (..., *torch.meshgrid(*index, indexing="ij"))
         target[places] = torch.where(new.isfinite(), new, target[places])
         if not bool(target.isfinite().all()):
             raise InputError(
@@ -531,9 +543,10 @@ def _array(x: Tensor, coords: CoordSystem) -> xr.DataArray:
     return xr.DataArray(x.cpu().numpy(), dict(coords), list(coords))
 
 
-def _takes_background(model: object) -> bool:
-    """Whether a model has an argument for the background."""
-    return "background" in inspect.signature(type(model).__call__).parameters
+def _takes_background(model: AssimilationModel) -> bool:
+    """Whether a model asks for a background and has an argument for it."""
+    asks = any("observation" not in schema for schema in model.input_coords())
+    return asks and "background" in inspect.signature(type(model).__call__).parameters
 
 
 def _beside(io: Any) -> Path | None:  # noqa: ANN401 - any backend

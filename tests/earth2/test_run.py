@@ -54,8 +54,11 @@ class Nudging(torch.nn.Module):
     Without a background it starts from ``first``, with members ``offsets`` about it.
     """
 
-    def __init__(self, gain=0.5, first=270.0, offsets=None, fail_at=None):
+    def __init__(
+        self, gain=0.5, first=270.0, offsets=None, axes=("ensemble", "time"), fail_at=None
+    ):
         super().__init__()
+        self.axes = axes
         self.gain, self.first, self.offsets = gain, first, offsets
         self.fail_at, self.calls, self.given = fail_at, 0, []
 
@@ -64,13 +67,16 @@ class Nudging(torch.nn.Module):
 
     def input_coords(self):
         names = ("time", "lat", "lon", "observation")
-        return (OrderedDict({**{n: np.empty(0) for n in names}, "variable": np.array(["t2m"])}),)
+        table = OrderedDict({**{n: np.empty(0) for n in names}, "variable": np.array(["t2m"])})
+        return (table, *self.output_coords((table,), np.empty(0)))
 
     def output_coords(self, input_coords, request_time):
-        grid = {"time": request_time, "variable": np.array(["t2m"]), "lat": LAT, "lon": LON}
+        grid = {"variable": np.array(["t2m"]), "lat": LAT, "lon": LON}
+        lead = {"time": request_time}
         if self.offsets is not None:
-            grid = {"ensemble": np.arange(len(self.offsets)), **grid}
-        return (OrderedDict(grid),)
+            members = np.arange(len(self.offsets))
+            lead = {axis: lead.get(axis, members) for axis in self.axes}
+        return (OrderedDict({**lead, **grid}),)
 
     def __call__(self, obs, background=None):
         self.calls += 1
@@ -78,14 +84,23 @@ class Nudging(torch.nn.Module):
             raise KeyboardInterrupt
         (coords,) = self.output_coords(self.input_coords(), obs.attrs["request_time"])
         self.given.append(background)
-        if background is None:
-            x = np.full([len(v) for v in coords.values()], self.first, np.float32)
-            if self.offsets is not None:
-                x += np.asarray(self.offsets, np.float32).reshape(-1, 1, 1, 1, 1)
-        else:
-            x = background.values
+        shape = [len(v) for v in coords.values()]
+        x = xr.DataArray(np.full(shape, self.first, np.float32), coords, list(coords))
+        if background is not None:
+            assert background.dims == x.dims
+            x = x.copy(data=background.values)
+        elif self.offsets is not None:
+            (axis,) = set(self.axes) - {"time"}
+            x = x + xr.DataArray(np.asarray(self.offsets, np.float32), dims=[axis])
         y = obs["observation"].to_numpy(np.float32).reshape(len(LAT), len(LON))
-        return (xr.DataArray(x + self.gain * (y - x), coords, list(coords)),)
+        return (x + np.float32(self.gain) * (y - x),)
+
+
+class Blind(Nudging):
+    """One that asks for no background."""
+
+    def input_coords(self):
+        return super().input_coords()[:1]
 
 
 class Fields:
@@ -195,16 +210,18 @@ def test_several_steps_lie_between_analyses():
     assert [b["time"].values[0] for b in model.given[1:]] == list(TIMES[1:])
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-def test_members_stay_apart_and_give_the_innovations_expectation(tmp_path, batch):
+@pytest.mark.parametrize(("batch", "axes"), [(None, ("ensemble", "time")), (2, ("time", "sample"))])
+def test_members_stay_apart_and_give_the_innovations_expectation(tmp_path, batch, axes):
     offsets = np.array([-2.0, 0.0, 2.0])
     io = ZarrBackend(str(tmp_path / "e.zarr"))
-    run(cycle, TIMES[:2], persistence(), Nudging(offsets=offsets), Stations(), io, batch_size=batch)
-    assert io["t2m"].shape == (3, 2, 4, 5)
+    model = Nudging(offsets=offsets, axes=axes)
+    run(cycle, TIMES[:2], persistence(), model, Stations(), io, batch_size=batch)
+    fields = io["t2m"][:] if axes[0] == "ensemble" else io["t2m"][:].swapaxes(0, 1)
+    assert fields.shape == (3, 2, 4, 5)
     first = 270 + offsets + 0.5 * (280 - 270 - offsets)
-    np.testing.assert_allclose(io["t2m"][:, 0, 0, 0], first)
+    np.testing.assert_allclose(fields[:, 0, 0, 0], first)
     second = first + 0.5 * (282 - first)
-    np.testing.assert_allclose(io["t2m"][:, 1, 3, 4], second)
+    np.testing.assert_allclose(fields[:, 1, 3, 4], second)
     frame = pd.read_parquet(tmp_path / "e.record" / "departures" / f"{label(TIMES[1])}.parquet")
     np.testing.assert_allclose(frame["omb"], 282 - 275)
     np.testing.assert_allclose(frame["background_spread"], 1.0)
@@ -216,7 +233,8 @@ def test_members_stay_apart_and_give_the_innovations_expectation(tmp_path, batch
 @pytest.mark.parametrize("workflow", ["assimilation", "cycle"])
 def test_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, workflow):
     def start(name, **options):
-        io, model = ZarrBackend(str(tmp_path / f"{name}.zarr")), Nudging(**options)
+        io = ZarrBackend(str(tmp_path / f"{name}.zarr"))
+        model = Nudging(offsets=[-1.0, 1.0], axes=("time", "sample"), **options)
         arguments = (TIMES, persistence(), model) if workflow == "cycle" else (TIMES, model)
         run(cycle if workflow == "cycle" else assimilation, *arguments, Stations(), io)
         return io, model
@@ -283,6 +301,13 @@ def test_background_of_a_source_goes_to_models_that_take_one():
     run(assimilation, TIMES[:2], model, Stations(), io, background=Fields({"t2m": 270.0}))
     assert [float(b.mean()) for b in model.given] == [270.0, 276.0]
     np.testing.assert_allclose(io["t2m"][:, 0, 0], [275.0, 279.0])
+
+
+def test_models_that_ask_for_no_background_get_none():
+    io, model = KVBackend(), Blind()
+    run(cycle, TIMES[:2], persistence(), model, Stations(), io)
+    assert model.given == [None, None]
+    np.testing.assert_allclose(io["t2m"][:, 0, 0], [275.0, 276.0])
 
 
 def test_part_of_the_domain_can_be_kept():
