@@ -35,8 +35,10 @@ time. Two things keep the flow's own structure:
   by mode, as in a square-root filter. ``share`` is the part of their variance that is the
   forecast's, the rest is new noise;
 * *bridging* (Frei and Kuensch 2013, Biometrika 100, 781): as the likelihood is a product of
-  powers, a part ``bridge`` of it goes to an LETKF with errors inflated to match, and the learned
-  prior takes the rest. One with ``share=1`` is the LETKF but for what the prior corrects.
+  powers, the learned prior takes a part of it, with errors inflated to match, and an LETKF of the
+  members that come out takes the rest, ``bridge``. In this order the LETKF works on members near
+  the truth, where its linear, noisy gain does little harm; the other order was tried and diverged
+  from a climatological start.
 
 Both, and nothing else, are tuned on the same trajectory as the LETKF, whose radius is used.
 
@@ -259,7 +261,7 @@ class LearnedPrior:
         package: The prior.
         options: Of the command line.
         share: Part of the latents' variance that is the forecast's.
-        bridge: Part of the likelihood that an LETKF takes.
+        bridge: Part of the likelihood that an LETKF takes, below one.
         radius: Its localisation.
         network: Whether the network counts; without it the prior is Gaussian.
         background: Whether the forecast counts; without it each analysis stands alone.
@@ -299,10 +301,6 @@ class LearnedPrior:
             prior = self.climate.expand(len(forecast), -1)
             return self._draw(self.denoiser, prior, self._white(forecast), index, values)
         forecast = self._inflated(forecast, index, values)
-        if self.bridge > 0:
-            count, error = len(forecast), ERROR / math.sqrt(self.bridge)
-            step = TransformFilter([self.radius] * count, [1.0] * count, error)
-            forecast = step(forecast, index, values)
         members = forecast.shape[1]
         mean = forecast.mean(1)
         anomalies = self.noise.whiten((forecast - mean[:, None]).flatten(0, 1))
@@ -322,7 +320,12 @@ class LearnedPrior:
         own = anomalies / (share * self.climate).sqrt().to(anomalies)
         white = self._white(forecast)
         latents = math.sqrt(self.share) * own + math.sqrt(1 - self.share) * white
-        return self._draw(background, known.expand(len(mean), -1), latents, index, values)
+        analysis = self._draw(background, known.expand(len(mean), -1), latents, index, values)
+        if self.bridge > 0:
+            count, error = len(forecast), ERROR / math.sqrt(self.bridge)
+            rest = TransformFilter([self.radius] * count, [1.0] * count, error)
+            analysis = rest(analysis, index, values)
+        return analysis
 
     def _inflated(self, forecast: Tensor, index: Tensor, values: Tensor) -> Tensor:
         """Members whose variance is what their innovations have been asking for."""

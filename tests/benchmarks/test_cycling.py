@@ -80,6 +80,29 @@ def test_gaussian_prior_gives_the_kalman_filter_of_the_forecasts_spectrum(code, 
     assert 0.5 < float(at_points / theory) < 2.0
 
 
+def test_bridge_shares_the_likelihood_out(code, monkeypatch):
+    package = Package.load("kolmogorov64")
+    options = argparse.Namespace(device="cpu", iterations=0, steps=2)
+    method = code.LearnedPrior(package, options, bridge=0.3, network=False)
+    variances = []
+    given, filtered = code.Observations, code.TransformFilter
+
+    def observations(operator, values, variance):
+        variances.append(variance)
+        return given(operator, values, variance)
+
+    def transform(radius, inflation, error):
+        variances.append(error**2)
+        return filtered(radius, inflation, error)
+
+    monkeypatch.setattr(code, "Observations", observations)
+    monkeypatch.setattr(code, "TransformFilter", transform)
+    forecast = torch.randn(1, 4, 1, 64, 64)
+    method(forecast, torch.arange(20)[None], torch.zeros(1, 20))
+    assert len(variances) == 2
+    assert sum(1 / v for v in variances) == pytest.approx(1 / code.ERROR**2)
+
+
 def test_divergence_is_counted_against_climatology(code):
     truth = torch.randn(5, 2, 1, 64, 64)
     index = torch.zeros(5, 2, 1, dtype=torch.long)
