@@ -33,7 +33,8 @@ time. Two things keep the flow's own structure:
 * *latents*: the reverse ODE starts from the forecast's perturbations in units of their spectrum,
   not from white noise; with a Gaussian prior each member's perturbation is then transformed, mode
   by mode, as in a square-root filter. ``share`` is the part of their variance that is the
-  forecast's, the rest is new noise;
+  forecast's, the rest is new noise. With the network it has to be small: more structure than
+  noise has is taken for signal, and the members spread too far. Without, it is one;
 * *bridging* (Frei and Kuensch 2013, Biometrika 100, 781): as the likelihood is a product of
   powers, the learned prior takes a part of it, with errors inflated to match, and an LETKF of the
   members that come out takes the rest, ``bridge``. In this order the LETKF works on members near
@@ -55,6 +56,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from letkf import gaspari_cohn, inflate, letkf, torus_distance
@@ -80,7 +82,7 @@ MODEL = 96  # the forecast model's points a side
 SIGMA_MAX = 40.0  # level where the samples start; their law there is known in closed form
 RADII = (2.0, 3.0, 4.0, 6.0, 9.0)
 INFLATIONS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
-SHARES, BRIDGES = (1.0,), (0.0, 0.4, 0.7, 0.9)
+SHARES, BRIDGES = (0.0, 0.25), (0.0, 0.4, 0.8)
 
 
 class Forecast:
@@ -471,6 +473,38 @@ def tune_filter(world: World, forecast: Forecast, cycles: int) -> tuple[float, f
     return *best, lines
 
 
+def tune_prior(
+    package: Package,
+    options: argparse.Namespace,
+    world: World,
+    forecast: Forecast,
+    cycles: int,
+    radius: float,
+    *,
+    network: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """Share and bridge of the least error on one trajectory, and lines of a table of all."""
+    shares = options.share if network else [1.0]
+    settings = [
+        {"share": s, "bridge": b, "radius": radius, "network": network}
+        for s in shares
+        for b in options.bridge
+    ]
+    if len(settings) == 1:
+        return settings[0], []
+    errors, lines = [], []
+    for setting in settings:
+        method = LearnedPrior(package, options, **setting)
+        record = run(world.repeated(1, cycles), forecast, method)
+        errors.append(float(record.kept("error", 2).sqrt().nan_to_num(math.inf)))
+        name = "ours" if network else "without the network"
+        lines.append(
+            f"| {name} | {setting['share']:g} | {setting['bridge']:g} | {errors[-1]:.3f} |"
+        )
+        print(f"{lines[-1]} {record.seconds:.1f} s", flush=True)
+    return settings[errors.index(min(errors))], lines
+
+
 def row(label: str, record: Record, bar: Record, climate: Tensor, members: int) -> str:
     """A line of the table: means over the seeds, and the seeds' standard error for the RMSE."""
     rmse, crps = record.kept("error").sqrt(), record.kept("crps")
@@ -515,27 +549,13 @@ def main() -> None:
 
     radius, inflation, table = tune_filter(tuning, forecast, cycles)
     print("\n".join(table), flush=True)
-    settings = [(s, b) for s in options.share for b in options.bridge]
-    tried: dict[tuple[float, float], float] = {}
-    for share, bridge in settings if len(settings) > 1 else []:
-        method = LearnedPrior(package, options, share=share, bridge=bridge, radius=radius)
-        record = run(tuning.repeated(1, cycles), forecast, method)
-        tried[share, bridge] = float(record.kept("error", 2).sqrt())
-        print(
-            f"share {share:g}, bridge {bridge:g}: RMSE {tried[share, bridge]:.3f}, "
-            f"{record.seconds:.1f} s",
-            flush=True,
-        )
-    share, bridge = min(tried, key=tried.__getitem__) if tried else settings[0]
+    own, tried = tune_prior(package, options, tuning, forecast, cycles, radius, network=True)
+    plain, without = tune_prior(package, options, tuning, forecast, cycles, radius, network=False)
 
-    count, own = options.seeds, {"share": share, "bridge": bridge, "radius": radius}
+    count = options.seeds
     methods: dict[str, tuple[Analysis | None, Forecast | None, int]] = {
         "ours: forecast, learned prior": (LearnedPrior(package, options, **own), forecast, 1),
-        "the same without the network": (
-            LearnedPrior(package, options, **own, network=False),
-            forecast,
-            1,
-        ),
+        "the same without the network": (LearnedPrior(package, options, **plain), forecast, 1),
         "ours without a forecast": (LearnedPrior(package, options, background=False), None, 5),
         "LETKF": (TransformFilter([radius] * count, [inflation] * count), forecast, 1),
         "climatology (free states)": (None, None, 1),
@@ -565,16 +585,16 @@ def main() -> None:
         *(row(name, r, records["LETKF"], climate, options.members) for name, r in records.items()),
         "",
         f"Tuned on the second half of {cycles} cycles of another trajectory: LETKF radius "
-        f"{radius:g} grid intervals, inflation {inflation:g}; ours share {share:g}, bridge "
-        f"{bridge:g}.",
+        f"{radius:g} grid intervals, inflation {inflation:g}; ours share {own['share']:g}, bridge "
+        f"{own['bridge']:g}; without the network {plain['share']:g} and {plain['bridge']:g}.",
         "",
         "RMSE of the LETKF there, by radius and inflation:",
         "",
         *table,
     ]
-    if tried:
-        lines += ["", "RMSE of ours there:", "", "| share | bridge | RMSE |", "|---:|---:|---:|"]
-        lines += [f"| {s:g} | {b:g} | {v:.3f} |" for (s, b), v in tried.items()]
+    if tried or without:
+        lines += ["", "RMSE of ours there:", "", "| method | share | bridge | RMSE |"]
+        lines += ["|---|---:|---:|---:|", *tried, *without]
     out = Path(__file__).parent / "results" / f"cycling_{options.interval:g}.md"
     publish(lines, options.out or out)
 
