@@ -20,17 +20,17 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from report import machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.data.loader import Symmetry, TensorLoader
 from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.noise import FieldNoiseScheduler
-from ddo_modulus.observations import AreaMeanOperator, Observations
+from ddo_modulus.generation import Sampler
 from ddo_modulus.package import Package
-from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.sampling import sample
+from ddo_modulus.super_resolution import CoarseGrid, super_resolve
 from ddo_modulus.task import CoarseWindow
 from ddo_modulus.verification import log_spectrum_distance, rank_histogram, score
 
@@ -135,40 +135,22 @@ def ensemble_of(
 
 def zero_shot(prior: Package, truth: Tensor, package: Package, members: int, batch: int) -> Tensor:
     """Members ``(E, N, H, W)`` of a prior of single states, given the block means of one time."""
-    factor = package.task.coarse
-    assert isinstance(factor, CoarseWindow)
-    height, width = factor.shape(package.grid.shape)
-    # A block's points lie between these edges; the torus has unit length.
-    cell = torch.arange(height * width)
-    row, column = (cell // width).double() / height, (cell % width).double() / width
-    edge = 1e-9
-    operator = AreaMeanOperator(
-        prior.grid,
-        (row - edge).numpy(),
-        (row + 1 / height - 2 * edge).numpy() - 0.5 / prior.grid.shape[0],
-        (column - edge).numpy(),
-        (column + 1 / width - 2 * edge).numpy() - 0.5 / prior.grid.shape[1],
+    window, statistics = package.task.coarse, package.normalization.to("cpu")
+    assert isinstance(window, CoarseWindow)
+    means = statistics.denormalize(window.view(truth[:, None].cpu()))
+    noise = torch.Generator().manual_seed(2)
+    states = super_resolve(
+        prior,
+        np.full(len(truth), np.datetime64("2000-01-01")),  # the flow knows no time
+        means[:, None],
+        [[noise] * members] * len(truth),
+        cells=CoarseGrid.blocks(prior.grid, window),
+        inflation="none",
+        covariance="jacobian",
+        sampler=Sampler(batch=batch),
     )
-    # From the package's units to the prior's: both are the flow's, but for sampling.
-    scale = float(package.normalization.std) / float(prior.normalization.std)
-    parts, generator = [], torch.Generator().manual_seed(2)
-    together = max(1, batch // members)
-    sampling = prior.sampling
-    for chosen in truth.split(together):
-        values = operator(chosen[:, None] * scale)
-        posterior = MomentMatching(
-            prior.operator, prior.operator.noise, Observations(operator, values, 0.01**2)
-        )
-        x = sample(
-            posterior,
-            FieldNoiseScheduler(prior.operator.noise, sampling.sigma_min, sampling.sigma_max),
-            members * len(chosen),
-            steps=sampling.steps,
-            generator=generator,
-            device=DEVICE,
-        )
-        parts.append(x[:, 0].unflatten(0, (len(chosen), members)).transpose(0, 1) / scale)
-    return torch.cat(parts, 1)
+    drawn = statistics.normalize(states.flatten(0, 1))[:, 0].unflatten(0, (-1, members))
+    return drawn.transpose(0, 1).to(truth)
 
 
 def main() -> None:

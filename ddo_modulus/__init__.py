@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddo_modulus.coupled import CoupledField as CoupledField
     from ddo_modulus.denoiser import Denoiser as Denoiser
     from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
+    from ddo_modulus.denoiser import Engine as Engine
     from ddo_modulus.denoiser import GaussianDenoiser as GaussianDenoiser
     from ddo_modulus.field import GaussianField as GaussianField
     from ddo_modulus.field import Matern as Matern
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "CoupledField": "coupled",
     "Denoiser": "denoiser",
     "DiffusionOperator": "denoiser",
+    "Engine": "denoiser",
     "GaussianDenoiser": "denoiser",
     "GaussianField": "field",
     "Matern": "field",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -22,99 +21,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus import __version__
-from ddo_modulus.data.table import ERROR_COLUMN, NO_TOLERANCE, ObservationTable
-from ddo_modulus.data.variables import long_name, plausible_range
+from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable, Tolerance
+from ddo_modulus.data.variables import long_name, reported_range
+from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid, LatLonGrid
+from ddo_modulus.field import GaussianField
+from ddo_modulus.first_guess import LENGTH_KM, background_error_field, background_states
+from ddo_modulus.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.linalg import spread
-from ddo_modulus.observations import (
-    LinearOperator,
-    Observations,
-    ReportOperators,
-    typical_error,
-)
-from ddo_modulus.observations.reports import UNKNOWN
+from ddo_modulus.observations import Observations, ReportOperators
 from ddo_modulus.package import Package
-from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
+from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
+from ddo_modulus.preparation import (
+    Analysis,
+    View,
+    chunks,
+    operators_at,
+    prepare,
+    refuse_empty,
+    windows,
+    working_shape,
+)
+from ddo_modulus.preparation import report_operators as report_operators
+from ddo_modulus.preparation import usable as usable
+from ddo_modulus.quality import GROSS_ERROR, QualityControl
 from ddo_modulus.sampling import sample
 
 _LOG = logging.getLogger(__name__)
 
 Inflation = Literal["none", "adaptive"] | float
-
-# Largest number of values in the rows H L E of the analyses that are solved together (float32).
-_MAX_ROWS = 2**27
-
-
-@dataclass(frozen=True)
-class _Analysis:
-    """What is assimilated at one time: ``variables`` ``(M,)`` tells the kind of each value."""
-
-    time: np.datetime64
-    observations: Observations
-    variables: np.ndarray
-    dropped: int
-
-    @property
-    def linear(self) -> bool:
-        return isinstance(self.observations.operator, LinearOperator)
-
-
-def usable(
-    package: Package, table: ObservationTable, operators: ReportOperators | None = None
-) -> ObservationTable:
-    """Leave out, and count, the rows that a package's prior says nothing about.
-
-    Args:
-        package: The prior.
-        table: Checked observations.
-        operators: How reports are read from the prior; :func:`report_operators` if None.
-
-    Returns:
-        The rows that follow from the package's channels (:mod:`.observations.reports`) and lie in
-        its grid.
-
-    Raises:
-        InputError: If none is left.
-    """
-    if package.task.frames > 1:
-        raise InputError(
-            f"the package's states are windows of {package.task.frames} frames; take a package of "
-            "single states (trajectories are assimilated in Python, by TrajectoryDenoiser)"
-        )
-    operators = report_operators(package) if operators is None else operators
-    frame, dropped, grid = table.frame, dict(table.dropped), package.grid
-    refused = operators.refused(frame)
-    known = refused != UNKNOWN
-    if not known.any():
-        raise InputError(
-            f"no observations of {', '.join(package.channels)}, the package's variables; the "
-            f"table has {', '.join(sorted(frame['variable'].unique()))}"
-        )
-    inside = grid.contains(frame["lat"], frame["lon"])
-    if not (known & inside).any():
-        raise InputError(
-            f"none of the {int(known.sum())} observations is in the package's grid (lat "
-            f"{grid.lat.min():g} to {grid.lat.max():g}, lon {grid.lon.min():g} to "
-            f"{grid.lon.max():g}); the first is at lat={frame['lat'][known].iloc[0]:g}, "
-            f"lon={frame['lon'][known].iloc[0]:g}. Choose another package or other stations"
-        )
-    refused = refused.where(inside | ~known, "outside the grid")
-    reasons = {str(reason): int(n) for reason, n in refused.value_counts().items() if reason}
-    if len(reasons) and (refused != "").all():
-        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise InputError(
-            f"none of the {len(frame)} observations can be compared with the package's "
-            f"{', '.join(package.channels)} ({listed})"
-        )
-    for reason, count in reasons.items():
-        dropped[reason] = dropped.get(reason, 0) + count
-    return ObservationTable(frame[refused == ""].reset_index(drop=True), dropped)
-
-
-def report_operators(package: Package) -> ReportOperators:
-    """How reports are read from a package's states; ``dataclasses.replace`` changes its options."""
-    return ReportOperators(package.channels, package.grid, package.orography)
 
 
 def assimilate(
@@ -125,9 +60,19 @@ def assimilate(
     ensemble: int = 32,
     seed: int = 0,
     inflation: Inflation = "adaptive",
-    tolerance: np.timedelta64 = NO_TOLERANCE,
+    tolerance: Tolerance = NO_TOLERANCE,
     default_error: float | Mapping[str, float] | None = None,
     operators: ReportOperators | None = None,
+    gross_error: float | None = GROSS_ERROR,
+    duplicates: str = "keep",
+    thinning_km: float | None = None,
+    superob_km: float | None = None,
+    background: xr.Dataset | None = None,
+    background_error: float | Mapping[str, float] | GaussianField | None = None,
+    background_length: float = LENGTH_KM,
+    grid: LatLonGrid | None = None,
+    missing: Literal["error", "prior"] = "error",
+    rejected: Callable[[pd.DataFrame], None] | None = None,
     steps: int | None = None,
     solver: str | None = None,
     covariance: str | None = None,
@@ -149,10 +94,30 @@ def assimilate(
         seed: Of all noise.
         inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
             most probable one given the innovations of each analysis (:mod:`.inflation`).
-        tolerance: Largest distance in time of an observation, either way.
+        tolerance: Largest distance in time of an observation, either way; or its first and last
+            offset.
         default_error: Error standard deviation, in physical units, where the table has none: one
             for all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
         operators: How reports are read from the prior; :func:`report_operators` if None.
+        gross_error: Largest innovation, in the standard deviations that prior (with a background,
+            its errors) and observation error let expect (:mod:`.quality`); None for any.
+        duplicates: ``"average"`` makes one report of those of a kind, place and time; ``"keep"``
+            takes them as independent.
+        thinning_km: Keep one report of a kind in each cell of this height, the nearest in time.
+        superob_km: Or average them, with the error that is left.
+        background: Forecast for each time, in physical units (:func:`.background_states`): what
+            prior and observations are combined with. Of several members each is that of a
+            posterior member, in turn.
+        background_error: Standard deviation of its errors, in physical units, one for all channels
+            or by channel; or their law in the operator's units. Of an ensemble, the errors that
+            its members do not show (:mod:`.posterior.background`).
+        background_length: Their correlation length, km (a box's own units).
+        grid: Where the analysis is wanted, inside the prior's domain; the prior's own grid if None.
+            On a finer one, the prior is sampled at a resolution as fine.
+        missing: What to do at a time without usable observations: ``"error"``, or ``"prior"``,
+            draw what is known without them.
+        rejected: Called once, before anything is drawn, with the reports left out: their columns,
+            the ``reason`` and, where it was of an analysis, its ``analysis_time``.
         steps: Noise levels; the package's own if None, and so below.
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
@@ -165,8 +130,9 @@ def assimilate(
         ``inflation``; ``observations`` used and rows ``dropped``; ``chi2``, the squared
         innovations over their expectation (one if prior and errors are calibrated); for every
         variable observed, ``<variable>_omb`` and ``<variable>_oma``, the RMS of observation minus
-        background (the prior's mean) and minus analysis mean. Attributes record the options, the
-        rows ``dropped`` by reason, and ``notes``: reports that are used with a reservation.
+        background (without one, the prior's mean) and minus analysis mean. Attributes record the
+        options, the rows ``dropped`` by reason, and ``notes``: reports that are used with a
+        reservation.
 
     Raises:
         InputError: If an option is out of range, no time is given, there is no usable observation
@@ -180,18 +146,46 @@ def assimilate(
         )
     if isinstance(inflation, str) and inflation not in ("none", "adaptive"):
         raise InputError(f"inflation={inflation!r} must be 'none', 'adaptive' or a number")
+    if missing not in ("error", "prior"):
+        raise InputError(f"missing={missing!r} must be 'error' or 'prior'")
+    control = QualityControl(gross_error, duplicates, thinning_km, superob_km)
     operators = report_operators(package) if operators is None else operators
-    chosen = usable(package, table, operators)
+    view = View.of(package, working_shape(package.grid, grid))
+    forecast, error = _forecast(view, background, background_error, background_length, times)
+    chosen = usable(package, table, operators, required=missing == "error")
     notes = operators.notes(chosen.frame)
     for note, count in notes.items():
         _LOG.info("%s: %d reports", note, count)
-    analyses = _prepare(package, table, chosen, times, tolerance, default_error, operators)
+    known = view.prior
+    if forecast is not None and error is not None:  # the forecast is the better judge of the two
+        known = GaussianDenoiser(forecast.mean(1), error.at(view.grid.shape), view.noise)
+    analyses, left_out = prepare(
+        view,
+        windows(table, chosen, times, tolerance, required=missing == "error"),
+        times,
+        known,
+        control,
+        default_error,
+        operators_at(operators, package.grid, view.grid),
+    )
+    if missing == "error":
+        refuse_empty(analyses, control)
+    dropped = dict(chosen.dropped)
+    for reason, count in left_out.get("reason", pd.Series(dtype=str)).value_counts().items():
+        dropped[str(reason)] = dropped.get(str(reason), 0) + int(count)
+    if rejected is not None:
+        tables = [table for table in (chosen.rejected, left_out) if len(table)]
+        rejected(pd.concat(tables, ignore_index=True) if tables else left_out)
     own = package.sampling
     options: dict[str, Any] = {
         "ensemble": ensemble,
         "seed": seed,
         "inflation": str(inflation),
-        "tolerance_seconds": tolerance / np.timedelta64(1, "s"),
+        "tolerance_seconds": (
+            [offset / np.timedelta64(1, "s") for offset in tolerance]
+            if isinstance(tolerance, tuple)
+            else tolerance / np.timedelta64(1, "s")
+        ),
         "steps": own.steps if steps is None else steps,
         "solver": own.solver if solver is None else solver,
         "covariance": own.covariance if covariance is None else covariance,
@@ -207,28 +201,41 @@ def assimilate(
             if progress is not None:
                 progress(done, total)
 
-    fields, diagnostics = [], []
-    for chunk in _chunks(analyses, ensemble, batch, package):
-        observations = chunk[0].observations
-        if len(chunk) > 1:
-            observations = Observations.batch([analysis.observations for analysis in chunk])
-        innovations = Innovations.of(package.operator, package.operator.noise, observations)
+    fields: list[Tensor] = []
+    diagnostics: list[dict[str, float]] = []
+    at, axes = 0, view.grid if grid is None else grid
+    for chunk in chunks(analyses, ensemble, batch, view):
+        guess = None if forecast is None else forecast[at : at + len(chunk)]
+        at += len(chunk)
+        parts_observed = [a.observations for a in chunk if a.observations is not None]
+        observations = None
+        if parts_observed:
+            many = len(chunk) > 1
+            observations = Observations.batch(parts_observed) if many else parts_observed[0]
         factor = torch.ones(len(chunk), dtype=torch.float64)
-        if inflation == "adaptive":
-            factor = innovations.inflation()
-        elif inflation != "none":
+        if inflation == "adaptive" and observations is not None:
+            factor = Innovations.of(package.operator, view.noise, observations).inflation()
+        elif inflation not in ("none", "adaptive"):
             factor = factor * float(inflation)
-        posterior = MomentMatching(
-            package.operator if inflation == "none" else Inflated(package.operator, factor),
-            package.operator.noise,
-            observations,
-            covariance=options["covariance"],
-            iterations=options["iterations"],
-        )
+        prior: Denoiser = package.operator
+        if inflation != "none":
+            prior = Inflated(package.operator, factor)
+
         clock = np.array([analysis.time for analysis in chunk])
-        parts = []
+        fits, parts = None, []
         for first in range(0, ensemble, batch):  # in one go, unless there is but one analysis
             members = range(first, min(first + batch, ensemble))
+            posterior = _with_forecast(prior, view, guess, error, members)
+            if observations is not None:
+                if fits is None:
+                    fits = Innovations.of(posterior, view.noise, observations)
+                posterior = MomentMatching(
+                    posterior,
+                    view.noise,
+                    observations,
+                    covariance=options["covariance"],
+                    iterations=options["iterations"],
+                )
             generators = [member_generator(seed, t, member) for t in clock for member in members]
             condition = package.conditions(clock.repeat(len(members)))
             device = package.operator.device
@@ -239,6 +246,7 @@ def assimilate(
                 steps=options["steps"],
                 solver=options["solver"],
                 generator=generators,
+                shape=view.grid.shape,
                 condition=None if condition is None else condition.to(device),
                 device=device,
                 progress=partial(counted, len(generators)),
@@ -246,32 +254,26 @@ def assimilate(
             parts.append(states.unflatten(0, (len(chunk), -1)))
         states = torch.cat(parts, 1)
         hours = package.hours(clock.repeat(ensemble))
-        physical = package.normalization.denormalize(states.flatten(0, 1), hours)
-        fields.append(physical.unflatten(0, (len(chunk), -1)).float().cpu())
-        chi2 = innovations.chi_square(factor)
-        misfits = _misfits(observations, states.double().cpu())
-        for i, analysis in enumerate(chunk):
-            used = len(analysis.variables)
-            row = {
-                "inflation": float(factor[i]),
-                "observations": used,
-                "dropped": analysis.dropped,
-                "chi2": float(chi2[i]) / used,
-            }
-            for variable in np.unique(analysis.variables):
-                kind = np.flatnonzero(analysis.variables == variable)
-                for name, misfit in misfits.items():
-                    row[f"{variable}_{name}"] = float(misfit[i, kind].square().mean().sqrt())
-            diagnostics.append(row)
+        physical = view.statistics.denormalize(states.flatten(0, 1), hours)
+        fields.append(
+            resampled(physical, view.grid, axes).unflatten(0, (len(chunk), -1)).float().cpu()
+        )
+        rows = [
+            {"inflation": float(factor[i]), "observations": len(a.variables), "dropped": a.dropped}
+            for i, a in enumerate(chunk)
+        ]
+        if observations is not None and fits is not None:
+            _tell(rows, chunk, observations, fits, states.double().cpu(), guess)
+        diagnostics += rows
     attributes = {
         "provenance": json.dumps(package.provenance),
         **options,
-        "dropped": json.dumps(chosen.dropped),
+        "dropped": json.dumps(dropped),
         "notes": json.dumps(notes),
         "software": f"ddo_modulus {__version__}",
     }
-    axes = coordinates(package.grid)
-    dataset = labelled(package, times, torch.cat(fields).transpose(0, 1), axes, attributes)
+    found = torch.cat(fields).transpose(0, 1)
+    dataset = labelled(package, times, found, coordinates(axes), attributes)
     return dataset.assign(_diagnostics(package, pd.DataFrame(diagnostics)))
 
 
@@ -282,97 +284,59 @@ def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Gener
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _prepare(
-    package: Package,
-    table: ObservationTable,
-    chosen: ObservationTable,
-    times: np.ndarray,
-    tolerance: np.timedelta64,
-    default_error: float | Mapping[str, float] | None,
-    operators: ReportOperators,
-) -> list[_Analysis]:
-    """Sort the usable rows out by time, and express them in the operator's units."""
-    try:
-        windows = chosen.at(times, tolerance)
-    except InputError as error:
-        outside = chosen.dropped.get("outside the grid", 0)
-        hint = f" ({outside} observations outside the grid do not count)" if outside else ""
-        raise InputError(f"{error}{hint}") from None
-    given = [len(window) for window in table.at(times, tolerance)]
-    analyses = []
-    for time, rows, count in zip(times, windows, given, strict=True):
-        rows = rows.assign(**{ERROR_COLUMN: _errors(rows, default_error)})
-        analyses.append(_analysis(package, time, rows, count - len(rows), operators))
-    return analyses
-
-
-def _errors(rows: pd.DataFrame, default: float | Mapping[str, float] | None) -> pd.Series:
-    """Error standard deviations, with defaults where there is none."""
-    error = rows[ERROR_COLUMN]
-    if isinstance(default, (int, float)):
-        return error.fillna(float(default))
-    if default:
-        error = error.fillna(rows["variable"].map(dict(default)))
-    error = error.fillna(typical_error(rows))
-    if error.isna().any():
-        variables = sorted(rows["variable"][error.isna()].unique())
-        raise InputError(
-            f"observations of {', '.join(variables)} have no {ERROR_COLUMN}, and there is no "
-            f"default for them: add the column, or give default_error={{{variables[0]}:...}}, the "
-            "standard deviation in physical units"
-        )
-    return error.astype(float)
-
-
-def _analysis(
-    package: Package,
-    time: np.datetime64,
-    rows: pd.DataFrame,
-    dropped: int,
-    operators: ReportOperators,
-) -> _Analysis:
-    """Observations of one time, in the order of their operator."""
-    operator, rows = operators.operator(rows)
-    observations = Observations(
-        operator,
-        torch.from_numpy(rows["observation"].to_numpy(copy=True)),
-        torch.from_numpy(rows[ERROR_COLUMN].to_numpy(copy=True)) ** 2,
-    )
-    statistics = package.normalization
-    hour = int(package.hours(np.array([time]))[0]) if statistics.per_hour else 0
-    shape = (len(package.channels), *package.grid.shape)
-    mean, std = (t[hour].double().cpu().expand(shape) for t in (statistics.mean, statistics.std))
-    rescaled = observations.rescale(mean, std)
-    return _Analysis(time, rescaled, rows["variable"].to_numpy(), dropped)
-
-
-def _chunks(
-    analyses: Sequence[_Analysis], ensemble: int, batch: int, package: Package
-) -> Iterator[list[_Analysis]]:
-    """Consecutive analyses that are solved together; those that are not linear by themselves."""
-    modes = len(package.channels) * package.operator.noise.basis.size
-    chunk: list[_Analysis] = []
-    for analysis in analyses:
-        longer = [*chunk, analysis]
-        rows = max(len(a.variables) for a in longer) * len(longer) * modes
-        fits = len(longer) * ensemble <= batch and rows <= _MAX_ROWS
-        if chunk and not (fits and all(a.linear for a in longer)):
-            yield chunk
-            longer = [analysis]
-        chunk = longer
-    yield chunk
-
-
-def _misfits(observations: Observations, states: Tensor) -> dict[str, Tensor]:
-    """Observation minus background and minus analysis mean ``(T, M)``, of states (T E C H W)."""
+def _tell(
+    rows: list[dict[str, float]],
+    chunk: Sequence[Analysis],
+    observations: Observations,
+    fits: Innovations,
+    states: Float[Tensor, "T E C H W"],
+    guess: Float[Tensor, "T E C H W"] | None,
+) -> None:
+    """Add the statistics of the innovations to the diagnostics of each analysis."""
     operator = observations.operator
-    values = observations.values.reshape(-1, operator.size)
-    background = torch.zeros_like(states[:, 0])
+    values = spread(observations.values.reshape(-1, operator.size), len(chunk))
+    background = torch.zeros_like(states[:, 0]) if guess is None else guess.mean(1)
     analysis = operator(states.flatten(0, 1)).unflatten(0, states.shape[:2]).mean(1)
-    return {
-        "omb": spread(values, len(states)) - operator(background),
-        "oma": spread(values, len(states)) - analysis,
-    }
+    misfits = {"omb": values - operator(background), "oma": values - analysis}
+    chi2 = fits.chi_square(torch.ones(len(chunk), dtype=torch.float64))
+    for i, (row, one) in enumerate(zip(rows, chunk, strict=True)):
+        row["chi2"] = float(chi2[i]) / len(one.variables)
+        for variable in np.unique(one.variables):
+            kind = np.flatnonzero(one.variables == variable)
+            for name, misfit in misfits.items():
+                row[f"{variable}_{name}"] = float(misfit[i, kind].square().mean().sqrt())
+
+
+def _with_forecast(
+    prior: Denoiser,
+    view: View,
+    guess: Float[Tensor, "T E C H W"] | None,
+    error: GaussianField | None,
+    members: range,
+) -> Denoiser:
+    """A prior, and the forecasts of some members of each analysis."""
+    if guess is None or error is None:
+        return prior
+    if guess.shape[1] > 1:
+        guess = guess[:, [member % guess.shape[1] for member in members]]
+    return Background(prior, view.noise, guess.flatten(0, 1), error)
+
+
+def _forecast(
+    view: View,
+    background: xr.Dataset | None,
+    error: float | Mapping[str, float] | GaussianField | None,
+    length: float,
+    times: np.ndarray,
+) -> tuple[Float[Tensor, "T E C H W"] | None, GaussianField | None]:
+    """Background states of each time, and the law of their errors on the prior's basis."""
+    if (background is None) != (error is None):
+        raise InputError("a background needs background_error, its standard deviation by channel")
+    if background is None or error is None:
+        return None, None
+    if not isinstance(error, GaussianField):
+        error = background_error_field(view.package, error, length)
+    return background_states(view.package, background, times, view.grid), error
 
 
 def labelled(
@@ -421,7 +385,7 @@ def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
     """Variables of a dataset on ``time``, of one row for each time."""
     units = dict(zip(package.channels, package.units, strict=True))
     known = {str(c).rpartition("_")[0] for c in rows} - units.keys()
-    units |= {v: found.units for v in known if (found := plausible_range(v)) is not None}
+    units |= {v: found.units for v in known if (found := reported_range(v)) is not None}
     names = {
         "inflation": "factor on the prior's covariance",
         "observations": "observations used",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,59 @@ class Denoiser(Protocol):
             x: Noisy states.
             sigma: Noise levels.
             condition: Further input, ``(B, D, H, W)``.
+        """
+        ...
+
+
+Pullback = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B C H W"]]
+
+
+@runtime_checkable
+class Engine(Denoiser, Protocol):
+    """A denoiser that brings its own derivative, whatever it computes with.
+
+    Where automatic differentiation cannot look inside (an inference engine, a captured graph),
+    guidance still needs :math:`J^T v`. A denoiser with :meth:`vjp` is asked for it
+    (:func:`value_and_pullback`). One that can keep what the derivative needs offers, beside it, a
+    method ``value_and_pullback(x, sigma, condition)`` with the result of that function, and is
+    spared the second forward pass.
+
+    Attributes:
+        noise: Noise field, on the grid of the engine.
+        linear: Gaussian part, that posteriors precondition with.
+    """
+
+    @property
+    def noise(self) -> GaussianField:
+        """Noise field, on the grid of the engine."""
+        ...
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part of the denoiser, on the grid of the engine."""
+        ...
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean states, and ``J^T v`` with ``J`` their derivative by ``x``."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A denoiser that can prepare for the noise levels that it will be asked at."""
+
+    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Denoiser:
+        """The same denoiser at these levels only, quicker; members of a batch share theirs.
+
+        Args:
+            levels: Noise levels, on the CPU; in any order, repetitions do not matter.
+            like: States of the shape, dtype and device to come; values do not matter.
         """
         ...
 
@@ -89,6 +142,7 @@ class GaussianDenoiser:
         variance, self.rotation = prior.relative_to(noise)
         self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
+        self._elsewhere: dict[tuple[int, ...], GaussianDenoiser] = {}
 
     @property
     def linear(self) -> Self:
@@ -97,12 +151,18 @@ class GaussianDenoiser:
 
     def at(self, shape: Sequence[int]) -> GaussianDenoiser:
         """The same prior on another grid; the mean is interpolated in the basis."""
-        if tuple(shape) == self.noise.shape:
+        key = (shape[0], shape[1])
+        if key == self.noise.shape:
             return self
-        basis = self.noise.basis
-        shared = basis.truncate(basis.at(shape).modes)
-        mean = shared.synthesize(shared.analyze(self.mean), shape)
-        return GaussianDenoiser(mean, self.prior.at(shape), self.noise.at(shape), self.inflation)
+        if key not in self._elsewhere:  # kept, with what it has on a device
+            with lasting():
+                basis = self.noise.basis
+                shared = basis.truncate(basis.at(shape).modes)
+                mean = shared.synthesize(shared.analyze(self.mean), shape)
+                self._elsewhere[key] = GaussianDenoiser(
+                    mean, self.prior.at(shape), self.noise.at(shape), self.inflation
+                )
+        return self._elsewhere[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
@@ -114,7 +174,7 @@ class GaussianDenoiser:
     def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
         """The same covariance about another mean."""
         other = copy(self)
-        other.mean, other._constants = mean, {}
+        other.mean, other._constants, other._elsewhere = mean, {}, {}
         return other
 
     @property
@@ -278,6 +338,7 @@ class DiffusionOperator(Module):
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
         self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
+        self._bands: dict[tuple[int, int], _Band] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
 
     @property
@@ -338,7 +399,7 @@ class DiffusionOperator(Module):
         if self.regression is None:
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
-        band = _Band(self.basis, self.linear_at(shape).noise.basis)
+        band = self._band(self.linear_at(shape).noise.basis)
         (given,) = self._condition(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
@@ -410,11 +471,13 @@ class DiffusionOperator(Module):
             linear: Linear part to use instead of the operator's own.
         """
         linear = self.linear_at(shape) if linear is None else linear
-        band = _Band(self.basis, linear.noise.basis)
+        band = self._band(linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and compilers want one path for all.
-        if not (self.training or torch.compiler.is_compiling() or fade is None or fade.any()):
+        # Spared where it would count for nothing; training and compilers want one path for all, and
+        # to look would have the host wait for a GPU.
+        wanted = self.training or torch.compiler.is_compiling() or a.device.type != "cpu"
+        if not (wanted or fade is None or fade.any()):
             return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
@@ -432,6 +495,12 @@ class DiffusionOperator(Module):
         with torch.autocast(a.device.type, enabled=False):
             z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
+
+    def _band(self, other: Basis) -> _Band:
+        if other.shape not in self._bands:
+            with lasting():
+                self._bands[other.shape] = _Band(self.basis, other)
+        return self._bands[other.shape]
 
     def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         """Share of the network's output at each noise level: zero where it is below 1e-4."""
@@ -482,24 +551,30 @@ class _Band:
     """
 
     def __init__(self, training: Basis, other: Basis) -> None:
-        self.same = other.shape == training.shape
+        same = other.shape == training.shape
         self.basis = training if training.resolves(other.shape) else other
         self._size = other.size
-        if not self.same:
-            self._index = training.shared(other)[1] if self.basis is training else None
+        self._index: dict[torch.device, Tensor] = {}
+        if not same and self.basis is training:
+            self._index[torch.device("cpu")] = training.shared(other)[1]
 
     def narrow(self, z: Float[Tensor, "B C N"]) -> Float[Tensor, "B C K"]:
         """Coefficients of the other grid's basis to those of the shared one."""
-        if self.same or self._index is None:
-            return z
-        return z[..., self._index.to(z.device)]
+        return z[..., self._index_on(z.device)] if self._index else z
 
     def widen(self, c: Float[Tensor, "B C K"]) -> Float[Tensor, "B C N"]:
         """The reverse; zero outside the band."""
-        if self.same or self._index is None:
+        if not self._index:
             return c
         z = c.new_zeros(*c.shape[:2], self._size)
-        return z.index_copy(2, self._index.to(c.device), c)
+        return z.index_copy(2, self._index_on(c.device), c)
+
+    def _index_on(self, device: torch.device) -> Tensor:
+        """Places of the shared coefficients among the other grid's; copied to a device once."""
+        if device not in self._index:
+            with lasting():
+                self._index[device] = self._index[torch.device("cpu")].to(device)
+        return self._index[device]
 
 
 def value_and_pullback(
@@ -507,8 +582,18 @@ def value_and_pullback(
     x: Float[Tensor, "B C H W"],
     sigma: Float[Tensor, " B"],
     condition: Tensor | None = None,
-) -> tuple[Float[Tensor, "B C H W"], Callable[[Tensor], Tensor]]:
-    """Denoised states and the map ``v -> J^T v``, which may be called any number of times."""
+) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+    """Denoised states and the map ``v -> J^T v``, which may be called any number of times.
+
+    By the denoiser's own ``value_and_pullback`` or ``vjp`` (:class:`Engine`) if it has one, else by
+    automatic differentiation.
+    """
+    own = getattr(denoiser, "value_and_pullback", None)
+    if own is not None:
+        return own(x, sigma, condition)
+    product = getattr(denoiser, "vjp", None)
+    if product is not None:
+        return denoiser(x, sigma, condition), lambda v: product(x, sigma, v, condition)[1]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         clean = denoiser(x, sigma, condition)
@@ -517,6 +602,21 @@ def value_and_pullback(
         return torch.autograd.grad(clean, x, v, retain_graph=True)[0]
 
     return clean.detach(), pullback
+
+
+def vjp(
+    denoiser: Denoiser,
+    x: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, " B"],
+    v: Float[Tensor, "B C H W"],
+    condition: Tensor | None = None,
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """Denoised states and ``J^T v`` of any denoiser, at once."""
+    own = getattr(denoiser, "vjp", None)
+    if own is not None:
+        return own(x, sigma, v, condition)
+    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
+    return clean, pullback(v)
 
 
 def linear_part(denoiser: Denoiser, noise: GaussianField) -> GaussianDenoiser:

@@ -83,6 +83,30 @@ class Flat:
         return torch.ones_like(basis.eigenvalues)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A spectrum with a factor of its own for each channel.
+
+    Attributes:
+        spectrum: Its shape.
+        factors: ``(C,)``.
+    """
+
+    spectrum: Spectrum
+    factors: tuple[float, ...]
+    unit_variance = False
+
+    @classmethod
+    def with_variance(cls, basis: Basis, spectrum: Spectrum, variance: Sequence[float]) -> Scaled:
+        """Such that the channels have these variances, in the mean over the grid of a basis."""
+        unit = float(basis.mean_square() @ spectrum(basis))
+        return cls(spectrum, tuple(float(v) / unit for v in variance))
+
+    def __call__(self, basis: Basis) -> Float[Tensor, "C K"]:
+        """Variances of each channel."""
+        return torch.tensor(self.factors, dtype=torch.float64)[:, None] * self.spectrum(basis)
+
+
 class MeasuredSpectrum:
     """Variances measured on data, mode by mode; a power law beyond the measured band.
 
@@ -190,6 +214,7 @@ class GaussianField:
         self.channels = len(variance) if variance.ndim == 2 else channels
         self.variance = (scale * variance).expand(self.channels, basis.size)
         self._roots: dict[tuple, Tensor] = {}
+        self._elsewhere: dict[tuple[int, ...], GaussianField] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -239,7 +264,11 @@ class GaussianField:
         """
         if tuple(shape) == self.shape:
             return self
-        return GaussianField(self.basis.at(shape), self.spectrum, self.channels, scale=self.scale)
+        if tuple(shape) not in self._elsewhere:  # kept, with what it has on a device
+            self._elsewhere[tuple(shape)] = GaussianField(
+                self.basis.at(shape), self.spectrum, self.channels, scale=self.scale
+            )
+        return self._elsewhere[tuple(shape)]
 
     def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], None]:
         """Covariance in the whitened coordinates of another field, as variances and a rotation.

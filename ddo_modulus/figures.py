@@ -143,6 +143,65 @@ def analysis_panel(
     return _save(figure, path)
 
 
+def estimate_panel(
+    observations: PointValues,
+    ensemble: ArrayLike,
+    lat: ArrayLike,
+    lon: ArrayLike,
+    *,
+    units: str,
+    title: str,
+    path: str | Path,
+    labels: tuple[str, str] = ("longitude", "latitude"),
+) -> Path:
+    """Draw an analysis whose truth nobody knows: its mean and its spread, with the observations.
+
+    Args:
+        observations: Observed points; their values are drawn on the mean's colour scale.
+        ensemble: ``(E, H, W)``, at least two members.
+        lat: Latitudes of the rows, ``(H,)``, in either order.
+        lon: Longitudes of the columns, ``(W,)``, ascending.
+        units: Units of the field; ``"1"`` for none.
+        title: Heading.
+        path: File to write; the ending chooses the format.
+        labels: Names of the horizontal and the vertical coordinate.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If shapes do not fit.
+    """
+    members, y, x = _array(ensemble), _array(lat), _array(lon)
+    points = PointValues(*(_array(part) for part in observations))
+    mean = members.mean(0)
+    _check_shapes(mean, members, y, x, points)
+    spread = members.std(0, ddof=1)
+    aspect = 1.0 / max(0.2, math.cos(math.radians(float(y.mean()))))
+    shape = float(np.clip(aspect * np.ptp(y) / np.ptp(x), 0.4, 1.6))
+    figure = _figure((9.6, 4.4 * shape + 2.2), pad=0.07)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    suffix = "" if units in ("", "1") else f" ({units})"
+    field_scale = color_scale(mean, None)
+    top = float(np.nanmax(spread))
+    spread_scale: dict[str, Any] = {"cmap": "magma_r", "vmin": 0.0, "vmax": top if top > 0 else 1.0}
+    names = ("analysis mean", f"spread, RMS {_number(np.sqrt(np.nanmean(spread**2)))}")
+    for ax, name, values, scale in zip(
+        axes, names, (mean, spread), (field_scale, spread_scale), strict=True
+    ):
+        image = ax.pcolormesh(x, y, values, shading="nearest", rasterized=True, **scale)
+        ax.set_title(name)
+        ax.set_aspect(aspect)
+        ax.set_xlabel(labels[0])
+        figure.colorbar(image, ax=ax, location="bottom", label=name.split(",")[0] + suffix)
+    _draw_points(axes[0], points, field_scale, (x, y))
+    axes[0].set_title(f"analysis mean, {points.value.size:,} observations")  # type: ignore[union-attr]
+    axes[1].plot(points.lon, points.lat, "+", color="black", ms=5, mew=0.8)
+    axes[0].set_ylabel(labels[1])
+    return _save(figure, path)
+
+
 def rank_histogram_figure(
     counts: ArrayLike,
     *,

@@ -11,7 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from ddo_modulus.errors import InputError
 
@@ -243,6 +246,34 @@ class BoxGrid(Grid):
     def _rows(self, lat: Array) -> tuple[Array, Array, Array]:
         rows, second = self._axis_neighbours(lat, 0)
         return rows, second, np.zeros((2, *lat.shape), bool)
+
+
+def resampled(values: Float[Tensor, "*B h w"], own: Grid, other: Grid) -> Float[Tensor, "*B H W"]:
+    """Values on the points of another grid, bilinear.
+
+    A finer grid of the same domain has points beyond the outermost ones; up to half a cell away
+    they take the values of those.
+
+    Raises:
+        InputError: If a point is farther outside.
+    """
+    if own.shape == other.shape and all(
+        np.allclose(a, b, atol=1e-5) for a, b in ((own.lat, other.lat), (own.lon, other.lon))
+    ):
+        return values
+    lat, lon = np.meshgrid(other.lat, other.lon, indexing="ij")
+    if isinstance(own, LatLonGrid) and not own.is_global:
+        west = own.lon[0] - 0.5 * (360 - (own.lon[-1] - own.lon[0]))
+        lat, lon = _drawn_in(lat, own.lat), _drawn_in((lon - west) % 360 + west, own.lon)
+    index, weight = (torch.from_numpy(t).to(values.device) for t in own.bilinear(lat, lon))
+    return (values.flatten(-2)[..., index] * weight).sum(-1).to(values.dtype)
+
+
+def _drawn_in(points: Array, axis: Array) -> Array:
+    """Points up to half a cell beyond an axis, moved to its end."""
+    reach = 0.5 * abs(axis[1] - axis[0]) + 1e-6
+    near = (points > axis.min() - reach) & (points < axis.max() + reach)
+    return np.where(near, points.clip(axis.min(), axis.max()), points)
 
 
 def evenly_spaced(values: ArrayLike, name: str) -> Array:

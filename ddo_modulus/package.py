@@ -29,7 +29,7 @@ from torch import Tensor
 from ddo_modulus.data.store import replacing
 from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, resampled
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.observations.atmosphere import GRAVITY
@@ -144,6 +144,14 @@ class Package:
         """Noise of the operator with the package's schedule."""
         s = self.sampling
         return FieldNoiseScheduler(self.operator.noise, s.sigma_min, s.sigma_max, s.rho)
+
+    def statistics_at(self, grid: Grid) -> Normalization:
+        """The climatology on another grid of the domain; by point, it is interpolated."""
+        own, here = self.normalization, self.grid
+        if own.mean.shape[-1] == own.mean.shape[-2] == 1 or grid.shape == here.shape:
+            return own
+        whole = (t.expand(*t.shape[:2], *here.shape) for t in (own.mean, own.std))
+        return Normalization(own.channels, *(resampled(t, here, grid) for t in whole))
 
     def hours(self, times: np.ndarray) -> Int[Tensor, " T"]:
         """Hour of the day (UTC, rounded down) of ``datetime64`` times."""

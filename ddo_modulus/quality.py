@@ -23,6 +23,7 @@ Cells are of equal height, and of the same width at the latitude of their middle
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,59 @@ _CIRCULAR = re.compile(r"wd(\d+m?)?")
 
 # What tells reports apart beside their place and variable; pressures in layers of a tenth.
 _KINDS = ("pres", "sensor_index", "satellite")
+
+
+@dataclass(frozen=True)
+class QualityControl:
+    """What is done to the reports of an analysis before they are assimilated.
+
+    Attributes:
+        gross_error: Threshold of :func:`gross_errors`; None for no such check.
+        duplicates: ``"average"`` for one report of each kind, place and time
+            (:func:`average_duplicates`), or ``"keep"``.
+        thinning_km: Spacing of :func:`thinned`; None to keep all.
+        superob_km: Spacing of :func:`superobservations`; None for none.
+        representativeness: Of superobservations.
+
+    Raises:
+        InputError: If an option is out of range, or reports would be thinned and averaged.
+    """
+
+    gross_error: float | None = GROSS_ERROR
+    duplicates: str = "keep"
+    thinning_km: float | None = None
+    superob_km: float | None = None
+    representativeness: float = REPRESENTATIVENESS
+
+    def __post_init__(self) -> None:
+        for name in ("gross_error", "thinning_km", "superob_km"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value} must be a positive number, or none")
+        if self.duplicates not in ("keep", "average"):
+            raise InputError(f"duplicates={self.duplicates!r} must be 'keep' or 'average'")
+        if self.thinning_km is not None and self.superob_km is not None:
+            raise InputError("reports are either thinned or averaged: give one of the two spacings")
+        if not 0 <= self.representativeness <= 1:
+            raise InputError(
+                f"representativeness={self.representativeness} must be between 0 and 1"
+            )
+
+    def reduce(
+        self, rows: pd.DataFrame, time: np.datetime64
+    ) -> tuple[pd.DataFrame, Bool[np.ndarray, " M"]]:
+        """Reports of one analysis that say what all say, and which rows were left out."""
+        left_out = np.zeros(len(rows), bool)
+        if self.thinning_km is not None:
+            left_out = thinned(rows, time, self.thinning_km)
+        fewer = rows[~left_out]
+        if self.duplicates == "average":
+            fewer = average_duplicates(fewer)
+        if self.superob_km is not None:
+            fewer = superobservations(
+                fewer, self.superob_km, representativeness=self.representativeness
+            )
+        return fewer, left_out
 
 
 def departures(

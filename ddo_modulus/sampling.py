@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.denoiser import Denoiser, Scheduled
 from ddo_modulus.errors import InputError
 from ddo_modulus.noise import FieldNoiseScheduler
 
@@ -196,11 +196,16 @@ def sample(
     like = torch.empty((batch, scheduler.field.channels, *shape), device=device, dtype=dtype)
     # Levels in double on the CPU: branching on them must not wait for the device.
     sigmas = scheduler.timesteps(steps, dtype=torch.float64)
+    starts = sigmas[:-1]
+    if churn is not None:
+        starts = torch.stack([churn.raised(sigma, steps) for sigma in starts])
+    if isinstance(denoiser, Scheduled):
+        levels = torch.cat([starts, sigmas[1:-1]]) if solver == "heun" else starts
+        denoiser = denoiser.scheduled(levels, like)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(
-            x, torch.full((batch,), float(sigma), device=device, dtype=dtype), condition
-        )
+        level = torch.full((1,), float(sigma), device=device, dtype=dtype)
+        return denoiser(x, level.expand(batch), condition)  # expanded: plainly one level
 
     def draw() -> Tensor:
         return scheduler.draw(like, generator)
@@ -208,9 +213,8 @@ def sample(
     x = float(sigmas[0]) * draw()
     step = SOLVERS[solver](denoise, draw)
     for i in progress(range(steps)):
-        sigma = sigmas[i]
+        sigma = starts[i]
         if churn is not None:
-            sigma = churn.raised(sigma, steps)
             added = float((sigma**2 - sigmas[i] ** 2).sqrt())
             if added > 0:
                 x = x + added * churn.noise * draw()

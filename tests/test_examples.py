@@ -3,6 +3,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("interpolation", "super-resolution")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,42 @@ def test_the_command_that_the_demo_proposes_runs(demo, monkeypatch):
     assert (folder / "outputs" / "uk_t2m.zarr").is_dir()
 
 
+def example(folder, name, *arguments):
+    """Output of an example, run in a folder."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_table", [False, True])
+def test_assimilate(tmp_path, own_table):
+    arguments = ["--members", "4", "--steps", "8"]
+    if own_table:
+        rows = ["2019-03-27T12:00,51.48,-0.45,285.3,t2m", "2019-03-27T12:00,53.36,-2.28,284.0,t2m"]
+        table = ["time,lat,lon,observation,variable", *rows, "2019-03-27T11:00,53.36,-2.28,284,t2m"]
+        (tmp_path / "stations.csv").write_text("\n".join(table))
+        arguments += ["--table", "stations.csv"]
+    text = example(tmp_path, "04_assimilate.py", *arguments)
+    written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")]
+    assert written == ["outputs/assimilate/analysis.png"] and written[0] in text.replace("\n", "")
+    if own_table:
+        assert "gross error" not in text and "withheld" not in text
+        return
+    assert re.search(r"gross error .* 306\.60", text) and "thinned" in text
+    before, after = (float(re.search(rf"t2m_{k} ([\d.]+)", text)[1]) for k in ("omb", "oma"))
+    assert after < 0.6 * before
+    misfit = re.search(r"off by ([\d.]+)", text.replace("\n", " "))
+    assert float(misfit[1]) < 0.8
+
+
 @pytest.mark.slow
 def test_readme_example_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -100,3 +138,19 @@ def test_pages_name_files_and_tests_that_exist(page):
     for name, test in re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`", text):
         file = ROOT / "tests" / name if name else file
         assert not test or f"def {test}(" in file.read_text(), test
+
+
+@pytest.mark.slow
+def test_super_resolution_beats_interpolation(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("earth2studio")
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "06_super_resolve.py"
+    monkeypatch.setattr(sys, "argv", [path.name, "--members", "2", "--steps", "6"])
+    runpy.run_path(str(path), run_name="__main__")
+    text = capsys.readouterr().out
+    rows = [re.search(rf"{label}\s+([\d.]+)\s+([\d.]+)", text) for label in METHODS]
+    interpolated, drawn = (tuple(map(float, row.groups())) for row in rows if row)
+    assert 0 < drawn[0] < interpolated[0] and 0 < drawn[1] < interpolated[1]
+    written = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+    assert written == ["outputs/super_resolve/super_resolution.png"]
+    assert written[0] in text

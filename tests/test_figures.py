@@ -19,6 +19,7 @@ from ddo_modulus.figures import (
     analysis_panel,
     color_scale,
     curves_figure,
+    estimate_panel,
     rank_histogram_figure,
     spectra_figure,
 )
@@ -42,6 +43,17 @@ def test_panel_is_drawn_from_tensors_with_descending_latitude(tmp_path: Path, me
         truth, POINTS, ensemble, LAT, LON, units="K", title="t", path=tmp_path / "new" / "panel.png"
     )
     assert is_png(path)
+
+
+def test_an_analysis_without_a_truth_is_drawn(tmp_path: Path) -> None:
+    """Mean and spread of at least two members, and where they were observed."""
+    ensemble = torch.randn(3, 11, 15, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "new" / "estimate.png"
+    assert is_png(estimate_panel(POINTS, ensemble, LAT, LON, units="K", title="t", path=path))
+    with pytest.raises(InputError):
+        estimate_panel(POINTS, ensemble, LAT[:4], LON, units="K", title="t", path=path)
+    with pytest.raises(InputError):
+        estimate_panel(POINTS, ensemble[:1], LAT, LON, units="K", title="t", path=path)
 
 
 def test_colours_of_signed_fields_are_centred_at_zero() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,11 @@ from rich.table import Table
 from ddo_modulus.assimilation import Inflation, assimilate, report_operators, usable
 from ddo_modulus.commands.common import flag, integer, number, pick_device, progress_bar, show
 from ddo_modulus.data.orography import read_orography
-from ddo_modulus.data.source import is_cartesian
-from ddo_modulus.data.store import check_output, write_store
+from ddo_modulus.data.source import is_cartesian, open_dataset
+from ddo_modulus.data.store import check_output, replacing, write_store
 from ddo_modulus.data.table import NO_TOLERANCE, read_table
 from ddo_modulus.errors import InputError
+from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import Package
 
 _ROWS_SHOWN = 24
@@ -32,14 +35,20 @@ def run(config: DictConfig) -> None:
     """
     overwrite = flag(config, "overwrite")
     out = check_output(config.out, overwrite=overwrite)
+    rejects = None if config.rejected is None else _table_output(config.rejected, overwrite)
     tolerance = _duration(config.tolerance, "tolerance")
     table = read_table(config.observations)
     package = Package.load(config.package, pick_device(config.device))
     if config.orography is not None:
         package.orography = read_orography(config.orography, package.grid)
     operators = replace(report_operators(package), lapse_rate=number(config, "lapse_rate"))
-    times = analysis_times(config, usable(package, table, operators).frame["time"].to_numpy())
+    chosen = usable(package, table, operators, required=config.missing != "prior")
+    times = analysis_times(config, chosen.frame["time"].to_numpy())
+    background = None
+    if config.background is not None:
+        background = open_dataset(config.background, package.channels)
     posterior = config.posterior
+    left_out: list[pd.DataFrame] = []
     with progress_bar("assimilate") as progress:
         analysis = assimilate(
             package,
@@ -51,6 +60,14 @@ def run(config: DictConfig) -> None:
             tolerance=tolerance,
             default_error=_default_error(config.default_error),
             operators=operators,
+            **_optional(config, "gross_error", "thinning.km", "superob.km"),
+            duplicates=config.duplicates,
+            background=background,
+            background_error=_default_error(config.background_error, "background_error"),
+            background_length=number(config, "background_length"),
+            grid=_grid(config, package),
+            missing=config.missing,
+            rejected=left_out.append,
             steps=None if posterior.steps is None else integer(config, "posterior.steps"),
             solver=posterior.solver,
             covariance=posterior.covariance,
@@ -62,11 +79,15 @@ def run(config: DictConfig) -> None:
         )
     analysis.attrs["package"] = str(config.package)
     write_store(analysis, out, overwrite=overwrite)
+    if rejects is not None:
+        _write_table(left_out[0], rejects, overwrite)
     show(summary(analysis))
     for reason, count in json.loads(analysis.attrs["dropped"]).items():
         print(f"left out, {reason}: {count} rows")
     for note, count in json.loads(analysis.attrs["notes"]).items():
         print(f"{note}: {count} rows")
+    if rejects is not None:
+        print(rejects)
     print(out)
 
 
@@ -92,6 +113,8 @@ def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
             raise InputError("a step needs start and end, and must be positive")
         return np.arange(start, end + np.timedelta64(1, "ns"), step)
     times = np.unique(available)
+    if not len(times):
+        raise InputError("there are no usable observations: give the time, or start, end and step")
     inside = np.ones(len(times), bool)
     if start is not None:
         inside &= times >= start
@@ -167,9 +190,62 @@ def _inflation(value: object) -> Inflation:
     return value  # type: ignore[return-value]  # what it may be is checked by assimilate()
 
 
-def _default_error(value: object) -> float | dict[str, float] | None:
+def _optional(config: DictConfig, *keys: str) -> dict[str, Any]:
+    """Numbers that may be null, by the names that ``assimilate`` has for them."""
+    values = {}
+    for key in keys:
+        given = OmegaConf.select(config, key)
+        values[key.replace(".", "_")] = None if given is None else number(config, key)
+    return values
+
+
+def _grid(config: DictConfig, package: Package) -> LatLonGrid | None:
+    """Grid that a region and a spacing make; what is not given is the package's."""
+    region, spacing = config.grid.region, config.grid.spacing
+    if region is None and spacing is None:
+        return None
+    own = package.grid
+    if not isinstance(own, LatLonGrid):
+        raise InputError("grid.region and grid.spacing are in degrees; this package lives on a box")
+    try:
+        south, north, west, east = (
+            (own.lat.min(), own.lat.max(), own.lon.min(), own.lon.max())
+            if region is None
+            else (float(v) for v in region)
+        )
+        dlat, dlon = (
+            (abs(own.lat[1] - own.lat[0]), own.lon[1] - own.lon[0])
+            if spacing is None
+            else (float(v) for v in spacing)
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"grid.region={region} and grid.spacing={spacing} must be [south,north,west,east] and "
+            "[dlat,dlon]"
+        ) from error
+    if not (north > south and east > west and dlat > 0 and dlon > 0):
+        raise InputError(f"grid.region={region} with grid.spacing={spacing} is no region")
+    rows, columns = (int(n + 1e-6) + 1 for n in ((north - south) / dlat, (east - west) / dlon))
+    return LatLonGrid(north - dlat * np.arange(rows), west + dlon * np.arange(columns))
+
+
+def _table_output(path: str, overwrite: bool) -> Path:
+    if Path(path).suffix not in (".parquet", ".csv"):
+        raise InputError(f"rejected={path}: name a .parquet or .csv file")
+    return check_output(path, overwrite=overwrite)
+
+
+def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
+    with replacing(path, overwrite=overwrite) as temporary:
+        if path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+
+
+def _default_error(value: object, key: str = "default_error") -> float | dict[str, float] | None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
     numbers = list(plain.values()) if isinstance(plain, dict) else [plain]
     if plain is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
-        raise InputError(f"default_error={plain} must be a positive number, or one by variable")
+        raise InputError(f"{key}={plain} must be a positive number, or one by variable")
     return plain  # type: ignore[return-value]

@@ -7,7 +7,7 @@ where they are there (`NUMBERS`, `LABELS`); a value of theirs that cannot be is 
 What is done about flaws:
 
 - A mistake that spoils the whole table (a column, the units) is an `InputError`.
-- A flawed row is left out and counted in `ObservationTable.dropped`.
+- A flawed row is left out, counted in `ObservationTable.dropped` and kept in `.rejected`.
 - Reports that differ, from the same place and time, are separate observations and stay; an exact
   repetition tells nothing new and goes.
 - An unknown observation error stays NaN, for the caller's default; one of zero or less is a
@@ -16,13 +16,13 @@ What is done about flaws:
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ddo_modulus.data.variables import check_units, plausible_range
+from ddo_modulus.data.variables import check_units, reported_range
 from ddo_modulus.errors import InputError
 
 CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
@@ -50,6 +50,9 @@ _HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there,
 
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
+#: Distance in time of an observation, or its first and last offset.
+Tolerance = np.timedelta64 | tuple[np.timedelta64, np.timedelta64]
+
 
 @dataclass(frozen=True)
 class ObservationTable:
@@ -61,42 +64,67 @@ class ObservationTable:
             where unknown). Those of `NUMBERS` (NaN where unknown) and `LABELS` (None) that the
             source has.
         dropped: Number of rows left out, by reason.
+        rejected: These rows, with a column `reason`.
     """
 
     frame: pd.DataFrame
     dropped: dict[str, int] = field(default_factory=dict)
+    rejected: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def without(self, reason: "pd.Series[str]") -> "ObservationTable":
+        """Leave out rows, and remember them.
+
+        Args:
+            reason: Why, for each row of the frame; empty text for those that stay.
+        """
+        bad = reason != ""
+        if not bad.any():
+            return self
+        dropped = dict(self.dropped)
+        for text, count in reason[bad].value_counts().items():
+            dropped[str(text)] = dropped.get(str(text), 0) + int(count)
+        rows = self.frame[bad].assign(reason=reason[bad].astype(str))
+        rejected = rows if self.rejected.empty else pd.concat([self.rejected, rows])
+        return ObservationTable(self.frame[~bad], dropped, rejected.reset_index(drop=True))
 
     def at(
-        self, times: Sequence[np.datetime64] | np.ndarray, tolerance: np.timedelta64 = NO_TOLERANCE
+        self,
+        times: Sequence[np.datetime64] | np.ndarray,
+        tolerance: Tolerance = NO_TOLERANCE,
+        *,
+        required: bool = True,
     ) -> list[pd.DataFrame]:
         """Select the observations for each of a list of analysis times.
 
         Args:
             times: Analysis times, UTC.
-            tolerance: Largest distance in time, either way. An observation near enough to
+            tolerance: Largest distance in time, either way, or the first (negative: before) and
+                last offset from the analysis. An observation near enough to
                 several analysis times serves each.
+            required: Whether there must be one for each time.
 
         Returns:
-            One frame for each time, none of them empty.
+            One frame for each time.
 
         Raises:
-            InputError: If there is no observation for some of the times.
+            InputError: If there is no observation for some of the times, and ``required``.
         """
         seen = self.frame["time"].to_numpy()
+        first, last = tolerance if isinstance(tolerance, tuple) else (-tolerance, tolerance)
         windows = [
             slice(
-                int(np.searchsorted(seen, time - tolerance, side="left")),
-                int(np.searchsorted(seen, time + tolerance, side="right")),
+                int(np.searchsorted(seen, time + first, side="left")),
+                int(np.searchsorted(seen, time + last, side="right")),
             )
             for time in np.asarray(times, dtype="datetime64[ns]")
         ]
         empty = [
             str(pd.Timestamp(t)) for t, w in zip(times, windows, strict=True) if w.start == w.stop
         ]
-        if empty:
+        if empty and required:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
-                f"no observations within {pd.Timedelta(tolerance)} of {len(empty)} of "
+                f"no observations within {_told(first, last)} of {len(empty)} of "
                 f"{len(windows)} analysis times: {shown}; the table runs from "
                 f"{pd.Timestamp(seen[0])} to {pd.Timestamp(seen[-1])} UTC. Choose times within, "
                 "or a larger tolerance"
@@ -104,17 +132,26 @@ class ObservationTable:
         return [self.frame.iloc[window] for window in windows]
 
 
+def _told(first: np.timedelta64, last: np.timedelta64) -> str:
+    span = f"{pd.Timedelta(first)} to {pd.Timedelta(last)}"
+    return str(pd.Timedelta(last)) if first == -last else span
+
+
 def read_table(
-    source: str | Path | pd.DataFrame, variables: Sequence[str] | None = None
+    source: str | Path | pd.DataFrame,
+    variables: Sequence[str] | None = None,
+    *,
+    required: bool = True,
 ) -> ObservationTable:
     """Read and check an observation table.
 
     Args:
         source: A parquet or CSV file, or a frame, which is left as it is.
         variables: Ids that can be used; rows of others are left out. None takes any.
+        required: Whether there must be a usable row.
 
     Returns:
-        The table, with at least one row.
+        The table.
 
     Raises:
         InputError: If the file cannot be read, a column is missing, times cannot be understood,
@@ -129,21 +166,20 @@ def read_table(
             f"{where}: no column {', '.join(missing)}; has {', '.join(map(str, frame.columns))}, "
             f"needs {', '.join(CORE_COLUMNS)}"
         )
-    if frame.empty:
+    if frame.empty and required:
         raise InputError(f"{where}: no rows; check how it was made")
     frame = _typed(frame, where)
-    dropped: dict[str, int] = {}
+    table = ObservationTable(frame)
 
     def drop(reason: str, bad: pd.Series) -> None:
-        nonlocal frame
-        if bad.any():
-            dropped[reason] = int(bad.sum())
-            frame = frame[~bad]
+        nonlocal table, frame
+        table = table.without(bad.map({True: reason, False: ""}))
+        frame = table.frame
 
     present = sorted(frame["variable"].unique())
     if variables is not None:
         drop("unknown variable", ~frame["variable"].isin(list(variables)))
-        if frame.empty:
+        if frame.empty and required:
             raise InputError(
                 f"{where}: no observations of {', '.join(variables)}; the table has "
                 f"{', '.join(present)}"
@@ -157,11 +193,11 @@ def read_table(
     drop("implausible value", _implausible(frame, where))
     told = [column for column in frame if column not in LABELS]
     drop("repeated row", frame.duplicated(told))
-    if frame.empty:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+    if frame.empty and required:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
     _check_errors(frame, where)
-    return ObservationTable(frame.sort_values("time", kind="stable", ignore_index=True), dropped)
+    return replace(table, frame=frame.sort_values("time", kind="stable", ignore_index=True))
 
 
 def _read_file(path: Path) -> pd.DataFrame:
@@ -206,22 +242,22 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for name in LABELS:
         if name in frame:
             columns[name] = frame[name].astype(object).where(frame[name].notna(), None)
-    typed = pd.DataFrame(columns).reset_index(drop=True)
-    typed.attrs = dict(frame.attrs)
-    return typed
+    # Without the attributes of the source: arrays among them would break pandas' concat.
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
 def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
     """Mark values that cannot be; raise if they are so many that the units must be wrong."""
     bad = pd.Series(False, frame.index)
     for variable, values in frame.groupby("variable")["observation"]:
-        plausible = plausible_range(str(variable))
+        plausible = reported_range(str(variable))
         if plausible is None:
             continue
         # Real reports hold gross errors. Half of them wrong is another matter: the units.
         middle = values.quantile([0.25, 0.5, 0.75])
         if not plausible.low <= middle[0.5] <= plausible.high:
-            check_units(str(variable), middle[0.25], middle[0.75], f"{where} (middle half)")
+            half = f"{where} (middle half)"
+            check_units(str(variable), middle[0.25], middle[0.75], half, plausible)
         bad[values.index] = ~values.between(plausible.low, plausible.high)
     return bad
 

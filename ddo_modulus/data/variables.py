@@ -113,18 +113,19 @@ class PlausibleRange:
 _CELSIUS = _Slip(-100.0, 70.0, "They look like degrees Celsius: add 273.15.")
 _HECTOPASCAL = _Slip(300.0, 1100.0, "They look like hPa: multiply by 100.")
 _GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
+_ALOFT = ("t", "u", "v", "q", "r", "ws", "wd")
 _LEAST_HUMIDITY = 2.0  # %; the largest of a whole field is never below
 
 _FAMILIES = [
-    (r"t2m|d2m|sst|skt|t\d*", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
-    (r"[uv](\d+m?)?", PlausibleRange(-150.0, 150.0, "m/s")),
-    (r"ws(\d+m?)?", PlausibleRange(0.0, 150.0, "m/s")),
-    (r"wd(\d+m?)?", PlausibleRange(0.0, 360.0, "degrees")),
+    (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
+    (r"[uv]\d+m?", PlausibleRange(-150.0, 150.0, "m/s")),
+    (r"ws\d+m?", PlausibleRange(0.0, 150.0, "m/s")),
+    (r"wd\d+m?", PlausibleRange(0.0, 360.0, "degrees")),
     (r"amsu[ab]|atms|mhs", PlausibleRange(50.0, 350.0, "K", _CELSIUS)),
     (r"msl", PlausibleRange(85e3, 110e3, "Pa", _HECTOPASCAL)),
     (r"sp", PlausibleRange(30e3, 110e3, "Pa", _HECTOPASCAL)),
-    (r"q2m|q\d*", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
-    (r"r2m|r\d*", PlausibleRange(-10.0, 180.0, "%")),
+    (r"q2m|q\d+", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
+    (r"r2m|r\d+", PlausibleRange(-10.0, 180.0, "%")),
 ]
 
 
@@ -142,6 +143,15 @@ def plausible_range(variable: str) -> PlausibleRange | None:
     return None
 
 
+def reported_range(variable: str) -> PlausibleRange | None:
+    """Like :func:`plausible_range`, of a variable of an observation table.
+
+    There a letter alone is a report from aloft, at a pressure that stands beside it. (In a dataset
+    it may be anything.)
+    """
+    return plausible_range(f"{variable}500" if variable in _ALOFT else variable)
+
+
 def _geopotential_range(level: float) -> PlausibleRange:
     """Bound the geopotential at `level` hPa; from 850 hPa up, a height in metres lies outside."""
     gravity, scale_height, surface = 9.81, 7400.0, 1013.25
@@ -155,7 +165,9 @@ def _geopotential_range(level: float) -> PlausibleRange:
     return PlausibleRange(middle - margin, middle + margin, "m2/s2", height)
 
 
-def check_units(variable: str, low: float, high: float, where: str) -> None:
+def check_units(
+    variable: str, low: float, high: float, where: str, plausible: PlausibleRange | None = None
+) -> None:
     """Refuse values that are not plausible in the lexicon's units.
 
     Args:
@@ -163,11 +175,12 @@ def check_units(variable: str, low: float, high: float, where: str) -> None:
         low: Smallest value found.
         high: Largest value found.
         where: What holds the values, for the message.
+        plausible: What the values can be, if it does not follow from the variable.
 
     Raises:
         InputError: If a value is not plausible.
     """
-    plausible = plausible_range(variable)
+    plausible = plausible_range(variable) if plausible is None else plausible
     if plausible is not None and plausible.units == "%" and 0 < high < _LEAST_HUMIDITY:
         raise InputError(
             f"{where}: {variable} runs from {low:.6g} to {high:.6g}, but has to be in %. It looks "

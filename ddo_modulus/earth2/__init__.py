@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING
 from ddo_modulus.errors import InputError
 
 if TYPE_CHECKING:
+    from ddo_modulus.earth2.assimilation import DDOAssimilation as DDOAssimilation
     from ddo_modulus.earth2.packaged import PackagedModel as PackagedModel
     from ddo_modulus.earth2.packaged import fetch_package as fetch_package
+    from ddo_modulus.earth2.perturbation import (
+        GaussianFieldPerturbation as GaussianFieldPerturbation,
+    )
+    from ddo_modulus.earth2.super_resolution import DDOSuperResolution as DDOSuperResolution
 
 _MODULE_OF = {
+    "DDOAssimilation": "assimilation",
+    "DDOSuperResolution": "super_resolution",
+    "GaussianFieldPerturbation": "perturbation",
     "PackagedModel": "packaged",
     "fetch_package": "packaged",
 }

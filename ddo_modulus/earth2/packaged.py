@@ -22,11 +22,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 
 from ddo_modulus.data.store import replacing
 from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.errors import InputError
+from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import SHIPPED, Package
 
 with needs_earth2studio():
@@ -82,6 +84,10 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         super()._apply(fn, recurse)
         self.package.normalization = self.package.normalization.to(self.device)
         return self
+
+    def longitudes(self, lon: np.ndarray) -> np.ndarray:
+        """Column coordinates as Earth2Studio has them: 0 to 360 degrees on the globe."""
+        return np.mod(lon, 360.0) if isinstance(self.package.grid, LatLonGrid) else lon.copy()
 
     @classmethod
     def load_default_package(cls) -> RemotePackage:

@@ -94,7 +94,8 @@ TYPICAL_ERROR: Mapping[str, float] = {
 
 UNKNOWN = "unknown variable"
 
-_UPPER = re.compile(r"([tuvwzqr]|ws|wd)(\d+)?")
+_LEVEL = r"(\d+(?:\.\d+)?)"  # hPa, as ids write it
+_UPPER = re.compile(rf"([tuvwzqr]|ws|wd){_LEVEL}?")
 _WIND = re.compile(r"(ws|wd)(\d+m)")
 _MOIST = re.compile(r"([dqr])2m")
 _WIDEST_HUMIDITY = 0.1  # of saturation
@@ -248,8 +249,8 @@ class ReportOperators:
     def _named(self, family: str) -> dict[float, str]:
         levels = {}
         for name in self.channels:
-            if match := re.fullmatch(rf"{family}(\d+)", name):
-                levels[100.0 * int(match[1])] = name
+            if match := re.fullmatch(rf"{family}{_LEVEL}", name):
+                levels[100.0 * float(match[1])] = name
         return levels
 
     def _upper_sources(self, family: str) -> tuple[str, ...]:
@@ -396,9 +397,9 @@ class ReportOperators:
         return ProfileOperator(
             radiance.function,
             [self._points(name, views) for name in radiance.inputs],
-            torch.from_numpy(place),
+            torch.tensor(place),
             torch.tensor([output[int(c)] for c in channel]),
-            torch.from_numpy(columns),
+            torch.tensor(columns),
         )
 
 
@@ -439,5 +440,5 @@ def _heights(rows: pd.DataFrame) -> pd.Series:
 def _pressures(rows: pd.DataFrame, level: str | None) -> np.ndarray:
     """Pressures of reports aloft, Pa: of the id, as in `t700`, or else of the column."""
     if level is not None:
-        return np.full(len(rows), 100.0 * int(level))
+        return np.full(len(rows), 100.0 * float(level))
     return _column(rows, "pres")

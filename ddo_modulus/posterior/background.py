@@ -39,7 +39,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part
+from ddo_modulus.denoiser import (
+    Denoiser,
+    GaussianDenoiser,
+    Pullback,
+    linear_part,
+    value_and_pullback,
+)
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.linalg import lasting, spread
@@ -64,6 +70,19 @@ class _Terms:
     share: float
     rest: Tensor | None
     linear: GaussianDenoiser
+
+    def corrected(
+        self, clean: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Clean states given what was taken exactly, and then the rest."""
+        if self.rest is None:
+            return clean
+        background = self.background
+        if background.ndim == 4:
+            background = spread(background, len(clean))
+        z = self.linear.noise.whiten(background - clean).flatten(1)
+        gain = self.linear.posterior_variance(sigma)
+        return clean + self.linear.fields(gain * self.linear.rotate(self.rest * z), mean=False)
 
 
 class Background:
@@ -121,20 +140,49 @@ class Background:
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state given the noisy one and the background."""
+        terms, both, level, _ = self._joined(x, sigma)
+        return terms.corrected(self.denoiser(both, level, condition), sigma)
+
+    def value_and_pullback(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean state and ``v -> J^T v``."""
+        terms, both, level, wide = self._joined(x, sigma)
+        clean, pullback = value_and_pullback(self.denoiser, both, level, condition)
+        with torch.enable_grad():
+            leaf = clean.detach().requires_grad_()
+            result = terms.corrected(leaf, sigma)
+
+        def through(v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+            return pullback(torch.autograd.grad(result, leaf, v, retain_graph=True)[0]) / (1 + wide)
+
+        return result.detach(), through
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
+        clean, pullback = self.value_and_pullback(x, sigma, condition)
+        return clean, pullback(v)
+
+    def _joined(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
+    ) -> tuple[_Terms, Tensor, Tensor, Tensor]:
+        """Terms, the state and level that say as much as both, and their ratio of precisions."""
         terms = self._at((x.shape[-2], x.shape[-1]), x)
         background = terms.background
         if background.ndim == 4:
             background = spread(background, len(x))
         odds = terms.share * sigma**2  # precision of the background over that of the noisy state
         wide = odds.view(-1, 1, 1, 1)
-        both = (x + wide * background) / (1 + wide)
-        clean = self.denoiser(both, sigma / (1 + odds).sqrt(), condition)
-        if terms.rest is None:
-            return clean
-        linear = terms.linear
-        z = linear.noise.whiten(background - clean).flatten(1)
-        gain = linear.posterior_variance(sigma)
-        return clean + linear.fields(gain * linear.rotate(terms.rest * z), mean=False)
+        return terms, (x + wide * background) / (1 + wide), sigma / (1 + odds).sqrt(), wide
 
     def _at(self, shape: tuple[int, int], like: Tensor) -> _Terms:
         """The terms on a grid; those of the training grid first, others from it."""

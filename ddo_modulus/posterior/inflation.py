@@ -26,10 +26,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part
+from ddo_modulus.denoiser import (
+    Denoiser,
+    GaussianDenoiser,
+    Pullback,
+    linear_part,
+    value_and_pullback,
+    vjp,
+)
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.linalg import spread
+from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.observations import Observations
 from ddo_modulus.posterior.moment_matching import spanned
 
@@ -50,6 +57,7 @@ class Inflated:
         self.factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
         if not bool((self.factor.isfinite() & (self.factor > 0)).all()):
             raise InputError(f"inflation factors must be positive and finite, got {factor}")
+        self._roots: dict[tuple, Tensor] = {}
 
     @cached_property
     def linear(self) -> GaussianDenoiser:
@@ -63,11 +71,44 @@ class Inflated:
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state under the inflated prior."""
-        root = spread(self.factor.sqrt().to(x), len(x))
-        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
-        wide = root.view(-1, 1, 1, 1)
+        mean, root, wide = self._scaling(x)
         clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
         return mean + wide * (clean - mean)
+
+    def value_and_pullback(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean state and ``v -> J^T v``; the two factors of the chain rule cancel."""
+        mean, root, wide = self._scaling(x)
+        scaled = mean + (x - mean) / wide
+        clean, pullback = value_and_pullback(self.denoiser, scaled, sigma / root, condition)
+        return mean + wide * (clean - mean), pullback
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
+        mean, root, wide = self._scaling(x)
+        scaled = mean + (x - mean) / wide
+        clean, product = vjp(self.denoiser, scaled, sigma / root, v, condition)
+        return mean + wide * (clean - mean), product
+
+    def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean of the prior, and the root of each state's factor, ``(B,)`` and ``(B, 1, 1, 1)``."""
+        key = (x.dtype, str(x.device))
+        if key not in self._roots:
+            with lasting():
+                self._roots[key] = self.factor.sqrt().to(x)
+        root = spread(self._roots[key], len(x))
+        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
+        return mean, root, root.view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)

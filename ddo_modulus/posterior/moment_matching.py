@@ -11,10 +11,15 @@ Given :math:`y = H(x_0) + \epsilon`, :math:`\epsilon \sim N(0, R)`, and the firs
 :math:`V v = \sigma^2 C J^T v` costs one vector-Jacobian product; the noise covariance :math:`C` is
 what methods written for white noise leave out. Nonlinear operators are linearised at :math:`D`
 (one Gauss-Newton step at every noise level).
+
+For linear operators all that the Gaussian part contributes is known before the states: ``sample``
+tells its noise levels (:class:`~ddo_modulus.denoiser.Scheduled`), the factors of all of them are
+found at once, and a step is then nothing but products, which a GPU does without a word to the host.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -24,10 +29,14 @@ from torch import Tensor
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.linalg import gmres, spread
+from ddo_modulus.linalg import alike, gmres, inverse_factor, lasting, spread
 from ddo_modulus.observations import Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]
+
+# Largest number of values in the factors of all noise levels that are kept (1 GiB in float32), and
+# in those that are found at once (in double).
+_MOST_KEPT, _MOST_AT_ONCE = 2**28, 2**26
 
 
 class MomentMatching:
@@ -70,14 +79,26 @@ class MomentMatching:
         self.covariance = covariance
         self.iterations = iterations
         self._rows: dict[tuple, Tensor] = {}
+        self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._schedules: dict[tuple, _Scheduled] = {}
 
     def __call__(
         self,
         x: Float[Tensor, "B C H W"],
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
+        *,
+        whitener: Float[Tensor, "T M M"] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean state given the noisy one and the observations."""
+        """Expected clean state given the noisy one and the observations.
+
+        Args:
+            x: Noisy states.
+            sigma: Noise levels. Where all are one, and plainly so (an expanded number), nothing
+                waits for a GPU.
+            condition: Handed on to the denoiser.
+            whitener: The preconditioner's inverse at these noise levels, if it is known already.
+        """
         noise = self.noise.at(x.shape[-2:])
         linear = linear_part(self.denoiser, noise)
         if self.covariance == "jacobian":
@@ -86,34 +107,70 @@ class MomentMatching:
             clean = self.denoiser(x, sigma, condition)
         operator = self.observations.operator
         tangent = operator.linearize(clean)
-        values = self.observations.values.to(clean).reshape(-1, operator.size)
+        values, error = self._on(x)
         innovation = spread(values, len(x)) - operator(clean)
 
         rows = self._spanned(tangent, linear, x)
-        error = self.observations.error_covariance(x)
-        variance = linear.posterior_variance(sigma)
         groups = len(x)
-        if bool((sigma == sigma[0]).all()):  # members of an analysis share their system
+        if alike(sigma):  # members of an analysis share their system
             groups = max(len(rows), len(error), linear.analyses)
-        rows, error = spread(rows, groups), spread(error, groups)
-        scaled = rows * variance[:: len(x) // groups, None]
-        factor = torch.linalg.cholesky((scaled @ rows.mT + error).double()).to(x.dtype)
-        whitened = _solve(factor, innovation)
+        if whitener is None:
+            variance = linear.posterior_variance(sigma[:: len(x) // groups])
+            whitener = inverse_factor(_innovation_covariance(rows, variance, error))
+        whitened = _by_analysis(whitener, innovation)
 
         if self.covariance == "linear":
-            u = _solve(factor, whitened, transpose=True)
-            a = (u.unflatten(0, (groups, -1)) @ scaled).flatten(0, 1)
-            return clean + linear.fields(a, mean=False)
+            u = _by_analysis(whitener.mT, whitened)
+            a = (u.unflatten(0, (groups, -1)) @ spread(rows, groups)).flatten(0, 1)
+            return clean + linear.fields(a * linear.posterior_variance(sigma), mean=False)
 
         def apply(w: Float[Tensor, "B M"]) -> tuple[Tensor, Tensor]:
             """``P^-1 (H V H^T + R) P^-T w`` with ``P P^T`` the preconditioner; ``V H^T P^-T w``."""
-            u = _solve(factor, w, transpose=True)
+            u = _by_analysis(whitener.mT, w)
             increment = pullback(tangent.adjoint(u, x.shape[1:]))
             increment = sigma.view(-1, 1, 1, 1) ** 2 * noise.cov(increment)
-            noisy = (u.unflatten(0, (groups, -1)) @ error).flatten(0, 1)
-            return _solve(factor, tangent(increment) + noisy), increment
+            noisy = _by_analysis(spread(error, groups), u)
+            return _by_analysis(whitener, tangent(increment) + noisy), increment
 
         return clean + gmres(apply, whitened, self.iterations)
+
+    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Denoiser:
+        """The same with the preconditioners of all levels found beforehand, where they are few.
+
+        Itself, if the operator is not linear (its tangents are those of states to come) or there
+        are too many values to keep.
+        """
+        tangent = self.observations.operator.linearize(like)
+        if not tangent.linear:
+            return self
+        noise = self.noise.at(like.shape[-2:])
+        linear = linear_part(self.denoiser, noise)
+        rows, error = self._spanned(tangent, linear, like), self._on(like)[1]
+        groups = max(len(rows), len(error), linear.analyses)
+        levels = levels.unique()
+        size = groups * rows.shape[1] ** 2
+        if len(levels) * size > _MOST_KEPT:
+            return self
+        key = (tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device))
+        if key not in self._schedules:
+            levels, parts = levels.to(like), []
+            for several in levels.split(max(1, _MOST_AT_ONCE // size)):
+                variances = [linear.posterior_variance(level.expand(groups)) for level in several]
+                matrices = [_innovation_covariance(rows, v, error) for v in variances]
+                parts.append(inverse_factor(torch.cat(matrices)))
+            whiteners = torch.cat(parts).unflatten(0, (len(levels), groups))
+            self._schedules = {key: _Scheduled(self, levels, whiteners)}
+        return self._schedules[key]
+
+    def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
+        """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""
+        key = (like.dtype, str(like.device))
+        if key not in self._constants:
+            with lasting():
+                values = self.observations.values.reshape(-1, self.observations.operator.size)
+                error = self.observations.error_covariance(like)
+                self._constants[key] = (values.to(like), error)
+        return self._constants[key]
 
     def _spanned(
         self, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
@@ -123,7 +180,7 @@ class MomentMatching:
             return spanned(tangent, linear, like)
         key = (tuple(like.shape[1:]), like.dtype, str(like.device))
         if key not in self._rows:
-            self._rows = {key: spanned(tangent, linear, like)}
+            self._rows[key] = spanned(tangent, linear, like)
         return self._rows[key]
 
 
@@ -151,10 +208,45 @@ def spanned(tangent: Tangent, linear: GaussianDenoiser, like: Tensor) -> Float[T
     return torch.cat(parts, 1)
 
 
-def _solve(
-    factor: Float[Tensor, "T M M"], u: Float[Tensor, "B M"], *, transpose: bool = False
-) -> Float[Tensor, "B M"]:
-    """Apply the inverse of a lower factor, or of its transpose, to the members of each analysis."""
-    matrix = factor.mT if transpose else factor
-    columns = u.unflatten(0, (len(factor), -1)).mT
-    return torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT.flatten(0, 1)
+class _Scheduled:
+    """Moment matching at noise levels that are known, with their preconditioners at hand.
+
+    Args:
+        posterior: What it is the same as.
+        levels: Ascending.
+        whiteners: The preconditioners' inverses.
+    """
+
+    def __init__(
+        self,
+        posterior: MomentMatching,
+        levels: Float[Tensor, " S"],
+        whiteners: Float[Tensor, "S T M M"],
+    ) -> None:
+        self.posterior, self.levels, self.whiteners = posterior, levels, whiteners
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state; the level is looked up on the device, NaN if it is not there."""
+        place = torch.searchsorted(self.levels, sigma[:1]).clamp_max(len(self.levels) - 1)
+        known = self.levels[place] == sigma[:1]
+        whitener = self.whiteners.index_select(0, place)[0]
+        whitener = torch.where(known, whitener, math.nan)
+        return self.posterior(x, sigma, condition, whitener=whitener)
+
+
+def _innovation_covariance(
+    rows: Float[Tensor, "T M N"], variance: Float[Tensor, "G N"], error: Float[Tensor, "T M M"]
+) -> Float[Tensor, "G M M"]:
+    """``H V_lin H^T + R`` of each group of states that have a system in common."""
+    rows, error = spread(rows, len(variance)), spread(error, len(variance))
+    return (rows * variance[:, None]) @ rows.mT + error
+
+
+def _by_analysis(matrix: Float[Tensor, "T M M"], u: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Apply a matrix of each analysis to its members."""
+    return (u.unflatten(0, (len(matrix), -1)) @ matrix.mT).flatten(0, 1)

@@ -45,6 +45,62 @@ def test_choice_of_times(ddo, files, tmp_path, keys, hours):
         assert analysis["time"].dt.hour.values.tolist() == hours
 
 
+def test_quality_control_and_rejected_reports(ddo, files, tmp_path):
+    table = pd.read_parquet(files.table)
+    table.loc[3, "observation"] += 40.0
+    table.loc[4, "observation"] = np.nan
+    lat = table["lat"].iloc[0]
+    near = table.iloc[[0]].assign(lat=lat + 1e-3 * np.sign(55.4 - lat), observation_error=2.0)
+    pd.concat([table, near]).to_parquet(tmp_path / "table.parquet")
+    inputs = {"package": files.package, "observations": tmp_path / "table.parquet", **QUICK}
+    out, rejected = tmp_path / "x.zarr", tmp_path / "rejected.csv"
+    result = ddo("assimilate", **inputs, out=out, rejected=rejected, thinning__km=5)
+    assert result.status == 0, result.err
+    assert "left out, gross error: 1 rows" in result.out and str(rejected) in result.out
+    found = pd.read_csv(rejected)
+    assert sorted(found["reason"]) == ["gross error", "missing value", "thinned"]
+    assert found["observation"].max() == table["observation"][3]
+    with xr.open_zarr(out, consolidated=False) as analysis:
+        assert int(analysis["observations"].sum()) == len(table) - 2
+    keys = {"rejected": tmp_path / "r.parquet", "gross_error": "null", "superob__km": 5}
+    assert ddo("assimilate", **inputs, out=tmp_path / "y.zarr", **keys).status == 0
+    assert pd.read_parquet(tmp_path / "r.parquet")["reason"].tolist() == ["missing value"]
+
+
+def test_a_background_from_a_file_and_from_an_analysis(ddo, files, tmp_path):
+    inputs = {"package": files.package, "observations": files.table, "ensemble": 8}
+    inputs |= {"posterior__steps": 8, "inflation": "none"}
+    with xr.open_dataset(files.truth) as truth:
+        truth = truth["t2m"].load()
+
+    def error(name, **keys):
+        result = ddo("assimilate", **inputs, out=tmp_path / name, **keys)
+        assert result.status == 0, result.err
+        with xr.open_zarr(tmp_path / name, consolidated=False) as analysis:
+            return float(((analysis["t2m"].mean("ensemble") - truth) ** 2).mean() ** 0.5)
+
+    alone = error("alone.zarr")
+    forecast = {"background_error": 0.1, "background_length": 200.0}
+    with_truth = error("truth.zarr", background=files.truth, **forecast)
+    assert with_truth < 0.25 * alone
+    # The members of a store are backgrounds of members.
+    again = error("again.zarr", background=tmp_path / "truth.zarr", **forecast)
+    assert again < 0.25 * alone
+
+
+def test_a_grid_of_its_own_and_times_without_observations(ddo, files, tmp_path):
+    inputs = {"package": files.package, "observations": files.table, **QUICK}
+    keys = {"grid__region": "[54,57,-5,0]", "grid__spacing": "[0.5,0.5]"}
+    keys |= {"time": "[2019-03-27T06:00,2019-03-28T06:00]", "missing": "prior"}
+    result = ddo("assimilate", **inputs, out=tmp_path / "x.zarr", **keys)
+    assert result.status == 0, result.err
+    with xr.open_zarr(tmp_path / "x.zarr", consolidated=False) as analysis:
+        np.testing.assert_allclose(analysis["lat"], np.arange(57, 53.9, -0.5))
+        np.testing.assert_allclose(analysis["lon"], np.arange(-5, 0.1, 0.5))
+        assert analysis["observations"].values[1] == 0
+        assert bool(np.isfinite(analysis["t2m"]).all())
+
+
 def test_mistakes(refused, files, tmp_path):
     inputs = {"package": files.package, "observations": files.table, "out": tmp_path / "x.zarr"}
 
@@ -65,6 +121,17 @@ def test_mistakes(refused, files, tmp_path):
     mistake("inflation='lots'", inflation="lots")
     mistake("inflation factors", inflation=-1)
     mistake("default_error", default_error="{t2m:-1}")
+    mistake("gross_error=0", gross_error=0)
+    mistake("either thinned or averaged", thinning__km=5, superob__km=5)
+    mistake("thinning.km=near must be a number", thinning__km="near")
+    mistake("rejected=r.txt: name a .parquet or .csv file", rejected="r.txt")
+    mistake("needs background_error", background=files.truth)
+    mistake("background_error=-1", background=files.truth, background_error=-1)
+    mistake("no such file", background=tmp_path / "none.nc", background_error=1)
+    mistake("reaches beyond", grid__region="[50,60,-5,0]")
+    mistake("is no region", grid__region="[57,54,-5,0]")
+    mistake("must be [south,north,west,east]", grid__region="[54,57]")
+    mistake("'error' or 'prior'", missing="guess")
     mistake("unknown solver", posterior__solver="rk4")
     mistake("covariance must be", posterior__covariance="full")
     mistake("device=gpu9", device="gpu9")

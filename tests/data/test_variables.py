@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from ddo_modulus.data.variables import check_units, plausible_range, variable_id
+from ddo_modulus.data.variables import check_units, plausible_range, reported_range, variable_id
 from ddo_modulus.errors import InputError
 
 
@@ -66,3 +66,5 @@ def test_real_extremes_pass(variable, low, high):
 def test_unknown_units_have_no_range():
     assert plausible_range("vorticity") is None
     assert plausible_range("z") is None  # the surface's, any height
+    assert plausible_range("q") is None  # of a simulation; a report of an observation table
+    assert reported_range("q") == plausible_range("q500")

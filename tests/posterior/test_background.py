@@ -436,3 +436,16 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match="3 states cannot be shared out to 2 analyses"):
         two = Background(denoiser, noise, torch.zeros(2, 1, 7, 6), error)
         two(torch.zeros(3, 1, 7, 6), torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_its_derivative_is_that_of_automatic_differentiation(kind):
+    denoiser, _ = PRIORS["eofs"]()
+    error = ERRORS[kind](denoiser.noise)
+    conditioned = Background(denoiser, denoiser.noise, forecast(denoiser, error, 2), error)
+    x, sigma = denoiser.fields(randn(2, 42)), torch.tensor([0.3, 2.0], dtype=torch.float64)
+    v = randn(2, 1, 6, 7, seed=4)
+    clean, by_hand = conditioned.vjp(x, sigma, v)
+    expected, automatic = torch.func.vjp(lambda x: conditioned(x, sigma), x)
+    torch.testing.assert_close(clean, expected)
+    torch.testing.assert_close(by_hand, automatic(v)[0])

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Land stations from Copernicus' Climate Data Store: `insitu-observations-surface-land`.
+
+The store gives a zip file of CSV tables, one row for each value, with its units and a quality flag
+(0 passed, 1 failed, 2 not checked). `CdsSource` retrieves through `cdsapi`, a day and a set of
+variables at a time, or reads files that were downloaded by hand.
+
+The columns have had two sets of names (before and after the store's renewal of 2024); either is
+understood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddo_modulus.earth2.sources.reports import SCHEMA, SURFACE_VARIABLES, observations
+from ddo_modulus.earth2.sources.source import (
+    HALF_HOUR,
+    ObservationSource,
+    Tolerance,
+    Window,
+    needed,
+    with_description,
+)
+from ddo_modulus.errors import InputError
+
+DATASET = "insitu-observations-surface-land"
+
+# The store's name of a variable -> quantity, and the variables that need it.
+_QUANTITIES = {
+    "air_temperature": ("t", ("t2m", "r2m")),
+    "dew_point_temperature": ("td", ("d2m", "r2m", "q2m")),
+    "wind_speed": ("speed", ("ws10m", "u10m", "v10m")),
+    "wind_from_direction": ("direction", ("u10m", "v10m")),
+    "air_pressure": ("p", ("sp", "q2m")),
+    "air_pressure_at_sea_level": ("msl", ("msl",)),
+    "relative_humidity": ("rh", ("r2m",)),
+}
+_NOT_OFFERED = ("relative_humidity",)  # read where a file has it, not asked for
+
+# Units, in lower case and without spaces -> factor and offset to SI.
+_TEMPERATURE = {name: (1.0, 273.15) for name in ("degc", "c", "celsius")} | {"k": (1.0, 0.0)}
+_PRESSURE = {"pa": (1.0, 0.0), "hpa": (100.0, 0.0), "mbar": (100.0, 0.0)}
+_KNOT = (1852.0 / 3600.0, 0.0)
+_SPEED = {"m/s": (1.0, 0.0), "ms-1": (1.0, 0.0), "kt": _KNOT, "knots": _KNOT}
+_DEGREES = ("degrees", "degree", "degreesangle", "degreetrue", "deg")
+_UNITS = {
+    "t": _TEMPERATURE,
+    "td": _TEMPERATURE,
+    "p": _PRESSURE,
+    "msl": _PRESSURE,
+    "speed": _SPEED,
+    "direction": {name: (1.0, 0.0) for name in _DEGREES},
+    "rh": {"%": (1.0, 0.0)},
+}
+_FLAGS = {"passed": 0, "failed": 1, "not checked": 2, "missing": 3}
+
+# Column -> its names, the newer first.
+_COLUMNS = {
+    "time": ("report_timestamp", "date_time"),
+    "lat": ("latitude", "latitude|station_configuration"),
+    "lon": ("longitude", "longitude|station_configuration"),
+    "name": ("observed_variable",),
+    "value": ("observation_value",),
+    "units": ("units",),
+    "station": ("primary_station_id",),
+    "elev": ("height_of_station_above_sea_level",),
+    "type": ("report_type",),
+    "flag": ("quality_flag",),
+}
+_ESSENTIAL = ("time", "lat", "lon", "name", "value", "units")
+
+_KEY = (
+    "write the two lines that https://cds.climate.copernicus.eu/how-to-api shows when you are "
+    "logged in to ~/.cdsapirc, or set CDSAPI_URL and CDSAPI_KEY; accept the licence of the data "
+    f"set {DATASET} there as well"
+)
+
+
+class CdsSource(ObservationSource):
+    """Observations of land stations from the Climate Data Store.
+
+    Args:
+        path: A file downloaded from the store (zip or CSV), to read that alone; None to retrieve.
+        area: North, west, south, east of a region, degrees; None for the globe.
+        time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
+        cache: Keep the files retrieved.
+        retries: How often to try again.
+        async_timeout: Seconds; a request may wait in the store's queue for hours.
+    """
+
+    SOURCE_ID = "ddo_modulus.earth2.sources.CdsSource"
+    SCHEMA = with_description(
+        SCHEMA, quality="The store's flag: 0 passed, 1 failed, 2 not checked, 3 missing"
+    )
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        area: tuple[float, float, float, float] | None = None,
+        time_tolerance: Tolerance = HALF_HOUR,
+        cache: bool = True,
+        retries: int = 3,
+        async_timeout: float = 24 * 3600,
+    ) -> None:
+        super().__init__(time_tolerance, cache, retries, async_timeout)
+        self.path = None if path is None else Path(path)
+        if area is not None and not (len(area) == 4 and -90 <= area[2] < area[0] <= 90):
+            raise InputError(f"area is {area}; give north, west, south, east in degrees")
+        self.area = area
+
+    @property
+    def _where(self) -> str:
+        return f"the data set {DATASET}" if self.path is None else str(self.path)
+
+    def variables(self) -> tuple[str, ...]:
+        """The ids that can be asked for."""
+        return SURFACE_VARIABLES
+
+    def _knows(self, variable: str) -> bool:
+        return variable in SURFACE_VARIABLES
+
+    def requests(self, windows: Sequence[Window], variables: Sequence[str]) -> list[dict[str, Any]]:
+        """What is asked of the store: one request for each day.
+
+        Args:
+            windows: Pairs of times.
+            variables: Variable ids.
+        """
+        names = [
+            name
+            for name, (_, needed_by) in _QUANTITIES.items()
+            if set(needed_by) & set(variables) and name not in _NOT_OFFERED
+        ]
+        days = {
+            day
+            for start, end in windows
+            for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D")
+        }
+        where = {} if self.area is None else {"area": list(self.area)}
+        return [
+            {
+                "time_aggregation": "sub_daily",
+                "variable": names,
+                "year": f"{day:%Y}",
+                "month": f"{day:%m}",
+                "day": f"{day:%d}",
+                "data_format": "csv",
+                **where,
+            }
+            for day in sorted(days)
+        ]
+
+    def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
+        if self.path is not None:
+            return observations(read_csv(self.path), variables)
+        files = [self._file(request) for request in self.requests(windows, variables)]
+        reports = pd.concat([read_csv(file) for file in files], ignore_index=True)
+        return observations(reports, variables)
+
+    def _file(self, request: dict[str, Any]) -> Path:
+        """The file that answers a request, from the cache or from the store."""
+        key = json.dumps(request, sort_keys=True)
+        return self._kept(key, ".zip", lambda part: self._retrieve(request, part))
+
+    def _retrieve(self, request: dict[str, Any], target: Path) -> None:
+        check_cds_key()
+        cdsapi = needed("cdsapi")
+        requests = needed("requests")
+        try:
+            cdsapi.Client(quiet=True, progress=False).retrieve(DATASET, request, str(target))
+        except requests.HTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if status in (401, 403):
+                raise InputError(f"the store refuses access ({error}); {_KEY}") from error
+            if 400 <= status < 500 and status != 429:
+                raise InputError(f"the store refuses the request {request} ({error})") from error
+            raise  # an OSError, which is tried again
+        if not target.is_file():
+            raise InputError(f"the store has nothing for the request {request}; change it")
+
+
+def check_cds_key() -> None:
+    """Refuse to go on without credentials for the Climate Data Store.
+
+    Raises:
+        InputError: If there are none; tells where to get them.
+    """
+    rc = Path(os.environ.get("CDSAPI_RC", "~/.cdsapirc")).expanduser()
+    if not (os.environ.get("CDSAPI_URL") and os.environ.get("CDSAPI_KEY")) and not rc.is_file():
+        raise InputError(f"no key for the Climate Data Store; {_KEY}")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The reports in a file of the store.
+
+    Args:
+        path: A CSV table, or a zip file of some.
+
+    Returns:
+        A frame of reports, one for each station and time; see
+        :mod:`~ddo_modulus.earth2.sources.reports`.
+
+    Raises:
+        InputError: If the file is missing or damaged, or has not the columns or units expected.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                tables = [n for n in archive.namelist() if n.endswith(".csv")]
+                if not tables:
+                    raise InputError(f"{path}: no CSV table in it; download the data as CSV")
+                parts = []
+                for name in tables:
+                    with archive.open(name) as file:
+                        parts.append(_named(pd.read_csv(file, comment="#", dtype=str), path))
+        else:
+            parts = [_named(pd.read_csv(path, comment="#", dtype=str), path)]
+    except (zipfile.BadZipFile, pd.errors.ParserError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(
+            f"{path}: no table of the store, damaged or cut short ({error}); download it again"
+        ) from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the table is empty; download it again") from error
+    return _reports(pd.concat(parts, ignore_index=True), path)
+
+
+def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The columns in use under names of our own; those that are not there are missing."""
+    columns = {}
+    for name, candidates in _COLUMNS.items():
+        found = next((c for c in candidates if c in table.columns), None)
+        if found is None and name in _ESSENTIAL:
+            raise InputError(
+                f"{path}: no column {candidates[0]}; has {', '.join(map(str, table.columns))}. "
+                f"Give a table of {DATASET}"
+            )
+        columns[name] = table[found] if found else pd.Series(None, table.index, object)
+    return pd.DataFrame(columns)
+
+
+def _reports(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Bring the values of one station and time into one row."""
+    name = table["name"].str.strip().str.lower().str.replace(" ", "_")
+    table = table.assign(quantity=name.map(lambda n: _QUANTITIES.get(n, (None,))[0]))
+    table = table[table["quantity"].notna()]
+    time = pd.to_datetime(table["time"], utc=True, errors="coerce").dt.tz_localize(None)
+    values = pd.to_numeric(table["value"], errors="coerce")
+    flag = table["flag"].astype(str).str.strip().str.lower()
+    table = table.assign(
+        time=time,
+        lat=pd.to_numeric(table["lat"], errors="coerce"),
+        lon=pd.to_numeric(table["lon"], errors="coerce"),
+        elev=pd.to_numeric(table["elev"], errors="coerce"),
+        value=_in_si(values, table["units"], table["quantity"], path),
+        flag=flag.map(_FLAGS).fillna(pd.to_numeric(flag, errors="coerce")),
+    )
+    table = table.dropna(subset=["time", "lat", "lon", "value"])
+    # A station with two instruments has two values of a kind: two reports.
+    same = ["time", "lat", "lon", "station", "elev", "type"]
+    number = table.groupby([*same, "quantity"], dropna=False).cumcount()
+    table = table.assign(number=number)
+    index = [*same, "number"]
+    reports: list[pd.DataFrame] = []
+    for quantity, rows in table.groupby("quantity"):
+        columns = {"value": str(quantity), "flag": f"{quantity}_quality"}
+        reports.append(rows[[*index, *columns]].rename(columns=columns))
+    merged = reports[0] if reports else table[index]
+    for part in reports[1:]:
+        merged = merged.merge(part, how="outer", on=index)
+    return merged.assign(**{"class": "land station"})
+
+
+def _in_si(values: pd.Series, units: pd.Series, quantity: pd.Series, path: Path) -> pd.Series:
+    """Convert to SI; units that do not fit the quantity are a mistake not to be guessed at."""
+    unit = units.astype(str).str.lower().str.replace(r"[\s°*]", "", regex=True)
+    converted = pd.Series(np.nan, values.index)
+    for (kind, name), rows in values.groupby([quantity, unit]):
+        known = _UNITS[str(kind)]
+        if name not in known:
+            raise InputError(
+                f"{path}: units {name!r} of {kind}; known are {', '.join(known)}. Convert the table"
+            )
+        factor, offset = known[str(name)]
+        converted[rows.index] = factor * rows + offset
+    return converted

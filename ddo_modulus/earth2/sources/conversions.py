@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What stations report, in the quantities that models carry.
+
+Wind blows *from* its direction :math:`\theta`, clockwise from north:
+:math:`u = -s \sin\theta,\; v = -s \cos\theta`.
+
+Vapour pressure is the saturation value at the dew point. Saturation is over water, by Tetens'
+formula with the constants of ECMWF's model (IFS documentation, part IV, section 7.2.1), so that
+humidity derived here agrees with ERA5's:
+
+.. math:: e_s(T) = 611.21 \exp\left(17.502\,\frac{T - 273.16}{T - 32.19}\right)
+
+Specific humidity is :math:`q = \epsilon e / (p - (1 - \epsilon) e)`, with
+:math:`\epsilon = R_d / R_v`.
+
+An altimeter setting (QNH) is what the pressure at the station would be at sea level in the
+standard atmosphere of ICAO; :func:`station_pressure` undoes that.
+
+Arrays are of any shape; missing values are NaN and stay so.
+"""
+
+import numpy as np
+
+Array = np.ndarray
+
+GRAVITY = 9.80665  # m/s2
+EPSILON = 287.0597 / 461.5250
+
+# The standard atmosphere of ICAO, below 11 km.
+_STANDARD_PRESSURE = 101325.0  # Pa
+_STANDARD_TEMPERATURE = 288.15  # K
+_LAPSE_RATE = 0.0065  # K/m
+_EXPONENT = 287.05287 * _LAPSE_RATE / GRAVITY
+
+
+def wind_components(speed: Array, direction: Array) -> tuple[Array, Array]:
+    """Eastward and northward wind from speed and the direction it comes from.
+
+    Args:
+        speed: m/s.
+        direction: Degrees, clockwise from north. What lies outside of 0 to 360 is no direction (in
+            a sine it would pass for one) and gives NaN; calm needs none.
+
+    Returns:
+        `u` and `v`, m/s.
+    """
+    calm = speed == 0
+    known = (direction >= 0) & (direction <= 360)
+    angle = np.deg2rad(np.where(known, direction, np.nan))
+    u = np.where(calm, 0.0, -speed * np.sin(angle))
+    v = np.where(calm, 0.0, -speed * np.cos(angle))
+    return u, v
+
+
+def vapour_pressure(dew_point: Array) -> Array:
+    """Vapour pressure in Pa from the dew point in K; the saturation value from temperature."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return 611.21 * np.exp(17.502 * (dew_point - 273.16) / (dew_point - 32.19))
+
+
+def relative_humidity(temperature: Array, dew_point: Array) -> Array:
+    """Relative humidity over water in %, from temperature and dew point in K."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return 100.0 * vapour_pressure(dew_point) / vapour_pressure(temperature)
+
+
+def specific_humidity(dew_point: Array, pressure: Array) -> Array:
+    """Specific humidity in kg/kg, from the dew point in K and the pressure in Pa."""
+    vapour = vapour_pressure(dew_point)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return EPSILON * vapour / (pressure - (1 - EPSILON) * vapour)
+
+
+def station_pressure(altimeter_setting: Array, elevation: Array) -> Array:
+    """Pressure at a station in Pa, from its altimeter setting in Pa and its elevation in m."""
+    reduced = (altimeter_setting / _STANDARD_PRESSURE) ** _EXPONENT
+    with np.errstate(invalid="ignore"):
+        lowered = reduced - _LAPSE_RATE * elevation / _STANDARD_TEMPERATURE
+        return _STANDARD_PRESSURE * lowered ** (1 / _EXPONENT)

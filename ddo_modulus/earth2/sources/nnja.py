@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NNJA-AI: the NOAA-NASA Joint Archive of observations as parquet tables, since 1979.
+
+Brightband keeps the archive, converted from BUFR, in two public buckets; the package `nnja-ai`
+knows their catalogue and loads tables of whole days. The networks read here, and their tables:
+
+- `synop` (NC000001), `synop_mobile` (NC000002), `synop_bufr` (NC000101, the same reports in their
+  newer form), `metar` (NC000007): surface stations. A METAR gives the altimeter setting; `sp` is
+  that, undone for the station's elevation.
+- `radiosonde` (conv-adpupa-NC002001): the mandatory levels.
+- `amsua`, `atms`: brightness temperatures (K); the channel is `sensor_index`, as in Earth2Studio's
+  own satellite sources.
+
+Earth2Studio's `NNJAObsConv` reads another form of the archive: NCEP's quality-controlled PrepBUFR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from ddo_modulus.earth2.sources.nnja_tables import NETWORKS, Table, columns, rows, serves
+from ddo_modulus.earth2.sources.reports import (
+    SCHEMA,
+    SURFACE_VARIABLES,
+    UPPER_AIR_VARIABLES,
+    parse_variable,
+)
+from ddo_modulus.earth2.sources.source import (
+    HALF_HOUR,
+    ObservationSource,
+    Tolerance,
+    Window,
+    needed,
+    with_description,
+)
+from ddo_modulus.errors import InputError
+
+MIRRORS = ("gcp_nodd", "gcp_brightband")
+DEFAULT_NETWORKS = ("synop", "metar", "radiosonde", "amsua", "atms")
+
+
+def _satellite_fields() -> list[pa.Field]:
+    kinds = {
+        "satellite": (pa.string(), "Satellite"),
+        "sensor_index": (pa.uint16(), "Channel"),
+        "satellite_za": (pa.float32(), "Zenith angle of the satellite, degrees"),
+        "solza": (pa.float32(), "Zenith angle of the sun, degrees"),
+    }
+    return [pa.field(n, k, True, {"description": text}) for n, (k, text) in kinds.items()]
+
+
+class NnjaSource(ObservationSource):
+    """Observations of the NNJA-AI archive, from a bucket or from a copy of it.
+
+    Args:
+        networks: Of `NETWORKS`; those that have a variable serve it. None for SYNOP, METAR,
+            radiosondes, AMSU-A and ATMS, as far as the catalogue has them.
+        mirror: Which public bucket: `gcp_nodd` or `gcp_brightband`; no account is needed.
+        base_path: Folder with a copy of a bucket, or of a part; used instead of a mirror.
+        catalog_json: The catalogue in `base_path`.
+        time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
+        cache: Keep what was read from a bucket.
+        retries: How often to try again.
+        async_timeout: Seconds after which a call is given up.
+    """
+
+    SOURCE_ID = "ddo_modulus.earth2.sources.NnjaSource"
+    SCHEMA = with_description(
+        pa.schema([*SCHEMA, *_satellite_fields()]),
+        quality="NCEP's quality mark: 0 and 1 good, 2 not checked, 3 suspect, 4 to 15 bad",
+        elev="Elevation (m): of the station, aloft of the level, of a pixel of the surface",
+    )
+
+    def __init__(
+        self,
+        networks: Sequence[str] | None = None,
+        mirror: str = MIRRORS[0],
+        base_path: str | Path | None = None,
+        catalog_json: str = "catalog.json",
+        time_tolerance: Tolerance = HALF_HOUR,
+        cache: bool = True,
+        retries: int = 3,
+        async_timeout: float = 3600,
+    ) -> None:
+        super().__init__(time_tolerance, cache, retries, async_timeout)
+        unknown = [name for name in networks or () if name not in NETWORKS]
+        if unknown or (networks is not None and not networks):
+            raise InputError(
+                f"networks: {', '.join(unknown) or 'none given'}; known are {', '.join(NETWORKS)}"
+            )
+        if mirror not in MIRRORS:
+            raise InputError(f"mirror is {mirror!r}; there are {' and '.join(MIRRORS)}")
+        self.networks = tuple(DEFAULT_NETWORKS if networks is None else networks)
+        self._all_needed = networks is not None
+        self.mirror = mirror
+        self.base_path = None if base_path is None else Path(base_path)
+        self.catalog_json = catalog_json
+        self._catalogue: Any = None
+
+    @property
+    def _where(self) -> str:
+        return f"NNJA-AI ({self.mirror if self.base_path is None else self.base_path})"
+
+    def variables(self) -> tuple[str, ...]:
+        """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
+        kinds = {NETWORKS[name].kind for name in self.networks}
+        return (
+            *(SURFACE_VARIABLES if "surface" in kinds else ()),
+            *(UPPER_AIR_VARIABLES if "levels" in kinds else ()),
+            *(name for name in self.networks if NETWORKS[name].kind == "channels"),
+        )
+
+    def _knows(self, variable: str) -> bool:
+        parsed = parse_variable(variable)
+        if parsed is None or parsed[1] is None or np.isnan(parsed[1]):
+            return variable in self.variables()
+        return "t" in self.variables()  # a level, as t850
+
+    def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
+        rows, problems = [], []
+        for name in self.networks:
+            wanted = [v for v in variables if serves(name, v)]
+            if not wanted:
+                continue
+            dataset = self._dataset(name)
+            if dataset is None:
+                continue
+            days = _days(dataset, windows)
+            if not len(days):
+                index = dataset.manifest.index
+                problems.append(f"{name} has {index.min():%Y-%m-%d} to {index.max():%Y-%m-%d}")
+                continue
+            rows += [self._day(name, dataset, day, wanted) for day in days]
+        if not rows:
+            reasons = "; ".join(problems) or "the catalogue has no table of these networks"
+            raise InputError(
+                f"{self._where}: nothing for {', '.join(variables)} from {windows[0][0]} to "
+                f"{windows[-1][1]}: {reasons}. Choose other times or networks"
+            )
+        return pd.concat(rows, ignore_index=True)
+
+    def _dataset(self, name: str) -> Table | None:
+        """The table of a network with its list of files; None if the catalogue has not got it."""
+        nnja = needed("nnja_ai")
+        if self._catalogue is None:
+            self._catalogue = self._opened(nnja.DataCatalog)
+        catalogue, dataset_name = self._catalogue, NETWORKS[name].dataset
+        if dataset_name not in catalogue.list_datasets():
+            if self._all_needed:
+                raise InputError(
+                    f"{self._where}: no table {dataset_name} ({name}); it has "
+                    f"{', '.join(catalogue.list_datasets())}"
+                )
+            return None
+        dataset = catalogue[dataset_name]
+        try:
+            # By itself, the package would print a line on standard output.
+            dataset.manifest = needed("nnja_ai.io").load_manifest(dataset.parquet_root_path)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self._where}: no files of {dataset_name} ({error}); copy the folder again"
+            ) from error
+        return dataset
+
+    def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - has no types
+        if self.base_path is None:
+            return catalogue(mirror=self.mirror)
+        file = self.base_path / self.catalog_json
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; give the folder that has the catalogue")
+        try:
+            return catalogue(
+                mirror=None, base_path=str(self.base_path), catalog_json=self.catalog_json
+            )
+        except OSError as error:
+            raise InputError(f"{file}: names a file that is not there ({error})") from error
+        except Exception as error:  # of the package, and of json and jsonschema under it
+            raise InputError(
+                f"{file}: no catalogue of NNJA-AI ({type(error).__name__}: {error}); copy it again"
+            ) from error
+
+    def _day(
+        self, network: str, table: Table, day: pd.Timestamp, variables: Sequence[str]
+    ) -> pd.DataFrame:
+        """The observations of a network on one day."""
+        names = columns(network, table, variables)
+        one = table.sel(time=[day], variables=names)
+
+        def load() -> pd.DataFrame:
+            return one.load_dataset(backend="pandas").reset_index(drop=True)
+
+        try:
+            if self.base_path is None:
+                key = "|".join([table.parquet_root_path, f"{day}", *names])
+                values = self._kept_frame(key, load)
+            else:
+                values = load()
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise InputError(
+                f"{self._where}: a file of {table.name} on {day:%Y-%m-%d} cannot be read "
+                f"({error}); copy it again"
+            ) from error
+        return rows(network, table, values, variables)
+
+
+def _days(table: Table, windows: Sequence[Window]) -> pd.DatetimeIndex:
+    """The days of a table that the windows touch."""
+    wanted = {
+        day
+        for start, end in windows
+        for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D", tz="UTC")
+    }
+    return pd.DatetimeIndex(sorted(wanted & set(table.manifest.index)))

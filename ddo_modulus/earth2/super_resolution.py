@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super-resolution as a diagnostic model of Earth2Studio's.
+
+Axes: ``B`` batch, ``S`` samples, ``T`` times, ``L`` lead times, ``C`` variables, ``h w`` coarse
+grid, ``H W`` fine grid. See :mod:`ddo_modulus.super_resolution` for the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.assimilation import Inflation, member_generator
+from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.earth2.packaged import PackagedModel
+from ddo_modulus.errors import InputError
+from ddo_modulus.generation import Sampler
+from ddo_modulus.package import Package
+from ddo_modulus.sampling import SOLVERS
+from ddo_modulus.super_resolution import CoarseGrid, super_resolve
+
+with needs_earth2studio():
+    from earth2studio.models.batch import batch_coords, batch_func
+    from earth2studio.utils import handshake_coords, handshake_dim
+
+if TYPE_CHECKING:
+    from earth2studio.utils.type import CoordSystem
+
+#: Coarse cells of a prior, in points of its grid along each axis, unless told.
+DEFAULT_FACTOR = 4.0
+
+_AXES = ("time", "lead_time", "variable", "lat", "lon")
+
+
+class DDOSuperResolution(PackagedModel):
+    """Ensembles of fine fields that belong to a coarse one.
+
+    A package with a coarse condition (``ddo train experiment=kolmogorov_superres``) does what it
+    was trained for. Any prior of single states does it without training, from means over the cells
+    of a coarse grid (area-weighted, as conservative regridding gives them): by default cells of
+    four by four points over all of the package's domain, else those of ``coarse_factor``, or of
+    ``coarse_lat`` and ``coarse_lon``. Values that were picked at the nearest point are no means;
+    :meth:`coarsen` makes means of fine fields.
+
+    Input is ``(batch, time, lead_time, variable, lat, lon)`` on the coarse grid; any dimensions
+    before ``time`` count as batch. Output is the same on the fine grid, with a dimension ``sample``
+    after ``batch`` if ``number_of_samples`` is more than one. Earth2Studio's ``run.diagnostic``
+    knows no such dimension: call it with one sample, or loop over a prognostic model yourself. For
+    an ensemble in one call without ``sample``, repeat the input along a leading dimension
+    (``ensemble``): every place in the batch has noise of its own.
+
+    A package that sees ``reach`` frames before and after takes them as ``lead_time``, in order and
+    at its interval, and gives the middle one; ``run.diagnostic`` hands over one at a time and
+    cannot drive it.
+
+    Longitudes are from 0 to 360, so those of a region across Greenwich start anew within it.
+    Packages on a box or torus have no latitudes: ``lat`` and ``lon`` are there the coordinates
+    along rows and columns, as in tables of observations.
+
+    Args:
+        package: With a coarse condition, or a prior of single states.
+        coarse_factor: Points of the package's grid to a coarse cell along each axis; for a prior.
+        coarse_lat: Centres of the coarse cells, evenly spaced; with `coarse_lon`, for a prior. The
+            cells reach half a step from there and must lie in the package's domain.
+        coarse_lon: Of any branch.
+        resolution: Rows and columns of the output, on the package's domain; its own grid if None.
+            A package whose statistics are by point draws on its own grid only.
+        number_of_samples: Draws for each coarse field.
+        seed: A draw depends on this, its valid time and its place in the batch and among the
+            samples. If None, each call draws a seed from torch's global generator.
+        steps: Noise levels; the package's own if None, and so below.
+        solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        coarse_error: Standard deviation of a coarse value's error, in standard deviations of its
+            variable; for a prior, and so the next three.
+        inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
+            most probable one given the coarse field.
+        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
+        iterations: See there.
+        batch: States computed together; bounds the memory.
+
+    Raises:
+        InputError: If the package is of another kind, or an option is out of range or not for it.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        coarse_factor: float | None = None,
+        coarse_lat: Sequence[float] | np.ndarray | None = None,
+        coarse_lon: Sequence[float] | np.ndarray | None = None,
+        resolution: Sequence[int] | None = None,
+        number_of_samples: int = 1,
+        seed: int | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        coarse_error: float = 0.01,
+        inflation: Inflation = "adaptive",
+        covariance: str | None = None,
+        iterations: int | None = None,
+        batch: int = 64,
+    ) -> None:
+        super().__init__(
+            package,
+            coarse_factor=coarse_factor,
+            coarse_lat=None if coarse_lat is None else np.asarray(coarse_lat).tolist(),
+            coarse_lon=None if coarse_lon is None else np.asarray(coarse_lon).tolist(),
+            resolution=None if resolution is None else list(resolution),
+            number_of_samples=number_of_samples,
+            seed=seed,
+            steps=steps,
+            solver=solver,
+            coarse_error=coarse_error,
+            inflation=inflation,
+            covariance=covariance,
+            iterations=iterations,
+            batch=batch,
+        )
+        least = {"number_of_samples": 1, "seed": 0, "steps": 1, "iterations": 1, "batch": 1}
+        for name, low in least.items():
+            value = self.options[name]
+            if value is not None and (not isinstance(value, int) or value < low):
+                raise InputError(f"{name}={value!r} must be a whole number from {low} up")
+        if solver is not None and solver not in SOLVERS:
+            raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+        self.number_of_samples, self.seed = number_of_samples, seed
+        self._sampler = Sampler(steps=steps, solver=solver, batch=batch)
+        task = package.task
+        self._window = task.span if task.coarse is not None else 1
+        if task.coarse is None and task.frames > 1:
+            raise InputError(
+                f"the package's states are windows of {task.frames} frames; take a package of "
+                "single states, or one with a coarse condition"
+            )
+        if self._window > 1 and package.interval is None:
+            raise InputError("the package does not say how far apart its frames are in time")
+        axes = (coarse_lat, coarse_lon)
+        self._cells = self._coarse_grid(coarse_factor, axes)
+        self._fine = package.grid
+        if resolution is not None and tuple(resolution) != package.grid.shape:
+            if package.normalization.mean.shape[-1] > 1:
+                raise InputError(
+                    "the package's climatology is by point: it draws on its own grid only; leave "
+                    "resolution out"
+                )
+            if len(resolution) != 2 or min(resolution) < 2:
+                raise InputError(f"resolution={resolution} must be numbers of rows and columns")
+            self._fine = package.grid.at(resolution)
+        self._prior_options = {
+            "error": coarse_error,
+            "inflation": inflation,
+            "covariance": covariance,
+            "iterations": iterations,
+        }
+
+    def _coarse_grid(
+        self, factor: float | None, axes: tuple[Sequence[float] | np.ndarray | None, ...]
+    ) -> CoarseGrid:
+        grid, window = self.package.grid, self.package.task.coarse
+        given = [axis is not None for axis in axes]
+        if window is not None:
+            if factor is not None or any(given):
+                raise InputError(
+                    "the package knows its coarse grid: leave coarse_factor, coarse_lat and "
+                    "coarse_lon out"
+                )
+            return CoarseGrid.blocks(grid, window)
+        if any(given) and (factor is not None or not all(given)):
+            raise InputError("give either coarse_factor or both coarse_lat and coarse_lon")
+        if axes[0] is None or axes[1] is None:
+            return CoarseGrid.of(grid, DEFAULT_FACTOR if factor is None else factor)
+        cells = CoarseGrid(np.asarray(axes[0]), np.asarray(axes[1]))
+        cells.weights(grid)  # says which cells are outside
+        return cells
+
+    def input_coords(self) -> CoordSystem:
+        """Input coordinate system: the coarse grid; times are free."""
+        lead_time: np.ndarray = np.empty(0)
+        if self._window > 1:
+            step = np.timedelta64(round((self.package.interval or 0.0) * 1e9), "ns")
+            lead_time = (np.arange(self._window) - self._window // 2) * step
+        return OrderedDict(
+            batch=np.empty(0),
+            time=np.empty(0),
+            lead_time=lead_time,
+            variable=np.array(self.package.channels),
+            lat=self._cells.lat.copy(),
+            lon=self.longitudes(self._cells.lon),
+        )
+
+    @batch_coords()
+    def output_coords(self, input_coords: CoordSystem) -> CoordSystem:
+        """Output coordinate system for an input one.
+
+        Raises:
+            KeyError: If a dimension is missing.
+            ValueError: If one is in another place or has other coordinates.
+        """
+        target = self.input_coords()
+        for index, name in enumerate(_AXES, 1):
+            handshake_dim(input_coords, name, index)
+        handshake_coords(input_coords, target, ["variable", "lat", "lon"])
+        lead_time = input_coords["lead_time"]
+        if self._window > 1:
+            if (
+                len(lead_time) != self._window
+                or (lead_time - lead_time[self._window // 2] != target["lead_time"]).any()
+            ):
+                offsets = ", ".join(str(v.astype("timedelta64[s]")) for v in target["lead_time"])
+                raise InputError(
+                    f"the package takes {self._window} frames at once, lead_time of {offsets} "
+                    "around that of the field"
+                )
+            lead_time = lead_time[self._window // 2 :][:1]
+        output = OrderedDict(batch=input_coords["batch"])
+        if self.number_of_samples > 1:
+            output["sample"] = np.arange(self.number_of_samples)
+        output["time"] = input_coords["time"]
+        output["lead_time"] = lead_time
+        output["variable"] = target["variable"]
+        output["lat"] = self._fine.lat.copy()
+        output["lon"] = self.longitudes(self._fine.lon)
+        return output
+
+    def coarsen(self, x: Float[Tensor, "*B H W"]) -> Float[Tensor, "*B h w"]:
+        """The coarse view of fields on the package's grid, such as this model takes."""
+        if self.package.task.coarse is not None:
+            return self.package.task.coarse.view(x)
+        return self._cells.means(x, self.package.grid)
+
+    @batch_func()
+    def __call__(self, x: Tensor, coords: CoordSystem) -> tuple[Tensor, CoordSystem]:
+        """Draw fine fields.
+
+        Args:
+            x: ``(B, T, L, C, h, w)`` in physical units; leading dimensions as for
+                :meth:`input_coords`.
+            coords: Its coordinates.
+
+        Returns:
+            ``(B, T, L, C, H, W)``, or ``(B, S, T, L, C, H, W)``, float32 on the device of ``x``;
+            and its coordinates.
+
+        Raises:
+            KeyError: As :meth:`output_coords`.
+            ValueError: As :meth:`output_coords`; an InputError, which is one, if a coarse value is
+                missing or not plausible in its units, or there is no time.
+        """
+        output = self.output_coords(coords)
+        if tuple(x.shape) != tuple(len(axis) for axis in coords.values()) or not x.numel():
+            raise InputError(
+                f"the coarse fields have shape {tuple(x.shape)}, their coordinates "
+                f"{tuple(len(axis) for axis in coords.values())}; give fields for each"
+            )
+        # The caller may be in inference mode, whose tensors have no derivatives.
+        with torch.inference_mode(False):
+            return self._draw(x.detach().clone(), coords, output).to(x.device), output
+
+    def _draw(self, x: Tensor, coords: CoordSystem, output: CoordSystem) -> Tensor:
+        valid = coords["time"][:, None] + output["lead_time"]
+        lots = (len(x), *valid.shape)  # B T L
+        times = np.broadcast_to(valid, lots).reshape(-1).astype("datetime64[ns]")
+        # Lead times are the frames of one field to a package that sees several, else fields.
+        frames = x.flatten(0, 1) if self._window > 1 else x.flatten(0, 2)[:, None]
+        seed = self.seed if self.seed is not None else int(torch.randint(2**62, ()))
+        first = np.repeat(np.arange(len(x)), valid.size) * self.number_of_samples
+        states = super_resolve(
+            self.package,
+            times,
+            frames,
+            [
+                [member_generator(seed, time, start + s) for s in range(self.number_of_samples)]
+                for time, start in zip(times, first.tolist(), strict=True)
+            ],
+            cells=None if self.package.task.coarse is not None else self._cells,
+            shape=self._fine.shape,
+            sampler=self._sampler,
+            **self._prior_options,  # type: ignore[arg-type]
+        )
+        states = states.unflatten(0, lots).movedim(3, 1)  # B S T L C H W
+        return states if self.number_of_samples > 1 else states[:, 0]

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real BUFR files through pdbufr."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddo_modulus.errors import InputError
+
+pytest.importorskip("pdbufr")
+pytest.importorskip("earth2studio")
+
+from ddo_modulus.earth2.sources import BufrSource  # noqa: E402
+from ddo_modulus.earth2.sources.bufr import read_synop  # noqa: E402
+
+NOON = np.array(["2018-11-02T12:00"], "datetime64[ns]")
+SOUNDINGS = np.datetime64("2008-12-08T12:00")
+SURFACE = ["t2m", "d2m", "r2m", "q2m", "u10m", "v10m", "ws10m", "sp", "msl"]
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_a_whole_hour_of_the_globe(shared_data):
+    source = BufrSource(shared_data / "pdbufr_perf_synop.bufr")
+    rows = source(NOON, SURFACE)
+    counts = rows["variable"].value_counts()
+    assert counts["t2m"] >= 7000 and counts["ws10m"] >= 7000 and counts["sp"] >= 6000
+    value = rows.groupby("variable")["observation"]
+    # Gross errors are there for quality control to find.
+    assert value.max()["t2m"] == pytest.approx(372.2)
+    assert value.max()["ws10m"] == pytest.approx(349.0)
+    assert value.min()["sp"] < 15e3
+    assert value.median()["t2m"] == pytest.approx(285, abs=2)
+    assert rows["lon"].between(0, 360, inclusive="left").all() and (rows["lon"] > 180).any()
+    assert rows["observation"].notna().all()
+    assert rows["quality"].notna().mean() > 0.9
+    assert rows["station"].nunique() > 7000
+
+
+@pytest.mark.shared_data
+def test_reports_are_pdbufrs_own(synop_file):
+    """What is passed over and remembered for speed changes nothing."""
+    import pdbufr
+
+    columns = "stnid latlon elevation time t2m td2m wind10m mslp pressure".split()
+    plain = pdbufr.read_bufr(str(synop_file), reader="synop", columns=columns)
+    names = {"t2m": "t", "td2m": "td", "wind10m_speed": "speed", "wind10m_dir": "direction"}
+    names |= {"mslp": "msl", "pressure": "p", "stnid": "station", "elevation": "elev"}
+    plain = plain.rename(columns=names).dropna(subset=["t", "td", "speed", "msl", "p"], how="all")
+    ours = read_synop(synop_file)[plain.columns]
+    assert len(plain) == 150
+    pd.testing.assert_frame_equal(ours, plain.reset_index(drop=True), check_dtype=False)
+
+
+@pytest.mark.shared_data
+def test_marks_and_plain_humidity_are_those_of_the_messages(synop_file):
+    """Against ecCodes itself, for two stations."""
+    import eccodes
+
+    seen = {}
+    with synop_file.open("rb") as file:
+        while (message := eccodes.codes_bufr_new_from_file(file)) is not None:
+            eccodes.codes_set(message, "unpack", 1)
+            if eccodes.codes_is_defined(message, "#1#airTemperatureAt2M"):
+                mark = eccodes.codes_get(message, "#1#airTemperatureAt2M->percentConfidence")
+                humidity = eccodes.codes_get(message, "#1#relativeHumidity")
+                seen[eccodes.codes_get(message, "ident")] = (mark, humidity)
+            eccodes.codes_release(message)
+    reports = read_synop(synop_file).set_index("station")
+    assert len({mark for mark, _ in seen.values()}) > 1
+    for station, (mark, humidity) in seen.items():
+        report = reports.loc[[station]].iloc[0]
+        assert report["t_quality"] == mark
+        if humidity != eccodes.CODES_MISSING_LONG:
+            assert report["rh"] == humidity
+    assert sum(h != eccodes.CODES_MISSING_LONG for _, h in seen.values()) > 5
+
+
+@pytest.mark.shared_data
+def test_earth2studio_fetches_it(synop_file):
+    from earth2studio.data.base import DataFrameSource
+    from earth2studio.data.utils import fetch_dataframe
+
+    source = BufrSource(synop_file)
+    assert isinstance(source, DataFrameSource)
+    frame = fetch_dataframe(source, NOON, np.array(["t2m", "u10m"]))
+    assert list(frame.columns) == source.SCHEMA.names
+    assert frame.attrs["request_time"] == NOON
+    types = {name: str(kind) for name, kind in frame.dtypes.items()}
+    assert types["time"] == "datetime64[ns]" and types["observation"] == types["lat"] == "float32"
+    assert types["quality"] == "UInt16"
+    assert set(frame["variable"]) == {"t2m", "u10m"}
+    fields = np.array(["time", "observation"])
+    assert list(fetch_dataframe(source, NOON, np.array(["t2m"]), fields)) == fields.tolist()
+
+
+@pytest.mark.shared_data
+def test_the_table_is_one_that_the_project_assimilates(synop_file):
+    from ddo_modulus.data.table import read_table
+
+    rows = BufrSource(synop_file)(NOON, SURFACE)
+    table = read_table(rows)
+    assert table.dropped["implausible value"] >= 2  # the components of 349 m/s
+    assert len(table.frame) > 0.9 * len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_all_levels_of_all_soundings(shared_data):
+    from ddo_modulus.earth2.sources.bufr import read_soundings
+
+    levels = read_soundings(shared_data / "pdbufr_temp.bufr")
+    assert len(levels) >= 26_000
+    assert levels["pres"].between(100, 107_000).all()
+    assert levels["station"].nunique() > 400
+
+
+@pytest.mark.shared_data
+def test_levels_of_soundings(sounding_file):
+    source = BufrSource(sounding_file)
+    rows = source(SOUNDINGS, ["t", "q", "u", "v", "z", "t500", "z500"])
+    assert rows["pres"].notna().all()
+    t500 = rows[rows["variable"] == "t500"]
+    assert len(t500) > 5 and (t500["pres"] == 50_000).all()
+    assert t500["observation"].between(220, 275).all()
+    at_500 = rows[(rows["variable"] == "t") & (rows["pres"] == 50_000)]
+    assert sorted(at_500["observation"]) == sorted(t500["observation"])
+    z500 = rows[rows["variable"] == "z500"]
+    assert z500["observation"].between(45e3, 60e3).all()  # m2/s2, not m
+    np.testing.assert_allclose(z500["elev"], z500["observation"] / 9.80665, rtol=1e-6)
+    assert rows[rows["variable"] == "q"]["observation"].between(0, 0.03).all()
+    assert (rows["class"] == "radiosonde").all()
+
+
+@pytest.mark.shared_data
+def test_decoding_is_done_once(synop_file, monkeypatch):
+    import pdbufr
+
+    source = BufrSource(synop_file)
+    first = source(NOON, "t2m")
+    monkeypatch.setattr(pdbufr, "read_bufr", lambda *a, **k: pytest.fail("decoded again"))
+    pd.testing.assert_frame_equal(BufrSource(synop_file)(NOON, "t2m"), first)
+
+
+@pytest.mark.shared_data
+def test_without_a_cache_nothing_stays(synop_file, cache):
+    before = set(cache.rglob("*"))
+    BufrSource(synop_file, cache=False)(NOON, "t2m")
+    assert set(cache.rglob("*")) - before <= {cache / "ddo_bufr"}
+
+
+@pytest.mark.shared_data
+def test_damaged_files_are_refused(synop_file, tmp_path):
+    whole = synop_file.read_bytes()
+    cut, dented = tmp_path / "cut.bufr", bytearray(whole)
+    cut.write_bytes(whole[:-40])
+    with pytest.raises(InputError, match=r"cut\.bufr: damaged or cut short.*again"):
+        BufrSource(cut)(NOON, "t2m")
+    dented[3000:3400] = bytes(400)
+    (tmp_path / "dented.bufr").write_bytes(dented)
+    with pytest.raises(InputError, match=r"dented\.bufr: .*(damaged|decoded)"):
+        BufrSource(tmp_path / "dented.bufr")(NOON, "t2m")
+
+
+def test_what_is_no_bufr_file_is_refused(tmp_path):
+    other = tmp_path / "x.bufr"
+    other.write_bytes(b"GRIB and so on")
+    with pytest.raises(InputError, match=r"x\.bufr: no BUFR file .*GRIB"):
+        BufrSource(other)(NOON, "t2m")
+    with pytest.raises(InputError, match="no such file"):
+        BufrSource(tmp_path / "none.bufr")(NOON, "t2m")
+
+
+@pytest.mark.shared_data
+def test_requests_that_cannot_be_met(synop_file):
+    source = BufrSource(synop_file)
+    with pytest.raises(InputError, match="unknown variable tcw2.*known are t2m.*t850"):
+        source(NOON, ["t2m", "tcw2"])
+    with pytest.raises(InputError, match="holds 2018-11-02 12:00:00 to .*nothing from 2018-11-03"):
+        source(np.datetime64("2018-11-03T12:00"), "t2m")
+    with pytest.raises(InputError, match="no observations of t850"):
+        source(NOON, "t850")
+    with pytest.raises(InputError, match="no field pressure; it has time"):
+        source(NOON, "t2m", fields=["pressure"])
+    with pytest.raises(InputError, match="time_tolerance"):
+        BufrSource(synop_file, time_tolerance="soon")(NOON, "t2m")
+
+
+@pytest.mark.shared_data
+def test_a_missing_package_is_named_with_its_extra(synop_file, monkeypatch, tmp_path):
+    import sys
+
+    copy = tmp_path / "copy.bufr"
+    copy.write_bytes(synop_file.read_bytes())
+    monkeypatch.setitem(sys.modules, "pdbufr", None)
+    with pytest.raises(InputError, match=r"pip install 'ddo-modulus\[observations\]'"):
+        BufrSource(copy)(NOON, "t2m")

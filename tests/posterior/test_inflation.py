@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derivatives of priors that automatic differentiation cannot look into, scaled or not."""
+
+import pytest
+import torch
+
+from ddo_modulus.basis import FourierBasis
+from ddo_modulus.denoiser import Engine, GaussianDenoiser, value_and_pullback, vjp
+from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.posterior import Inflated
+
+
+class Curved:
+    """A denoiser that is not linear, nor is its derivative symmetric."""
+
+    def __init__(self):
+        basis = FourierBasis((5, 6))
+        self.noise = GaussianField(basis, Matern(0.2, 1.0))
+        self.linear = GaussianDenoiser(0.3, GaussianField(basis, Matern(0.4, 2.0)), self.noise)
+
+    def __call__(self, x, sigma, condition=None):
+        shift = 0.0 if condition is None else condition[:, :1, None, None]
+        return self.linear(x, sigma) + torch.sin(x * torch.roll(x, 1, -1) + shift) / (
+            1 + sigma.view(-1, 1, 1, 1)
+        )
+
+
+class Opaque(Curved):
+    """The same with a derivative of its own; not to be differentiated."""
+
+    def __call__(self, x, sigma, condition=None):
+        with torch.no_grad():
+            return super().__call__(x.detach(), sigma, condition)
+
+    def vjp(self, x, sigma, v, condition=None):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            clean = Curved.__call__(self, x, sigma, condition)
+            return clean.detach(), torch.autograd.grad(clean, x, v)[0]
+
+
+@pytest.fixture
+def arguments():
+    generator = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, 4, 1, 5, 6, generator=generator, dtype=torch.float64)
+    return x, torch.tensor([0.1, 0.5, 2.0, 9.0]).double(), v, torch.rand(4, 2).double()
+
+
+def differentiated(denoiser, x, sigma, v, condition):
+    x = x.clone().requires_grad_()
+    clean = denoiser(x, sigma, condition)
+    return clean.detach(), torch.autograd.grad(clean, x, v)[0]
+
+
+@pytest.mark.parametrize("inner", [Curved, Opaque])
+@pytest.mark.parametrize("factor", [None, 2.5, [0.4, 3.0]])
+def test_derivatives_equal_automatic_ones(inner, factor, arguments):
+    x, sigma, v, condition = arguments
+    scale = (lambda d: d) if factor is None else (lambda d: Inflated(d, torch.tensor(factor)))
+    expected = differentiated(scale(Curved()), *arguments)
+    denoiser = scale(inner())
+    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
+    for found in ((clean, pullback(v)), vjp(denoiser, x, sigma, v, condition)):
+        torch.testing.assert_close(found, expected)
+        assert not found[0].requires_grad
+
+
+def test_an_engine_is_known_by_its_parts():
+    assert isinstance(Opaque(), Engine)
+    assert not isinstance(Curved(), Engine)
