@@ -104,7 +104,8 @@ def _grid(fields: xr.DataArray) -> LatLonGrid | None:
     if "lat" not in fields.dims or "lon" not in fields.dims:
         return None
     try:
-        return LatLonGrid(fields["lat"].values, fields["lon"].values)
+        # Longitudes from 0 to 360 may step back on the way, as from 359.75 to 0.
+        return LatLonGrid(fields["lat"].values, np.unwrap(fields["lon"].values, period=360.0))
     except InputError:
         return None
 

@@ -9,8 +9,9 @@ background of the next analysis,
 
 Assimilation models, prognostics, sources of observations and IO backends are Earth2Studio's own or
 any that keep its protocols. A model whose ``input_coords`` ask for fields beside the table of
-observations, and whose call has an argument ``background``, is given one: an ``xr.DataArray`` on its
-own grid, with the members of the forecast if there are several. Others see the observations alone.
+observations, and whose call has an argument ``background``, is given one: an ``xr.DataArray`` on
+its own grid, with the members of the forecast if there are several. Others see the observations
+alone.
 
 Beside the analyses is a record (:mod:`ddo_modulus.earth2.record`) of what is done, so that a run
 that was cut short is continued by calling it again, and of the observations' departures from
