@@ -156,9 +156,11 @@ def assimilate(
     notes = operators.notes(chosen.frame)
     for note, count in notes.items():
         _LOG.info("%s: %d reports", note, count)
-    known = view.prior
+    known = [view.prior] * len(times)
     if forecast is not None and error is not None:  # the forecast is the better judge of the two
-        known = GaussianDenoiser(forecast.mean(1), error.at(view.grid.shape), view.noise)
+        known = [_judge(view, one, error.at(view.grid.shape)) for one in forecast]
+    elif not isinstance(inflation, str):
+        known = [view.prior.inflated(inflation)] * len(times)
     analyses, left_out = prepare(
         view,
         windows(table, chosen, times, tolerance, required=missing == "error"),
@@ -320,6 +322,17 @@ def _with_forecast(
     if guess.shape[1] > 1:
         guess = guess[:, [member % guess.shape[1] for member in members]]
     return Background(prior, view.noise, guess.flatten(0, 1), error)
+
+
+def _judge(
+    view: View, forecast: Float[Tensor, "E C H W"], error: GaussianField
+) -> GaussianDenoiser:
+    """What a forecast of one time lets expect: its mean, with errors and the members' spread."""
+    factor = 1.0
+    if len(forecast) > 1:
+        stated = (error.basis.mean_square() * error.variance).sum(1).mean()
+        factor += float(forecast.var(0).mean() / stated)
+    return GaussianDenoiser(forecast.mean(0), error, view.noise, factor)
 
 
 def _forecast(

@@ -166,10 +166,14 @@ class GaussianDenoiser:
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
-        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
-        longer, shorter = sorted((factor, self.inflation), key=len, reverse=True)
-        factor = longer * spread(shorter, len(longer))
-        return GaussianDenoiser(self.mean, self.prior, self.noise, factor)
+        more = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
+        number = max(len(more), len(self.variance))
+        more = spread(more, number)
+        other = copy(self)  # in the same coordinates, which may have been work to find
+        other.inflation = more * spread(self.inflation, number)
+        other.variance = more[:, None].to(self.variance.device) * spread(self.variance, number)
+        other._constants, other._elsewhere = {}, {}
+        return other
 
     def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
         """The same covariance about another mean."""

@@ -22,9 +22,10 @@ from ddo_modulus.field import GaussianField, Matern, Scaled
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, resampled
 from ddo_modulus.package import Package
 
-#: Correlation length of forecast errors, km, and smoothness: the second-order autoregressive
-#: correlation, (1 + r/L) exp(-r/L), of a fitting L.
-LENGTH_KM, SMOOTHNESS = 300.0, 1.5
+#: Correlation length of forecast errors, km, and smoothness: exponential correlations, whose fine
+#: scales are as uncertain as those of the fields themselves. Smoother errors claim that a forecast
+#: knows the fine scales best of all.
+LENGTH_KM, SMOOTHNESS = 200.0, 0.5
 
 _EARTH_KM = 6371.0
 

@@ -195,7 +195,7 @@ def prepare(
     view: View,
     given: Sequence[tuple[pd.DataFrame, int]],
     times: np.ndarray,
-    known: GaussianDenoiser,
+    known: Sequence[GaussianDenoiser],
     control: QualityControl,
     default_error: float | Mapping[str, float] | None,
     operators: ReportOperators,
@@ -206,7 +206,7 @@ def prepare(
         view: The prior on the grid of the analysis.
         given: As :func:`windows` gives them.
         times: ``(T,)`` of the analyses.
-        known: What the reports are checked against, one mean for all or ``(T, C, H, W)``.
+        known: What the reports of each time are checked against.
         control: What is done to them.
         default_error: Of those that have none.
         operators: How they are read from the prior, on the grid of the analysis.
@@ -218,13 +218,12 @@ def prepare(
         InputError: If an observation error is unknown.
     """
     analyses, rejected = [], []
-    for i, (time, (rows, others)) in enumerate(zip(times, given, strict=True)):
-        own = known if known.mean.ndim == 3 else known.centred(known.mean[i])
+    for time, (rows, others), before in zip(times, given, known, strict=True):
         rows = rows.assign(**{ERROR_COLUMN: _errors(rows, default_error)})
 
         if control.gross_error is not None and len(rows):
             checked, ordered = _observed(view, time, rows, operators)
-            departure = departures(own, view.noise, checked)[0]
+            departure = departures(before, view.noise, checked)[0]
             variables = ordered["variable"].to_numpy()
             bad = gross_errors(departure, variables, control.gross_error)
             ordered = ordered.assign(departure=departure.cpu().numpy())

@@ -209,6 +209,17 @@ def test_a_background_is_what_reports_are_checked_against(package):
     assert kept[0]["observation"].tolist() == [frame["observation"].iloc[0]]
 
 
+def test_the_spread_of_forecasts_is_no_gross_error(package):
+    """Members that differ by much more than their stated errors let expect as much."""
+    frame = reports(package, (3, 0, 0))
+    frame["observation"] += 9.0
+    few = {"ensemble": 1, "steps": 2, "background_error": 0.5, "missing": "prior"}
+    wide = first_guess(package, TIMES[:1], members=6, level=9.0)
+    for guess, used in ((wide, 3), (wide.mean("ensemble"), 0)):
+        found = assimilate(package, read_table(frame), TIMES[:1], background=guess, **few)
+        assert int(found["observations"][0]) == used
+
+
 def test_rejected_reports_are_handed_over(package):
     frame = reports(package, (12, 3, 4))
     frame.loc[2, "observation"] += 60.0

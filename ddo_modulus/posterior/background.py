@@ -32,7 +32,7 @@ made from the prior, give the error of its model and start.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -120,6 +120,7 @@ class Background:
             raise InputError("the background holds values that are NaN or infinite; fill them")
         self.denoiser, self.noise, self.covariance = denoiser, noise, covariance
         self.background = noise.basis.synthesize(noise.basis.analyze(background.double().cpu()))
+        self._grids: dict[tuple[int, int], _Terms] = {}  # in double, on the CPU
         self._terms: dict[tuple, _Terms] = {}
         terms = self._at(noise.shape, self.background)
         if terms.rest is not None and not hasattr(denoiser, "linear"):
@@ -185,14 +186,19 @@ class Background:
         return terms, (x + wide * background) / (1 + wide), sigma / (1 + odds).sqrt(), wide
 
     def _at(self, shape: tuple[int, int], like: Tensor) -> _Terms:
-        """The terms on a grid; those of the training grid first, others from it."""
+        """The terms on a grid, in the dtype and on the device of ``like``."""
         key = (shape, like.dtype, str(like.device))
         if key not in self._terms:
             with lasting():
-                self._terms[key] = self._build(shape, like)
+                if shape not in self._grids:
+                    self._grids[shape] = self._build(shape)
+                made = self._grids[shape]
+                rest = None if made.rest is None else made.rest.to(like.device, like.dtype)
+                background = made.background.to(like.device, like.dtype)
+                self._terms[key] = replace(made, background=background, rest=rest)
         return self._terms[key]
 
-    def _build(self, shape: tuple[int, int], like: Tensor) -> _Terms:
+    def _build(self, shape: tuple[int, int]) -> _Terms:
         basis, noise = self.noise.basis, self.noise.at(shape)
         shared = basis.truncate(basis.at(shape).modes)
         background = shared.synthesize(shared.analyze(self.background), shape)
@@ -211,9 +217,9 @@ class Background:
         mean = start + product.fields(step, mean=False)
         exact = bool((rest.abs() <= 1e-9 * precision).all())
         return _Terms(
-            background.to(like.device, like.dtype),
+            background,
             share,
-            None if exact else rest.to(like.device, like.dtype),
+            None if exact else rest,
             product.centred(mean[0] if batch == 1 else mean),
         )
 
