@@ -181,13 +181,13 @@ class GaussianDenoiser:
         other = copy(self)  # in the same coordinates, which may have been work to find
         other.inflation = more * spread(self.inflation, number)
         other.variance = more[:, None].to(self.variance.device) * spread(self.variance, number)
-        other._constants, other._elsewhere = {}, {}
+        other._constants, other._grids = {}, {}
         return other
 
     def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
         """The same covariance about another mean."""
         other = copy(self)
-        other.mean, other._constants, other._elsewhere = mean, {}, {}
+        other.mean, other._constants, other._grids = mean, {}, {}
         return other
 
     @property
