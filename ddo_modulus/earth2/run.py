@@ -473,8 +473,8 @@ class _Forecast:
             x = x.index_select(axis, places)
         lead: CoordSystem = OrderedDict({"time": np.array([self.now])})
         if x.ndim > len(index) + 1:
-            axis = next((d for d in self.order if d in MEMBERS), MEMBERS[0])
-            lead = OrderedDict({axis: np.arange(len(x)), **lead})
+            members = next((d for d in self.order if d in MEMBERS), MEMBERS[0])
+            lead = OrderedDict({members: np.arange(len(x)), **lead})
         return _array(x, OrderedDict({**lead, **grid})).transpose(*self.order)
 
     def take(self, analysis: xr.DataArray, when: np.datetime64) -> None:
