@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from ddo_modulus.grid import LatLonGrid as LatLonGrid
     from ddo_modulus.noise import FieldNoiseScheduler as FieldNoiseScheduler
     from ddo_modulus.observations import AreaMeanOperator as AreaMeanOperator
+    from ddo_modulus.observations import LevelOperator as LevelOperator
+    from ddo_modulus.observations import LinearRadiance as LinearRadiance
     from ddo_modulus.observations import ObservationOperator as ObservationOperator
     from ddo_modulus.observations import Observations as Observations
     from ddo_modulus.observations import PointOperator as PointOperator
+    from ddo_modulus.observations import ProfileRadiance as ProfileRadiance
+    from ddo_modulus.observations import ReportOperators as ReportOperators
+    from ddo_modulus.observations import wind_direction as wind_direction
     from ddo_modulus.observations import wind_speed as wind_speed
     from ddo_modulus.package import Package as Package
     from ddo_modulus.posterior import Background as Background
@@ -58,9 +63,14 @@ _MODULE_OF = {
     "LatLonGrid": "grid",
     "FieldNoiseScheduler": "noise",
     "AreaMeanOperator": "observations",
+    "LevelOperator": "observations",
+    "LinearRadiance": "observations",
     "ObservationOperator": "observations",
     "Observations": "observations",
     "PointOperator": "observations",
+    "ProfileRadiance": "observations",
+    "ReportOperators": "observations",
+    "wind_direction": "observations",
     "wind_speed": "observations",
     "Package": "package",
     "Background": "posterior",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from ddo_modulus import __version__
 from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable, Tolerance
 from ddo_modulus.data.variables import long_name, reported_range
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
+from ddo_modulus.denoiser import Denoiser, Engine, GaussianDenoiser, Recorder
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.first_guess import LENGTH_KM, background_error_field, background_states
@@ -45,7 +45,7 @@ from ddo_modulus.preparation import (
 from ddo_modulus.preparation import report_operators as report_operators
 from ddo_modulus.preparation import usable as usable
 from ddo_modulus.quality import GROSS_ERROR, QualityControl
-from ddo_modulus.sampling import sample
+from ddo_modulus.sampling import StepCounter, sample
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def assimilate(
     covariance: str | None = None,
     iterations: int | None = None,
     batch: int = 256,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """Condition a package's prior on observations, at each of a list of times by itself.
@@ -123,6 +124,8 @@ def assimilate(
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
         batch: States computed together; bounds the memory.
+        engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
+            itself if None.
         progress: Called with the number of steps of states done and their total.
 
     Returns:
@@ -193,16 +196,8 @@ def assimilate(
         "covariance": own.covariance if covariance is None else covariance,
         "iterations": own.iterations if iterations is None else iterations,
     }
-    done, total = 0, len(times) * ensemble * options["steps"]
-
-    def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
-        nonlocal done
-        for level in levels:
-            yield level
-            done += states
-            if progress is not None:
-                progress(done, total)
-
+    denoiser = package.operator if engine is None else engine
+    counted = StepCounter(len(times) * ensemble * options["steps"], progress)
     fields: list[Tensor] = []
     diagnostics: list[dict[str, float]] = []
     at, axes = 0, view.grid if grid is None else grid
@@ -219,10 +214,7 @@ def assimilate(
             factor = Innovations.of(package.operator, view.noise, observations).inflation()
         elif inflation not in ("none", "adaptive"):
             factor = factor * float(inflation)
-        prior: Denoiser = package.operator
-        if inflation != "none":
-            prior = Inflated(package.operator, factor)
-
+        prior: Denoiser = denoiser if inflation == "none" else Inflated(denoiser, factor)
         clock = np.array([analysis.time for analysis in chunk])
         fits, parts = None, []
         for first in range(0, ensemble, batch):  # in one go, unless there is but one analysis
@@ -238,6 +230,8 @@ def assimilate(
                     covariance=options["covariance"],
                     iterations=options["iterations"],
                 )
+            if isinstance(engine, Recorder):
+                posterior = engine.captured(posterior)
             generators = [member_generator(seed, t, member) for t in clock for member in members]
             condition = package.conditions(clock.repeat(len(members)))
             device = package.operator.device

@@ -188,10 +188,11 @@ class Basis(ABC):
 
     def shared(self, other: Basis) -> tuple[Tensor, Tensor]:
         """Coefficients, here and in another basis of the family, of the functions in both."""
-        base = 1 + max(int(self.indices.max()), int(other.indices.max()))
-        mine, theirs = (b.indices[:, 0] * base + b.indices[:, 1] for b in (self, other))
-        _, here, there = np.intersect1d(mine.numpy(), theirs.numpy(), return_indices=True)
-        return torch.from_numpy(here), torch.from_numpy(there)
+        with lasting():
+            base = 1 + max(int(self.indices.max()), int(other.indices.max()))
+            mine, theirs = (b.indices[:, 0] * base + b.indices[:, 1] for b in (self, other))
+            _, here, there = np.intersect1d(mine.numpy(), theirs.numpy(), return_indices=True)
+            return torch.from_numpy(here), torch.from_numpy(there)
 
     # ---- spectra ------------------------------------------------------------------------------
 

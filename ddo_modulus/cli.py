@@ -22,8 +22,10 @@ COMMANDS = {
     "resume": "go on with a run of `train`",
     "generate": "draw fields from a prior: states, trajectories, or finer ones of coarse",
     "assimilate": "draw ensembles of states given observations",
+    "export": "write a prior as ONNX graphs for inference engines",
     "verify": "score analyses or generated fields against the truth",
     "animate": "make a film of a data set or of samples",
+    "benchmark": "time posterior ensembles on this machine, engine by engine",
 }
 
 # 75 is EX_TEMPFAIL of sysexits.h: try again.

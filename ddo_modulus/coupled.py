@@ -13,16 +13,18 @@ together, so that every noise level has a closed form.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_basis, draw_rotated
+from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_law, draw_rotated
 from ddo_modulus.rotation import ChannelRotation
 
-# Least variance in time along any direction of a mode, over its mean.
+# Least variance along any direction of a mode, over its mean.
 _FLOOR = 1e-6
 
 
@@ -50,7 +52,7 @@ class CoupledField:
         reference: GaussianField,
         fields: Iterable[Float[Tensor, "B C H W"]],
         *,
-        floor: float = 1e-6,
+        floor: float = _FLOOR,
     ) -> CoupledField:
         """Mean products of the coefficients of centred fields, as :meth:`MeasuredSpectrum.fit`.
 
@@ -62,7 +64,7 @@ class CoupledField:
         """
         basis, count = reference.basis, 0
         label = basis.symmetry()
-        size = (int(label.max()) + 1, reference.channels, reference.channels)
+        size = (int(label.max()) + 1, reference.channels, reference.channels)  # G C C
         total = torch.zeros(size, dtype=torch.float64)
         for piece in fields:
             z = reference.whiten(piece.double()).cpu()
@@ -81,11 +83,19 @@ class CoupledField:
         Raises:
             InputError: If ``reference`` is not the field that this one was built on.
         """
-        check_same_basis(self.reference, reference)
-        if not torch.allclose(self.reference.variance, reference.variance):
-            raise InputError("a CoupledField is diagonal only with respect to its own reference")
-        values, vectors = torch.linalg.eigh(self.covariance)
+        check_same_law(self.reference, reference)
+        values, vectors = self._axes
         return values.clamp_min(1e-12 * float(values.max())).mT.flatten(), ChannelRotation(vectors)
+
+    @cached_property
+    def _axes(self) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C C"]]:
+        """Eigenvalues and eigenvectors of the covariances; equal ones are solved once."""
+        label, first = _groups(self.reference.basis)
+        shared = self.covariance[first]
+        if not torch.equal(shared[label], self.covariance):
+            return torch.linalg.eigh(self.covariance)
+        values, vectors = torch.linalg.eigh(shared)
+        return values[label], vectors[label]
 
     def at(self, shape: Sequence[int]) -> CoupledField:
         """The same field on another grid.
@@ -152,16 +162,28 @@ class CoupledField:
         """
         if self._window(frames) < 2:
             raise InputError("a single frame tells nothing of others")
-        lags = _recursion(_autocovariance(self.covariance, frames), length)
+        label, first = _groups(self.reference.basis)
+        chosen = self.covariance[first]
+        if not torch.equal(chosen[label], self.covariance):
+            label, chosen = torch.arange(len(label)), self.covariance
+        lags = _recursion(_autocovariance(chosen, frames), length)
         window, channels = self.reference, length * lags.shape[-1]
         reference = GaussianField(window.basis, window.spectrum, channels, scale=window.scale)
-        return CoupledField(reference, _toeplitz(lags))
+        return CoupledField(reference, _toeplitz(lags)[label])
 
     def _window(self, frames: int) -> int:
         channels = self.reference.channels
         if frames < 1 or channels % frames:
             raise InputError(f"{channels} channels are no window of {frames} frames")
         return frames
+
+
+def _groups(basis: Basis) -> tuple[Int[Tensor, " K"], Int[Tensor, " G"]]:
+    """Group of each function under the domain's symmetries, and the first function of each."""
+    label = basis.symmetry()
+    order = label.argsort(stable=True)
+    sizes = torch.bincount(label)
+    return label, order[sizes.cumsum(0) - sizes]
 
 
 def _autocovariance(covariance: Float[Tensor, "K N N"], frames: int) -> Float[Tensor, "K P C C"]:
@@ -203,10 +225,7 @@ def _recursion(lags: Float[Tensor, "K P C C"], length: int) -> Float[Tensor, "K 
     order = known - 1
     size = order * variables
     # Yule-Walker: [A_1 ... A_p] Gamma = [R_1 ... R_p], block (i, j) of Gamma is R_{j-i}.
-    signed = torch.cat([lags[:, 1:order].flip(1).mT, lags[:, :order]], 1)
-    step = torch.arange(order)
-    gamma = signed[:, order - 1 + step[None] - step[:, None]]  # K order order C C
-    gamma = gamma.permute(0, 1, 3, 2, 4).reshape(modes, size, size)
+    gamma = _toeplitz(lags[:, :order].mT)
     right = lags[:, 1:].permute(0, 2, 1, 3).reshape(modes, variables, size)
     weights = torch.linalg.solve(gamma.mT, right.mT).mT
     weights = weights.reshape(modes, variables, order, variables).movedim(2, 1)  # K order C C

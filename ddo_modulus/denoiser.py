@@ -25,7 +25,7 @@ from ddo_modulus.basis import Basis, build_basis
 from ddo_modulus.coupled import CoupledField
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpectrum, Spectrum
-from ddo_modulus.linalg import lasting, spread
+from ddo_modulus.linalg import lasting, recorded, spread
 from ddo_modulus.nn.operator import NeuralOperator
 from ddo_modulus.product import ProductField
 from ddo_modulus.rotation import Rotation, SubsetRotation
@@ -93,6 +93,15 @@ class Engine(Denoiser, Protocol):
 
 
 @runtime_checkable
+class Recorder(Engine, Protocol):
+    """An engine that can make one thing of all that is built on it, such as a CUDA graph."""
+
+    def captured(self, denoiser: Denoiser) -> Denoiser:
+        """The same denoiser, one that calls this engine, quicker where it can be."""
+        ...
+
+
+@runtime_checkable
 class Scheduled(Protocol):
     """A denoiser that can prepare for the noise levels that it will be asked at."""
 
@@ -142,7 +151,7 @@ class GaussianDenoiser:
         variance, self.rotation = prior.relative_to(noise)
         self.variance = self.inflation[:, None].to(variance.device) * variance  # (T, N)
         self._constants: dict[tuple, tuple[Tensor, Tensor, Rotation | None]] = {}
-        self._elsewhere: dict[tuple[int, ...], GaussianDenoiser] = {}
+        self._grids: dict[tuple[int, int], GaussianDenoiser] = {}
 
     @property
     def linear(self) -> Self:
@@ -154,15 +163,15 @@ class GaussianDenoiser:
         key = (shape[0], shape[1])
         if key == self.noise.shape:
             return self
-        if key not in self._elsewhere:  # kept, with what it has on a device
+        if key not in self._grids:
             with lasting():
                 basis = self.noise.basis
-                shared = basis.truncate(basis.at(shape).modes)
-                mean = shared.synthesize(shared.analyze(self.mean), shape)
-                self._elsewhere[key] = GaussianDenoiser(
-                    mean, self.prior.at(shape), self.noise.at(shape), self.inflation
+                shared = basis.truncate(basis.at(key).modes)
+                mean = shared.synthesize(shared.analyze(self.mean), key)
+                self._grids[key] = GaussianDenoiser(
+                    mean, self.prior.at(key), self.noise.at(key), self.inflation
                 )
-        return self._elsewhere[key]
+        return self._grids[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
@@ -172,13 +181,13 @@ class GaussianDenoiser:
         other = copy(self)  # in the same coordinates, which may have been work to find
         other.inflation = more * spread(self.inflation, number)
         other.variance = more[:, None].to(self.variance.device) * spread(self.variance, number)
-        other._constants, other._elsewhere = {}, {}
+        other._constants, other._grids = {}, {}
         return other
 
     def centred(self, mean: Float[Tensor, "*T C H W"]) -> GaussianDenoiser:
         """The same covariance about another mean."""
         other = copy(self)
-        other.mean, other._constants, other._elsewhere = mean, {}, {}
+        other.mean, other._constants, other._grids = mean, {}, {}
         return other
 
     @property
@@ -219,7 +228,7 @@ class GaussianDenoiser:
 
     def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
-        s = spread(self._on(sigma)[1], len(sigma))
+        s = spread(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
@@ -341,14 +350,17 @@ class DiffusionOperator(Module):
         weights = torch.zeros(channels, condition_channels, self.basis.size)
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
-        self._linear: dict[tuple[int, int], GaussianDenoiser] = {}
+        self._linear: GaussianDenoiser | None = None
         self._bands: dict[tuple[int, int], _Band] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._linear.clear())
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     @property
     def linear(self) -> GaussianDenoiser:
         """The linear part: the whole operator where the network's output is zero."""
-        return self.linear_at(self.basis.shape)
+        if self._linear is None:
+            with lasting():
+                self._linear = self._stored_prior()
+        return self._linear
 
     def set_prior(self, prior: Prior) -> None:
         """Take a Gaussian prior as the linear part.
@@ -367,7 +379,7 @@ class DiffusionOperator(Module):
         if self.coupling is not None and isinstance(prior, CoupledField):
             self.coupling.copy_(prior.covariance[:, *_lower(self.channels)])
             self.prior_variance.copy_(prior.covariance.diagonal(dim1=1, dim2=2).mT.flatten())
-            self._linear.clear()
+            self._forget()
             return
         mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
         if mixed != len(self.eof_index):
@@ -380,7 +392,7 @@ class DiffusionOperator(Module):
             block = (vectors * variance[index]) @ vectors.mT
             self.eof_index.copy_(index)
             self.eof_covariance.copy_(block[_lower(len(index))])
-        self._linear.clear()
+        self._forget()
 
     def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
         """Take the linear map from a condition to the mean of the states, mode by mode.
@@ -403,7 +415,7 @@ class DiffusionOperator(Module):
         if self.regression is None:
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
-        band = self._band(self.linear_at(shape).noise.basis)
+        band = self._band(self.linear.at(shape).noise.basis)
         (given,) = self._condition(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
@@ -413,13 +425,8 @@ class DiffusionOperator(Module):
         c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
         return band.basis.synthesize(c, shape)
 
-    def linear_at(self, shape: tuple[int, int]) -> GaussianDenoiser:
-        """The linear part on a grid."""
-        if shape not in self._linear:
-            with lasting():
-                own = shape == self.basis.shape
-                self._linear[shape] = self._stored_prior() if own else self.linear.at(shape)
-        return self._linear[shape]
+    def _forget(self) -> None:
+        self._linear = None
 
     def _stored_prior(self) -> GaussianDenoiser:
         variance = self.prior_variance.detach().double().cpu()
@@ -447,7 +454,7 @@ class DiffusionOperator(Module):
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean states given noisy ones."""
         shape = (x.shape[-2], x.shape[-1])
-        linear = self.linear_at(shape)
+        linear = self.linear.at(shape)
         with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
             mean = self.conditional_mean(condition, x)
             a = linear.modes(x - mean)
@@ -474,14 +481,14 @@ class DiffusionOperator(Module):
             condition: As in :meth:`forward`.
             linear: Linear part to use instead of the operator's own.
         """
-        linear = self.linear_at(shape) if linear is None else linear
+        linear = self.linear.at(shape) if linear is None else linear
         band = self._band(linear.noise.basis)
         given = self._condition(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and compilers want one path for all, and
-        # to look would have the host wait for a GPU.
-        wanted = self.training or torch.compiler.is_compiling() or a.device.type != "cpu"
-        if not (wanted or fade is None or fade.any()):
+        # Spared where it would count for nothing; training and tracers want one path for all, and
+        # to look at a level would have the host wait for a GPU.
+        everywhere = self.training or recorded() or a.device.type != "cpu"
+        if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
             gain = linear.gain(sigma)
@@ -538,7 +545,7 @@ class DiffusionOperator(Module):
         condition = condition.to(like)
         if condition.shape[-2:] != band.basis.shape and condition[0, 0].numel() > 1:
             condition = band.basis.synthesize(band.basis.analyze(condition))
-        return [condition.expand(len(like), -1, *band.basis.shape)]
+        return [condition.expand(like.shape[0], -1, *band.basis.shape)]
 
 
 def _lower(size: int) -> tuple[Tensor, Tensor]:

@@ -343,9 +343,7 @@ class EOFField:
         Raises:
             InputError: If ``reference`` is not the field that this one was built on.
         """
-        check_same_basis(self.reference, reference)
-        if not torch.allclose(self.reference.variance, reference.variance):
-            raise InputError("an EOFField is diagonal only with respect to its own reference")
+        check_same_law(self.reference, reference)
         return self.variance, SubsetRotation(self.index, self.vectors)
 
     def at(self, shape: Sequence[int]) -> EOFField:
@@ -401,6 +399,17 @@ def draw_rotated(
     z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
     z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
     return reference.color(z.unflatten(1, (reference.channels, -1)))
+
+
+def check_same_law(own: GaussianField, other: GaussianField) -> None:
+    """Raise unless a field that is diagonal relative to ``own`` is so relative to ``other``.
+
+    Raises:
+        InputError: If it is not.
+    """
+    check_same_basis(own, other)
+    if not torch.allclose(own.variance, other.variance):
+        raise InputError("the field is diagonal only with respect to its own reference")
 
 
 def WhiteField(basis: Basis, channels: int = 1) -> GaussianField:  # noqa: N802

@@ -7,7 +7,7 @@ variables, ``H W`` grid, ``h w`` coarse grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.package import Package
-from ddo_modulus.sampling import Churn, sample
+from ddo_modulus.sampling import Churn, StepCounter, sample
 from ddo_modulus.trajectory import TrajectoryDenoiser
 
 
@@ -120,25 +120,21 @@ def generate(
         raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
-    conditions = conditions_of(package, times, coarse)
     denoiser: Denoiser = package.operator
     noise, starts, length = package.operator.noise, times, 1
     if task.frames > 1 and task.coarse is None:
-        denoiser = trajectories(package, len(times))
+        denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times))
         noise, starts, length = denoiser.noise, times[:1], len(times)
+        _check_steps(times, package.interval)
+        middle = times[denoiser.members[:, task.frames // 2].numpy()]
+        conditions = package.conditions(middle)
+        conditions = None if conditions is None else conditions[None]  # of each window
+    else:
+        conditions = conditions_of(package, times, coarse)
     steps = own.steps if sampler.steps is None else sampler.steps
     solver = own.solver if sampler.solver is None else sampler.solver
     scheduler = sampler.scheduler(package, noise)
-    done, total = 0, steps * ensemble * len(starts)
-
-    def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
-        nonlocal done
-        for level in levels:
-            yield level
-            done += states
-            if progress is not None:
-                progress(done, total)
-
+    counted = StepCounter(steps * ensemble * len(starts), progress)
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
     drawn = draw(
         package,
@@ -158,8 +154,8 @@ def generate(
         progress=counted,
     )
     fields = drawn.unflatten(1, (-1, len(package.channels)))  # E*T P C H W
-    middle = fields if length > 1 else fields[:, task.frames // 2][:, None]
-    states = middle.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
+    shown = fields if length > 1 else fields[:, task.frames // 2][:, None]
+    states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
     statistics = package.normalization.to("cpu")
     physical = statistics.denormalize(states.flatten(0, 1), hours).unflatten(0, (ensemble, -1))
@@ -199,8 +195,8 @@ def draw(
     conditions: Tensor | None,
     rows: Sequence[int],
     batch: int,
+    progress: StepCounter,
     churn: Churn | None = None,
-    progress: Callable[[int, Iterable[int]], Iterable[int]] | None = None,
 ) -> Float[Tensor, "B PC H W"]:
     """Draw from a denoiser where a package's operator is, some states at a time.
 
@@ -215,8 +211,8 @@ def draw(
         conditions: ``(T, ...)`` for the denoiser, if it takes any.
         rows: Which of them each state has.
         batch: States drawn together.
+        progress: Counts the steps.
         churn: Noise to renew on the way.
-        progress: Wraps the steps of each lot; told its number of states.
 
     Returns:
         Normalised states, on the CPU.
@@ -225,31 +221,31 @@ def draw(
     for first in range(0, len(generators), batch):
         some = slice(first, first + batch)
         index = torch.tensor(rows[some])
-        parts.append(
-            sample(
-                denoiser,
-                scheduler,
-                len(index),
-                steps=steps,
-                solver=solver,
-                churn=churn,
-                generator=generators[some],
-                shape=shape,
-                condition=None if conditions is None else conditions[index].to(device),
-                device=device,
-                progress=iter if progress is None else partial(progress, len(index)),
-            ).cpu()
+        drawn = sample(
+            denoiser,
+            scheduler,
+            len(index),
+            steps=steps,
+            solver=solver,
+            churn=churn,
+            generator=generators[some],
+            shape=shape,
+            condition=None if conditions is None else conditions[index].to(device),
+            device=device,
+            progress=partial(progress, len(index)),
         )
+        parts.append(drawn.cpu())
     return torch.cat(parts)
 
 
-def trajectories(package: Package, length: int) -> TrajectoryDenoiser:
-    """Denoiser of trajectories from a package of windows in time.
-
-    Raises:
-        InputError: If it is none, or ``length`` is shorter than a window.
-    """
-    return TrajectoryDenoiser(package.operator, package.task.frames, length)
+def _check_steps(times: np.ndarray, interval: float | None) -> None:
+    """Raise unless times are those of a trajectory's frames."""
+    steps = np.diff(times) / np.timedelta64(1, "s")
+    if interval is not None and not np.allclose(steps, interval, rtol=1e-3):
+        raise InputError(
+            f"the times of a trajectory follow each other every {interval:g} s, the package's "
+            f"interval; got steps from {steps.min():g} to {steps.max():g} s"
+        )
 
 
 def conditions_of(

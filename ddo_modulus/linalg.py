@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ddo_modulus.errors import InputError
@@ -101,7 +102,7 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
     return torch.where(info[..., None, None] == 0, inverse, math.nan).to(matrix.dtype)
 
 
-def alike(level: Float[Tensor, " B"]) -> bool:
+def one_level(level: Float[Tensor, " B"]) -> bool:
     """Whether all noise levels of a batch are one.
 
     An expanded number is, by its layout, which is known without a look at the values: a look makes
@@ -116,13 +117,26 @@ def spread(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
     Raises:
         InputError: If the batch is not a multiple of the analyses.
     """
+    if len(t) == 1:  # asked first, so that a tracer learns nothing of a batch of unknown size
+        return t.expand(batch, *t.shape[1:])
     if len(t) == batch:
         return t
-    if len(t) == 1:
-        return t.expand(batch, *t.shape[1:])
     if batch % len(t):
         raise InputError(f"{batch} states cannot be shared out to {len(t)} analyses")
     return t.repeat_interleave(batch // len(t), 0)
+
+
+def recorded() -> bool:
+    """Whether operations are recorded, to be done again with other values.
+
+    Compilers, tracers and captured graphs keep one path; what is decided by a value is then decided
+    for ever.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or get_proxy_mode() is not None
+        or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ that is drawn knows the field. Any denoiser goes in, conditioned on observations
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Euler:
 
     def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """One denoiser call."""
-        return torch.lerp(self.denoise(x, sigma), x, sigma_next / sigma)
+        return torch.lerp(self.denoise(x, sigma), x, float(sigma_next / sigma))
 
 
 class Heun:
@@ -143,6 +143,26 @@ class Churn:
         """Noise level to start a step from."""
         share = min(self.amount / steps, math.sqrt(2) - 1)
         return sigma * (1 + share) if self.low <= float(sigma) <= self.high else sigma
+
+
+class StepCounter:
+    """Tells progress over several calls of :func:`sample`, in steps of single states.
+
+    Args:
+        total: Steps of states in all.
+        tell: Called with the number done and the total.
+    """
+
+    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
+        self.done, self.total, self.tell = 0, total, tell
+
+    def __call__(self, states: int, steps: Iterable[int]) -> Iterator[int]:
+        """The steps of a batch of states, counted."""
+        for step in steps:
+            yield step
+            self.done += states
+            if self.tell is not None:
+                self.tell(self.done, self.total)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ Gaussian, they are draws from the exact posterior, optimal interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.package import Package
 from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
+from ddo_modulus.sampling import StepCounter
 from ddo_modulus.task import CoarseWindow
 
 Array = np.ndarray
@@ -298,16 +299,7 @@ def super_resolve(
         )
     grid, members = _grid_at(package, shape), len(generators[0])
     steps = own.steps if sampler.steps is None else sampler.steps
-    done, total = 0, steps * members * len(times)
-
-    def counted(states: int, levels: Iterable[int]) -> Iterator[int]:
-        nonlocal done
-        for level in levels:
-            yield level
-            done += states
-            if progress is not None:
-                progress(done, total)
-
+    counted = StepCounter(steps * members * len(times), progress)
     # A posterior is for whole ensembles: as many at once as fit, or one, in parts.
     together = max(1, sampler.batch // members) if cells is not None else len(times)
     parts = []

@@ -8,7 +8,9 @@ channels of a condition, ``H W`` grid, ``h w`` coarse grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
+from ddo_modulus.linalg import lasting
+from ddo_modulus.nn.spectral import odd_band
 
 _KINDS = ("none", "hour_of_day", "coarse")
 
@@ -58,8 +62,7 @@ class CoarseWindow:
 
     def view(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         """Means over the cells of the coarse grid."""
-        shares = self._shares(x, (x.shape[-2], x.shape[-1]))
-        rows, columns = (share / share.sum(1, keepdim=True) for share in shares)
+        rows, columns = (s / s.sum(1, keepdim=True) for s in self._shares(x, x.shape[-2:]))
         return rows @ x @ columns.mT
 
     def spread(self, y: Float[Tensor, "B C h w"], basis: Basis) -> Float[Tensor, "B C H W"]:
@@ -70,19 +73,32 @@ class CoarseWindow:
         """
         rows, columns = self._shares(y, basis.shape)
         cells = rows.mT @ y @ columns
-        band = basis.truncate([n - (n + 1) % 2 for n in (y.shape[-2], y.shape[-1])])
+        band = _band(basis, odd_band((y.shape[-2], y.shape[-1])))
         return band.synthesize(band.analyze(cells), basis.shape)
 
-    def _shares(self, like: Tensor, fine: tuple[int, int]) -> list[Tensor]:
+    def _shares(self, like: Tensor, fine: Sequence[int]) -> list[Tensor]:
         """Share ``(h, H)`` of each fine row that is in each coarse one, and of columns."""
-        shares = []
-        for many, few in zip(fine, self.shape(fine), strict=True):
-            edge = torch.arange(few + 1, dtype=torch.float64) * many / few
-            point = torch.arange(many)
-            low = torch.maximum(edge[:-1, None], point)
-            high = torch.minimum(edge[1:, None], point + 1)
-            shares.append((high - low).clamp_min(0).to(like))
-        return shares
+        sizes = (fine[0], fine[1])
+        return [
+            _shares(many, few, like.dtype, str(like.device))
+            for many, few in zip(sizes, self.shape(sizes), strict=True)
+        ]
+
+
+# Both are asked for with every batch, and cost far more to make than to apply.
+@lru_cache(maxsize=16)
+def _band(basis: Basis, modes: tuple[int, int]) -> Basis:
+    return basis.truncate(modes)
+
+
+@lru_cache(maxsize=16)
+def _shares(many: int, few: int, dtype: torch.dtype, device: str) -> Float[Tensor, "h H"]:
+    with lasting():
+        edge = torch.arange(few + 1, dtype=torch.float64) * many / few
+        point = torch.arange(many)
+        low = torch.maximum(edge[:-1, None], point)
+        high = torch.minimum(edge[1:, None], point + 1)
+        return (high - low).clamp_min(0).to(device, dtype)
 
 
 @dataclass(frozen=True)

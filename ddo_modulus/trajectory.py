@@ -68,7 +68,6 @@ class TrajectoryDenoiser:
         long = prior.extended(frames, length)
         self.noise: GaussianField = long.reference
         self.linear = GaussianDenoiser(0.0, long, self.noise)
-        self._linear = {window.basis.shape: self.linear}
 
     def __call__(
         self,
@@ -76,21 +75,25 @@ class TrajectoryDenoiser:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B LC H W"]:
-        """Expected clean trajectory."""
+        """Expected clean trajectory.
+
+        Args:
+            x: Noisy trajectories.
+            sigma: Noise levels.
+            condition: ``(B, S, ...)``, that of each window.
+        """
         shape = (x.shape[-2], x.shape[-1])
-        if shape not in self._linear:
-            self._linear[shape] = self.linear.at(shape)
-        short = self.window.linear_at(shape)
+        short = self.window.linear.at(shape)
         windows = self._windows(x)
-        levels = sigma.repeat_interleave(self.length - self.frames + 1)
+        levels = sigma.repeat_interleave(len(self.members))
         if condition is not None:
-            condition = condition.repeat_interleave(self.length - self.frames + 1, 0)
+            condition = condition.flatten(0, 1)
         pieces = []
         for part in torch.arange(len(windows), device=x.device).split(_TOGETHER):
             given = None if condition is None else condition[part]
             pieces.append(self._denoise(windows[part], levels[part], given, short))
         found = self._gather(torch.cat(pieces), len(x))
-        return self._linear[shape](x, sigma) + found if self.joint else found
+        return self.linear.at(shape)(x, sigma) + found if self.joint else found
 
     def _denoise(
         self, x: Tensor, sigma: Tensor, condition: Tensor | None, linear: GaussianDenoiser
@@ -102,21 +105,26 @@ class TrajectoryDenoiser:
             return clean - linear(x, sigma) if self.joint else clean
 
         if torch.is_grad_enabled() and x.requires_grad:  # only one part's activations at a time
-            return checkpoint(run, x, use_reentrant=False)
+            return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
         return run(x)
 
     def _windows(self, x: Float[Tensor, "B LC H W"]) -> Float[Tensor, "BS PC H W"]:
         """Windows of each trajectory, next to each other in the batch."""
         frames = x.unflatten(1, (self.length, -1))
-        return frames[:, self._members()].flatten(2, 3).flatten(0, 1)
+        return frames[:, self._members(x.device)].flatten(2, 3).flatten(0, 1)
 
-    def _members(self) -> Int[Tensor, "S P"]:
-        start = torch.arange(self.length - self.frames + 1)
-        return start[:, None] + torch.arange(self.frames)
+    @property
+    def members(self) -> Int[Tensor, "S P"]:
+        """Numbers of the frames of each window."""
+        return self._members(torch.device("cpu"))
+
+    def _members(self, device: torch.device) -> Int[Tensor, "S P"]:
+        start = torch.arange(self.length - self.frames + 1, device=device)
+        return start[:, None] + torch.arange(self.frames, device=device)
 
     def _gather(self, windows: Float[Tensor, "BS PC H W"], batch: int) -> Tensor:
         """Each frame from the window that it is nearest to the middle of."""
         parts = windows.unflatten(0, (batch, -1)).unflatten(2, (self.frames, -1))
-        frame = torch.arange(self.length)
+        frame = torch.arange(self.length, device=windows.device)
         window = (frame - self.frames // 2).clamp(0, self.length - self.frames)
         return parts[:, window, frame - window].flatten(1, 2)

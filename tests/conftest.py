@@ -148,3 +148,34 @@ def untrained(prior):
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny(torus):
+    """Keys of ``ddo train`` for a run of three steps, in well under a second."""
+    return {
+        "experiment": "kolmogorov64",
+        "data__path": torus,
+        "data__validation__trajectories": 1,
+        "symmetry__roll": "[4,1]",
+        "symmetry__glide": 2,
+        "operator__network__widths": "[4]",
+        "operator__network__depths": "[1]",
+        "operator__network__modes": "[5]",
+        "operator__network__embedding": 8,
+        "operator__network__coordinates": "[2,0]",
+        "trainer__steps": 3,
+        "trainer__batch": 4,
+        "trainer__precision": "fp32",
+        "trainer__compile": "false",
+        "trainer__validate_every": 2,
+        "trainer__checkpoint_every": 2,
+        "trainer__loggers": "[]",
+        "trainer__figure": "false",
+    }
+
+
+@pytest.fixture(scope="session")
+def arguments():
+    """Keys, with ``__`` for a dot, as they are written on the command line."""
+    return lambda **keys: [f"{key.replace('__', '.')}={value}" for key, value in keys.items()]

@@ -345,7 +345,7 @@ def test_a_finer_grid(package, prior, unit_coefficients, monkeypatch):
     unit = torch.eye(192, dtype=torch.float64).unflatten(1, (1, 12, 16))
     statistics = package.statistics_at(fine)
     mean, std = (t[6].double().flatten() for t in (statistics.mean, statistics.std))
-    linear = package.operator.linear_at((12, 16))
+    linear = package.operator.linear.at((12, 16))
     root = linear.fields(
         torch.eye(192, dtype=torch.float64) * linear.variance.sqrt(), mean=False
     ).flatten(1)

@@ -37,9 +37,14 @@ def dense(field: CoupledField) -> torch.Tensor:
     return root @ sigma.reshape(size, size) @ root.mT
 
 
-def test_the_denoiser_is_the_dense_one():
+@pytest.mark.parametrize("homogeneous", [True, False])
+def test_the_denoiser_is_the_dense_one(homogeneous):
+    """Also where functions share their covariance, which is then decomposed once for all."""
     reference = noise(3)
-    field = CoupledField(reference, positive(20, 3))
+    covariance = positive(20, 3)
+    field = CoupledField(reference, covariance)
+    if homogeneous:
+        field = CoupledField(reference, covariance[reference.basis.symmetry()])
     prior = dense(field)
     white = dense(CoupledField(reference, torch.eye(3).double().expand(20, 3, 3)))
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)

@@ -134,6 +134,40 @@ def test_observations_scattered_over_the_trajectory_condition_all_of_it(window):
         torch.testing.assert_close(one, clean + gain @ (values - rows @ clean), atol=1e-4, rtol=0)
 
 
+def test_on_another_grid_it_is_the_same_process(window):
+    composed = TrajectoryDenoiser(window.double(), FRAMES, LENGTH)
+    x = torch.randn(2, LENGTH, 8, 10, dtype=torch.float64)
+    sigma = torch.tensor([0.3, 4.0], dtype=torch.float64)
+    expected = exact(window).at((8, 10))(x, sigma)
+    # Shared scales have one law; new ones follow the tails of two estimates of it.
+    basis = window.basis
+    found, wanted = (basis.analyze(v) for v in (composed(x, sigma), expected))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_every_window_has_a_condition_of_its_own():
+    torch.manual_seed(0)
+    operator = DiffusionOperator(
+        list(SHAPE),
+        FRAMES,
+        condition_channels=2,
+        network={"widths": [8], "depths": [1], "modes": [3]},
+        coupled=True,
+    )
+    for parameter in operator.network.parameters():
+        parameter.requires_grad_(False).add_(0.1 * torch.randn(parameter.shape))
+    operator.eval()
+    composed = TrajectoryDenoiser(operator, FRAMES, LENGTH, joint=False)
+    windows = LENGTH - FRAMES + 1
+    condition = torch.randn(2, windows, 2)
+    x, sigma = torch.randn(2, LENGTH, *SHAPE), torch.tensor([0.2, 5.0])
+    found = composed(x, sigma, condition)
+    for frame in range(LENGTH):
+        start = min(max(frame - 1, 0), windows - 1)
+        alone = operator(x[:, start : start + FRAMES], sigma, condition[:, start])
+        torch.testing.assert_close(found[:, frame], alone[:, frame - start])
+
+
 def test_what_it_cannot_compose_is_refused(window):
     with pytest.raises(InputError, match="shorter than a window"):
         TrajectoryDenoiser(window, FRAMES, 2)

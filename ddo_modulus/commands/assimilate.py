@@ -15,12 +15,22 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from ddo_modulus.assimilation import Inflation, assimilate, report_operators, usable
-from ddo_modulus.commands.common import flag, integer, number, pick_device, progress_bar, show
+from ddo_modulus.commands.common import (
+    flag,
+    integer,
+    number,
+    pick_device,
+    pick_precision,
+    progress_bar,
+    show,
+    tell,
+)
 from ddo_modulus.data.orography import read_orography
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing, write_store
 from ddo_modulus.data.table import NO_TOLERANCE, read_table
 from ddo_modulus.errors import InputError
+from ddo_modulus.export import EngineOptions, open_engine
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import Package
 
@@ -48,6 +58,13 @@ def run(config: DictConfig) -> None:
     if config.background is not None:
         background = open_dataset(config.background, package.channels)
     posterior = config.posterior
+    engine = None
+    if config.engine != "torch":
+        folder = None if config.engines is None else Path(config.engines)
+        options = EngineOptions(
+            folder, pick_precision(config.precision), batch=integer(config, "batch"), tell=tell
+        )
+        engine = open_engine(config.engine, package, options)
     left_out: list[pd.DataFrame] = []
     with progress_bar("assimilate") as progress:
         analysis = assimilate(
@@ -75,9 +92,10 @@ def run(config: DictConfig) -> None:
                 None if posterior.iterations is None else integer(config, "posterior.iterations")
             ),
             batch=integer(config, "batch"),
+            engine=engine,
             progress=progress,
         )
-    analysis.attrs["package"] = str(config.package)
+    analysis.attrs.update(package=str(config.package), engine=config.engine)
     write_store(analysis, out, overwrite=overwrite)
     if rejects is not None:
         _write_table(left_out[0], rejects, overwrite)

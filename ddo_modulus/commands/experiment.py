@@ -190,10 +190,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _requirements() -> list[str]:
+    """This package and what it asks for; itself alone if it runs without being installed."""
+    try:
+        return ["ddo-modulus", *(requires("ddo-modulus") or [])]
+    except PackageNotFoundError:
+        return ["ddo-modulus"]
+
+
 def packages() -> dict[str, str]:
     """Versions of this package and of those that it needs or has options for."""
     found = {}
-    for requirement in ["ddo-modulus", *(requires("ddo-modulus") or [])]:
+    for requirement in _requirements():
         if re.search(r"extra == .(dev|benchmarks)\b", requirement):
             continue
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]

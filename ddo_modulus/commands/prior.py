@@ -54,8 +54,8 @@ def fit_linear(
         task: What is a state, and given what.
         grid: Of the samples.
         config: ``kind: spectrum``, ``kind: coupled`` or ``kind: hybrid`` with the options of
-            :class:`HybridCovariance`; ``fields``: the largest number of samples used for the first
-            two.
+            :class:`HybridCovariance`; of the first two, ``fields``: the largest number of samples
+            used, and ``floor``: the smallest variance of a mode, as a fraction of the mean.
 
     Raises:
         InputError: On an unknown kind, or a hybrid covariance of several channels, no region or
@@ -70,7 +70,7 @@ def fit_linear(
     if config.kind == "spectrum" and task.span == 1 and operator.regression is None:
         square = _stored_power(operator.basis, samples, normalization)
         if square is not None:
-            return _spectral(operator, square)
+            return _spectral(operator, square, config.floor)
 
     def parts() -> Iterator[tuple[Tensor, Tensor | None]]:
         return pieces(samples, normalization, task, operator.basis, config.fields or None)
@@ -79,7 +79,7 @@ def fit_linear(
         operator.set_regression(regression(operator.basis, parts()))
     around = (x - operator.conditional_mean(condition, x) for x, condition in parts())
     if config.kind == "coupled":
-        coupled = CoupledField.fit(operator.noise, around)
+        coupled = CoupledField.fit(operator.noise, around, floor=config.floor)
         # Around a regression the middle frames are better known than the others.
         return coupled if operator.regression is not None else coupled.stationary(task.frames)
     total, count = torch.zeros(operator.channels, operator.basis.size, dtype=torch.float64), 0
@@ -87,7 +87,7 @@ def fit_linear(
         total += operator.basis.analyze(x.double()).square().sum(0)
         count += len(x)
     log.info("spectrum: measured on %d samples", count)
-    return _spectral(operator, total / count)
+    return _spectral(operator, total / count, config.floor)
 
 
 def regression(
@@ -106,7 +106,7 @@ def regression(
     label = basis.symmetry()
     across, own = None, None
     for x, condition in parts:
-        if condition is None:
+        if condition is None or condition.ndim != 4:
             raise InputError("operator.regression=true needs a condition that is a field")
         c, u = basis.analyze(x.double()), basis.analyze(condition.double())
         zero = torch.zeros(int(label.max()) + 1, dtype=torch.float64)
@@ -124,8 +124,11 @@ def regression(
     return torch.where(seen[:, None, None], weights, 0.0)[label].permute(1, 2, 0)
 
 
-def _spectral(operator: DiffusionOperator, square: Float[Tensor, "C K"]) -> GaussianField:
-    return GaussianField(operator.basis, MeasuredSpectrum.from_power(operator.basis, square))
+def _spectral(
+    operator: DiffusionOperator, square: Float[Tensor, "C K"], floor: float
+) -> GaussianField:
+    spectrum = MeasuredSpectrum.from_power(operator.basis, square, floor=floor)
+    return GaussianField(operator.basis, spectrum)
 
 
 def _stored_power(

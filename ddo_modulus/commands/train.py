@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from physicsnemo.distributed import DistributedManager
 from torch import Tensor
 
+from ddo_modulus import __version__
 from ddo_modulus.basis import Basis
 from ddo_modulus.commands.common import plain
 from ddo_modulus.commands.experiment import (
@@ -218,6 +218,6 @@ def provenance(config: DictConfig, dataset: xr.Dataset, trainer: Trainer) -> dic
         "record": {k: v for k, v in plain(config.data).items() if k not in HOW_READ},
         "training": trainer.history[-1] if trainer.history else {},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "software": {"ddo_modulus": version("ddo-modulus"), "torch": torch.__version__},
+        "software": {"ddo_modulus": __version__, "torch": torch.__version__},
         "revision": package_revision(),
     }

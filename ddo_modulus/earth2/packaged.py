@@ -169,6 +169,11 @@ def fetch_package(package: RemotePackage) -> tuple[Package, dict[str, dict[str, 
     Raises:
         InputError: If a file is missing, cannot be fetched or is damaged.
     """
+    if not isinstance(package, RemotePackage):
+        raise InputError(
+            f"load_model takes a package of Earth2Studio's, not a {type(package).__name__}; "
+            "from_pretrained takes names and places"
+        )
     # A cache may give files names of its own; ours are told apart by theirs.
     with TemporaryDirectory(prefix="ddo-package-") as temporary:
         folder = Path(temporary, Path(package.root).name or "package")

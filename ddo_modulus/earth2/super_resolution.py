@@ -50,10 +50,17 @@ class DDOSuperResolution(PackagedModel):
 
     Input is ``(batch, time, lead_time, variable, lat, lon)`` on the coarse grid; any dimensions
     before ``time`` count as batch. Output is the same on the fine grid, with a dimension ``sample``
-    after ``batch`` if ``number_of_samples`` is more than one. Earth2Studio's ``run.diagnostic``
-    knows no such dimension: call it with one sample, or loop over a prognostic model yourself. For
-    an ensemble in one call without ``sample``, repeat the input along a leading dimension
-    (``ensemble``): every place in the batch has noise of its own.
+    after ``batch`` if ``number_of_samples`` is more than one. For an ensemble without that
+    dimension, repeat the input along a leading one (``ensemble``): every place in the batch has
+    noise of its own.
+
+    ``earth2studio.run.diagnostic`` takes the points of the prognostic model that are nearest to the
+    centres of the cells, so give some of its own latitudes and longitudes. It knows no dimension
+    ``sample``: take one sample there, or loop yourself::
+
+        for x, coords in prognostic.create_iterator(x, coords):
+            fine, fine_coords = model(*map_coords(x, coords, model.input_coords()))
+            io.write(*split_coords(fine, fine_coords))
 
     A package that sees ``reach`` frames before and after takes them as ``lead_time``, in order and
     at its interval, and gives the middle one; ``run.diagnostic`` hands over one at a time and

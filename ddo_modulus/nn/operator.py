@@ -111,7 +111,7 @@ class Lift(nn.Linear):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W D"]:
         """Channels behind."""
         empty = -x.shape[1] % 8
-        x = torch.cat([x, x.new_zeros(len(x), empty, *x.shape[2:])], 1).movedim(1, -1)
+        x = torch.cat([x, x.new_zeros(x.shape[0], empty, *x.shape[2:])], 1).movedim(1, -1)
         weight = torch.cat([self.weight, self.weight.new_zeros(len(self.weight), empty)], 1)
         return nn.functional.linear(x, weight, self.bias)
 
@@ -254,7 +254,7 @@ class NeuralOperator(Module):
             fields.append(self.basis.coordinates(self.coordinates, shape, x.device).to(x.dtype))
         if self.static is not None:
             fields.append(self.static_basis.synthesize(self.static, shape).to(x.dtype))
-        return [field.expand(len(x), -1, -1, -1) for field in fields]
+        return [field.expand(x.shape[0], -1, -1, -1) for field in fields]
 
 
 _FREQUENCIES = 16

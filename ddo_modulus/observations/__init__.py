@@ -6,20 +6,20 @@ from ddo_modulus.observations.algebra import (
     DerivedOperator,
     LinearOperator,
     ObservationOperator,
-    Observations,
     PointOperator,
     StackedOperator,
     Tangent,
     combined,
     joined,
 )
+from ddo_modulus.observations.observed import Observations
 from ddo_modulus.observations.radiance import (
     LinearRadiance,
     ProfileOperator,
     ProfileRadiance,
     sounding,
 )
-from ddo_modulus.observations.reports import TYPICAL_ERROR, ReportOperators, typical_error
+from ddo_modulus.observations.reports import ReportOperators
 from ddo_modulus.observations.surface import (
     humidity,
     pressure_at,
@@ -27,6 +27,7 @@ from ddo_modulus.observations.surface import (
     wind_direction,
     wind_speed,
 )
+from ddo_modulus.observations.typical import TYPICAL_ERROR, typical_error
 from ddo_modulus.observations.upper_air import LevelOperator
 
 __all__ = [

@@ -43,10 +43,12 @@ from ddo_modulus.observations.algebra import (
 )
 from ddo_modulus.observations.atmosphere import SEA_LEVEL
 
-#: Pressure (hPa) at which AMSU-A's channels between troposphere and lower stratosphere peak, from
-#: NOAA's table of the channels of ATMS (NESDIS MiRS, "NPOESS ATMS Overview": channels 6 to 10, of
-#: the same frequencies: 53.596, 54.40, 54.94, 55.50 and 57.29 GHz).
-AMSU_A_PEAKS: Mapping[int, float] = {5: 700.0, 6: 400.0, 7: 250.0, 8: 180.0, 9: 90.0}
+#: Pressure (hPa) at which those channels of ATMS peak that see the troposphere and the lower
+#: stratosphere, by NOAA's table of them (NESDIS MiRS, "NPOESS ATMS Overview").
+ATMS_PEAKS: Mapping[int, float] = {6: 700.0, 7: 400.0, 8: 250.0, 9: 180.0, 10: 90.0}
+#: AMSU-A has them one number lower, at the same frequencies (53.596, 54.40, 54.94, 55.50 and 57.29
+#: GHz).
+AMSU_A_PEAKS: Mapping[int, float] = {channel - 1: peak for channel, peak in ATMS_PEAKS.items()}
 
 _NODES = 4001  # of the quadrature
 
@@ -112,7 +114,7 @@ def sounding(
     surface: str | None = None,
     surface_pressure: float = SEA_LEVEL[1] / 100,
     offset: Mapping[int, float] | None = None,
-    least: float = 2 / 3,
+    least: float = 0.6,
 ) -> LinearRadiance:
     """Weighting functions of a temperature sounder on a prior's levels (see the module).
 

@@ -46,13 +46,12 @@ from ddo_modulus.observations.algebra import (
 )
 from ddo_modulus.observations.atmosphere import (
     LAPSE_RATE,
-    saturation_pressure,
-    specific_humidity,
-    standard_height,
     standard_pressure,
     standard_temperature,
 )
 from ddo_modulus.observations.radiance import (
+    AMSU_A_PEAKS,
+    ATMS_PEAKS,
     LinearRadiance,
     ProfileOperator,
     Radiance,
@@ -65,56 +64,13 @@ from ddo_modulus.observations.surface import (
     wind_direction,
     wind_speed,
 )
+from ddo_modulus.observations.typical import ALOFT, LEVEL, column, pressures, station_heights
 from ddo_modulus.observations.upper_air import LevelOperator, between
-
-#: Error standard deviations of reports, what a grid cell cannot represent included, in the
-#: lexicon's units: for observations that come without one. Stations as in limited-area analyses,
-#: radiosondes near the values of ECMWF's IFS (Documentation, Part I, observation errors); `q` aloft
-#: is 10 % of saturation at the standard atmosphere's temperature; brightness temperatures are those
-#: of weighting functions, far above the noise of the instrument (0.25 K).
-TYPICAL_ERROR: Mapping[str, float] = {
-    "t2m": 1.0,
-    "d2m": 1.5,
-    "r2m": 10.0,
-    "q2m": 1e-3,
-    "u10m": 1.5,
-    "v10m": 1.5,
-    "ws10m": 1.5,
-    "wd10m": 20.0,
-    "msl": 100.0,
-    "sp": 100.0,
-    "t": 1.0,
-    "u": 2.0,
-    "v": 2.0,
-    "ws": 2.0,
-    "wd": 15.0,
-    "r": 10.0,
-    "amsua": 1.5,
-}
 
 UNKNOWN = "unknown variable"
 
-_LEVEL = r"(\d+(?:\.\d+)?)"  # hPa, as ids write it
-_UPPER = re.compile(rf"([tuvwzqr]|ws|wd){_LEVEL}?")
 _WIND = re.compile(r"(ws|wd)(\d+m)")
 _MOIST = re.compile(r"([dqr])2m")
-_WIDEST_HUMIDITY = 0.1  # of saturation
-
-
-def typical_error(rows: pd.DataFrame) -> pd.Series:
-    """Error standard deviation of each row by :data:`TYPICAL_ERROR`; NaN where there is none."""
-    error = rows["variable"].map(TYPICAL_ERROR)
-    for variable in rows["variable"][error.isna()].unique():
-        here = rows["variable"] == variable
-        match = _UPPER.fullmatch(variable)
-        if match is None:
-            continue
-        error[here] = TYPICAL_ERROR.get(match[1], np.nan)
-        if match[1] == "q":
-            pressure = torch.from_numpy(_pressures(rows[here], match[2]))
-            saturated = saturation_pressure(standard_temperature(standard_height(pressure)))
-            error[here] = _WIDEST_HUMIDITY * specific_humidity(saturated, pressure).numpy()
-    return error
 
 
 @dataclass(frozen=True)
@@ -127,8 +83,8 @@ class ReportOperators:
         orography: ``(H, W)`` height of the model's surface above sea level, m; None if unknown.
         lapse_rate: Fall of temperature from the model's surface to a station, K/m; that of the
             standard atmosphere (6.5 K/km) by default.
-        radiances: Brightness temperatures by the name of the sensor; `amsua` is built in
-            (:func:`.radiance.sounding`, on the levels of temperature) unless given here.
+        radiances: Brightness temperatures by the name of the sensor; `amsua` and `atms` are built
+            in (:func:`.radiance.sounding`, on the levels of temperature) unless given here.
 
     Raises:
         InputError: If the orography does not fit the grid or cannot be heights in metres, or a
@@ -154,7 +110,8 @@ class ReportOperators:
                 )
         levels = {name: level / 100 for level, name in self._named("t").items()}
         surface = next((name for name in ("skt", "t2m") if name in self.channels), None)
-        built_in = {"amsua": sounding(levels, surface=surface)} if levels else {}
+        peaks = {"amsua": AMSU_A_PEAKS, "atms": ATMS_PEAKS} if levels else {}
+        built_in = {name: sounding(levels, p, surface=surface) for name, p in peaks.items()}
         object.__setattr__(self, "radiances", {**built_in, **self.radiances})
         if self.orography is not None:
             heights = check_orography(self.orography, self.grid, "the orography")
@@ -177,7 +134,9 @@ class ReportOperators:
         for variable in ("t2m", "sp"):
             if variable in self.channels:
                 part = rows[rows["variable"] == variable]
-                unknown = len(part) if self.orography is None else int(_heights(part).isna().sum())
+                unknown = (
+                    len(part) if self.orography is None else int(station_heights(part).isna().sum())
+                )
                 if unknown:
                     told[f"{variable} without correction for height"] = unknown
         return told
@@ -218,14 +177,14 @@ class ReportOperators:
             known = self.radiances[variable].channels
             if not known:
                 return UNKNOWN
-            channel = np.asarray([known[0]] if rows is None else _column(rows, "sensor_index"))
+            channel = np.asarray([known[0]] if rows is None else column(rows, "sensor_index"))
             return np.where(np.isin(channel, known), "", "satellite channel not modelled")
         if variable in self.channels:
             return ""
         if variable == "sp" and "msl" in self.channels:
             if rows is None:
                 return ""
-            return np.where(_heights(rows).isna(), "no height of the station", "")
+            return np.where(station_heights(rows).isna(), "no height of the station", "")
         if variable == "msl" and "sp" in self.channels and self.orography is not None:
             return ""
         if match := _WIND.fullmatch(variable):
@@ -233,10 +192,10 @@ class ReportOperators:
             return "" if parts <= set(self.channels) else UNKNOWN
         if match := _MOIST.fullmatch(variable):
             return UNKNOWN if self._moisture_source(match[1]) is None else ""
-        if (match := _UPPER.fullmatch(variable)) and (sources := self._upper_sources(match[1])):
+        if (match := ALOFT.fullmatch(variable)) and (sources := self._upper_sources(match[1])):
             if rows is None:
                 return ""
-            pressure = _pressures(rows, match[2])
+            pressure = pressures(rows, match[2])
             inside = np.all([between(list(self._levels(s)), pressure) for s in sources], axis=0)
             outside = np.where(np.isnan(pressure), "no pressure", "outside the pressure levels")
             return np.where(inside, "", outside)
@@ -249,7 +208,7 @@ class ReportOperators:
     def _named(self, family: str) -> dict[float, str]:
         levels = {}
         for name in self.channels:
-            if match := re.fullmatch(rf"{family}{_LEVEL}", name):
+            if match := re.fullmatch(rf"{family}{LEVEL}", name):
                 levels[100.0 * float(match[1])] = name
         return levels
 
@@ -300,9 +259,9 @@ class ReportOperators:
             return self._wind(kind, lambda c: self._points(f"{c}{height}", rows), rows)
         if match := _MOIST.fullmatch(variable):
             return self._moisture(match[1], rows)
-        match = _UPPER.fullmatch(variable)
+        match = ALOFT.fullmatch(variable)
         assert match is not None
-        return self._aloft(match[1], _pressures(rows, match[2]), rows)
+        return self._aloft(match[1], pressures(rows, match[2]), rows)
 
     def _points(self, channel: str, rows: pd.DataFrame) -> LinearOperator:
         return PointOperator(self.grid, rows["lat"], rows["lon"], self.channels.index(channel))
@@ -316,7 +275,7 @@ class ReportOperators:
 
     def _rise(self, rows: pd.DataFrame) -> Tensor:
         """From the model's surface up to the stations, m; zero where unknown."""
-        rise = torch.from_numpy(_heights(rows).to_numpy(copy=True)) - self._ground(rows)
+        rise = torch.from_numpy(station_heights(rows).to_numpy(copy=True)) - self._ground(rows)
         return rise.nan_to_num(0.0)
 
     def _warmth(self, rows: pd.DataFrame, ground: Tensor) -> LinearOperator | Tensor:
@@ -334,7 +293,7 @@ class ReportOperators:
                 return pressure
             return pressure_at(pressure, rise, self._warmth(rows, ground), self.lapse_rate)
         # From the sea up; the temperature there continues the one at the model's surface.
-        heights = torch.from_numpy(_heights(rows).to_numpy(copy=True))
+        heights = torch.from_numpy(station_heights(rows).to_numpy(copy=True))
         warmth: LinearOperator | Tensor = standard_temperature(torch.zeros(len(rows)).double())
         if "t2m" in self.channels and self.orography is not None:
             warmth = temperature_at(self._points("t2m", rows), -ground, self.lapse_rate)
@@ -377,7 +336,7 @@ class ReportOperators:
         return humidity(family, source, at(source), at("t"), known)  # type: ignore[arg-type]
 
     def _radiance(self, radiance: Radiance, rows: pd.DataFrame) -> ObservationOperator:
-        channel = _column(rows, "sensor_index").astype(int)
+        channel = column(rows, "sensor_index").astype(int)
         if isinstance(radiance, LinearRadiance):
             names = radiance.inputs
             weight = np.array([[radiance.weights[c].get(n, 0.0) for n in names] for c in channel])
@@ -423,22 +382,3 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
             "heights are metres above sea level, geopotentials (z) m2/s2"
         )
     return heights
-
-
-def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """A column of numbers; NaN where the table does not have it."""
-    values = rows.get(name)
-    return np.full(len(rows), np.nan) if values is None else values.to_numpy(float, copy=True)
-
-
-def _heights(rows: pd.DataFrame) -> pd.Series:
-    """Heights of the stations above sea level, m; NaN where unknown."""
-    heights = pd.Series(_column(rows, "elev"), rows.index)
-    return heights.fillna(pd.Series(_column(rows, "station_elev"), rows.index))
-
-
-def _pressures(rows: pd.DataFrame, level: str | None) -> np.ndarray:
-    """Pressures of reports aloft, Pa: of the id, as in `t700`, or else of the column."""
-    if level is not None:
-        return np.full(len(rows), 100.0 * float(level))
-    return _column(rows, "pres")

@@ -20,6 +20,7 @@ found at once, and a step is then nothing but products, which a GPU does without
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Literal
 
 import torch
@@ -29,14 +30,15 @@ from torch import Tensor
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.linalg import alike, gmres, inverse_factor, lasting, spread
-from ddo_modulus.observations import Observations, Tangent
+from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
+from ddo_modulus.observations import LinearOperator, Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]
 
 # Largest number of values in the factors of all noise levels that are kept (1 GiB in float32), and
 # in those that are found at once (in double).
 _MOST_KEPT, _MOST_AT_ONCE = 2**28, 2**26
+_MOST_PARTS = 64
 
 
 class MomentMatching:
@@ -78,7 +80,7 @@ class MomentMatching:
         self.observations = observations
         self.covariance = covariance
         self.iterations = iterations
-        self._rows: dict[tuple, Tensor] = {}
+        self._rows: dict[tuple, tuple[LinearOperator | None, Tensor]] = {}
         self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._schedules: dict[tuple, _Scheduled] = {}
 
@@ -112,7 +114,7 @@ class MomentMatching:
 
         rows = self._spanned(tangent, linear, x)
         groups = len(x)
-        if alike(sigma):  # members of an analysis share their system
+        if one_level(sigma):  # members of an analysis share their system
             groups = max(len(rows), len(error), linear.analyses)
         if whitener is None:
             variance = linear.posterior_variance(sigma[:: len(x) // groups])
@@ -159,8 +161,14 @@ class MomentMatching:
                 matrices = [_innovation_covariance(rows, v, error) for v in variances]
                 parts.append(inverse_factor(torch.cat(matrices)))
             whiteners = torch.cat(parts).unflatten(0, (len(levels), groups))
-            self._schedules = {key: _Scheduled(self, levels, whiteners)}
+            self._schedules = {key: _Scheduled(self._alone(), levels, whiteners)}
         return self._schedules[key]
+
+    def _alone(self) -> MomentMatching:
+        """Itself without its schedules, which would otherwise hold each other and their memory."""
+        other = copy(self)
+        other._schedules = {}
+        return other
 
     def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
         """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""
@@ -175,13 +183,33 @@ class MomentMatching:
     def _spanned(
         self, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
     ) -> Float[Tensor, "T M N"]:
-        """:func:`spanned`, remembered where it does not depend on the states."""
-        if not tangent.linear:
+        """:func:`spanned`, of which all is remembered that does not depend on the states.
+
+        That is everything for a linear operator. What a nonlinear one is made of is linear too, and
+        is weighted anew for each state, unless there is too much of it to keep.
+        """
+        if tangent.linear:
+            return self._kept(None, tangent, linear, like)
+        size = tangent.terms[0][1].size * linear.variance.shape[-1]
+        if len(tangent.terms) * size > _MOST_KEPT:
             return spanned(tangent, linear, like)
-        key = (tuple(like.shape[1:]), like.dtype, str(like.device))
+        total: Tensor | float = 0.0
+        for a, operator in tangent.terms:
+            rows = spread(self._kept(operator, operator.linearize(like), linear, like), len(like))
+            total = total + (rows if a is None else a[..., None] * rows)
+        assert isinstance(total, Tensor)
+        return total
+
+    def _kept(
+        self, part: LinearOperator | None, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
+    ) -> Float[Tensor, "T M N"]:
+        """:func:`spanned` of a linear operator; None stands for the only one."""
+        key = (id(part), tuple(like.shape[1:]), like.dtype, str(like.device))
         if key not in self._rows:
-            self._rows[key] = spanned(tangent, linear, like)
-        return self._rows[key]
+            if len(self._rows) >= _MOST_PARTS:  # of an operator that makes new parts at each call
+                self._rows.clear()
+            self._rows[key] = part, spanned(tangent, linear, like)
+        return self._rows[key][1]
 
 
 def spanned(tangent: Tangent, linear: GaussianDenoiser, like: Tensor) -> Float[Tensor, "T M N"]:

@@ -19,6 +19,7 @@ import torch
 from physicsnemo.distributed import DistributedManager
 from torch import Tensor, nn
 
+from ddo_modulus.capture import Replay
 from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
 from ddo_modulus.errors import InputError, Stopped
 from ddo_modulus.training.acceleration import (
@@ -29,7 +30,6 @@ from ddo_modulus.training.acceleration import (
     share_gradients,
 )
 from ddo_modulus.training.averaging import PowerAverage
-from ddo_modulus.training.capture import FlatGradients, Replay
 from ddo_modulus.training.checkpoint import Checkpoints
 from ddo_modulus.training.config import TrainerConfig
 from ddo_modulus.training.distributed import (
@@ -41,6 +41,7 @@ from ddo_modulus.training.distributed import (
     vote,
 )
 from ddo_modulus.training.evaluation import Batch, draw_samples, validation_loss
+from ddo_modulus.training.gradients import FlatGradients
 from ddo_modulus.training.loss import (
     LEVELS,
     NOISE,
@@ -128,7 +129,9 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.gradients = FlatGradients(self.operator.parameters()) if captured else None
-        self._micro_batch = Replay(self._learn, self.gradients) if self.gradients else self._learn
+        self._micro_batch = (
+            Replay(self._learn, [self.gradients.values]) if self.gradients else self._learn
+        )
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"validation": math.inf}

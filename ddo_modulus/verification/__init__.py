@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification: ensembles against the truth, distributions of fields against each other.
 
-`scores` compares an ensemble with the one state that it aims at. The other modules compare laws:
-generated fields with true ones that are not the same states. `comparison` puts them together.
+`scores` compares an ensemble with the one state that it aims at, `departures` analyses with the
+observations. The other modules compare laws: generated fields with true ones that are not the same
+states. `comparison` puts them together.
 """
 
 from ddo_modulus.verification.comparison import Comparison as Comparison
 from ddo_modulus.verification.comparison import Curve as Curve
 from ddo_modulus.verification.comparison import Quantity as Quantity
 from ddo_modulus.verification.comparison import compare as compare
+from ddo_modulus.verification.departures import Desroziers as Desroziers
+from ddo_modulus.verification.departures import desroziers as desroziers
+from ddo_modulus.verification.departures import desroziers_covariances as desroziers_covariances
+from ddo_modulus.verification.departures import reduced_chi_square as reduced_chi_square
 from ddo_modulus.verification.distribution import wasserstein_distance as wasserstein_distance
 from ddo_modulus.verification.scattering import F2ID as F2ID
 from ddo_modulus.verification.scattering import Scattering as Scattering

@@ -32,7 +32,8 @@ on grids of their own, four points to the shortest wave of a band: the input's g
 but in the analysis, which is exact for functions that it resolves.
 
 **Distance.** Features are centred and whitened by the true fields' mean and covariance (of the
-correlation's eigenvalues none is taken below `FLOOR`), so that no unit and no scale counts more
+correlation's eigenvalues none is taken below `FLOOR`, no standard deviation below `SMALLEST` of the
+largest feature), so that no unit and no scale counts more
 than the truth's own variation of it; then
 
 .. math::
@@ -65,6 +66,9 @@ OCTAVES = 5
 
 #: Smallest eigenvalue of the features' correlation that whitening resolves.
 FLOOR = 1e-2
+
+#: Smallest standard deviation of a feature, as a fraction of the largest feature.
+SMALLEST = 1e-3
 
 
 class Scattering:
@@ -203,10 +207,10 @@ class Whitening:
         if len(features) < 2:
             raise InputError("features of one field have no covariance; give more true fields")
         self.mean = features.mean(0)
-        std = features.std(0)
-        # A feature that never varies (the mean of a field that has none) has no scale to judge by.
-        used = std > 1e-9 * features.abs().amax().clamp_min(torch.finfo(std.dtype).tiny)
-        scale = torch.where(used, 1.0 / torch.where(used, std, 1.0), 0.0)
+        # A feature that hardly varies (the mean of a field that conserves it) has no scale of its
+        # own to judge by: its round-off would be one.
+        smallest = SMALLEST * features.abs().amax().clamp_min(torch.finfo(features.dtype).tiny)
+        scale = 1.0 / torch.maximum(features.std(0), smallest)
         values, vectors = torch.linalg.eigh(scale[:, None] * features.T.cov() * scale)
         self.matrix = scale[:, None] * vectors / values.clamp_min(FLOOR).sqrt()
 

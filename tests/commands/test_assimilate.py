@@ -25,6 +25,36 @@ def test_all_times_of_the_table(ddo, files, tmp_path):
         assert analysis["observations"].dtype.kind == "i"
 
 
+def test_stations_above_the_models_surface(ddo, files, tmp_path):
+    """A kilometre up, and colder by the lapse rate, they say the same as at the surface."""
+    time, lat, lon = pd.date_range("2019-01-01", periods=1), [60.0, 50.0], [-8.0, 4.0]
+    surface = xr.Dataset(
+        {"z": (("time", "lat", "lon"), np.full((1, 2, 2), 9.80665 * 150))},
+        {"time": time, "lat": lat, "lon": lon},
+    )
+    surface.to_netcdf(tmp_path / "z.nc")
+    table = pd.read_parquet(files.table)
+    high = table.assign(elev=1150.0, observation=table["observation"] - 5.0)
+    high.to_parquet(tmp_path / "high.parquet")
+    found = []
+    for name, keys in {
+        "low": {"observations": files.table},
+        "high": {
+            "observations": tmp_path / "high.parquet",
+            "orography": tmp_path / "z.nc",
+            "lapse_rate": 0.005,
+        },
+    }.items():
+        out = tmp_path / f"{name}.zarr"
+        result = ddo("assimilate", package=files.package, **keys, out=out, **QUICK)
+        assert result.status == 0, result.err
+        told = f"t2m without correction for height: {len(table)} rows"
+        assert (told in result.out) == (name == "low")
+        with xr.open_zarr(out, consolidated=False) as analysis:
+            found.append(analysis["t2m"].values)
+    np.testing.assert_allclose(*found, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("keys", "hours"),
     [
@@ -135,6 +165,9 @@ def test_mistakes(refused, files, tmp_path):
     mistake("unknown solver", posterior__solver="rk4")
     mistake("covariance must be", posterior__covariance="full")
     mistake("device=gpu9", device="gpu9")
+    mistake("lapse rate of 6.5 K/m", lapse_rate=6.5)
+    mistake("lapse_rate=x must be a number", lapse_rate="x")
+    mistake("none.nc", orography=tmp_path / "none.nc")
     mistake("unknown key 'posterior.stepz'", posterior__stepz=3)
     existing = tmp_path / "y.zarr"
     existing.mkdir()

@@ -174,6 +174,7 @@ def test_what_is_generated_is_verified_and_filmed(ddo, packages, torus, tmp_path
         ("state", {"churn__amount": 1}, "churn is for solver=euler or heun"),
         ("state", {"data__path": "x.nc"}, "it takes no data"),
         ("window", {"frames": 2}, "shorter than a window"),
+        ("window", {"time": "[2000-01-01T00,2000-01-01T01,2000-01-01T02]"}, "every 0.2 s"),
         ("superres", {}, "give data.path"),
         ("superres", {"data__path": "TORUS"}, "choose one by data.trajectory"),
         ("superres", {"data__path": "TORUS", "data__trajectory": 9}, "not one of the 4"),

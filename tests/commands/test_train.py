@@ -328,6 +328,7 @@ def test_super_resolution(ddo, torus, tmp_path):
         ({"coarse__factor": 2, "coarse__reach": 1, "prior__kind": "none"}, "unknown prior.kind"),
         ({"coarse__factor": 2, "coarse__reach": 1, "prior__folds": 2}, "operator.regression=false"),
         ({"data__frames": 0}, "frames=0"),
+        ({"condition": "hour_of_day", "coarse": "null"}, "needs a condition that is a field"),
     ],
 )
 def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, told):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components come from packages and go to them, wherever those are."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -78,6 +79,25 @@ def test_another_missing_module_is_not_blamed_on_earth2studio():
         with earth2.needs_earth2studio():
             import nonsense  # noqa: F401
     assert not isinstance(caught.value, earth2.MissingEarth2Studio)
+
+
+def test_imports_see_the_stack_without_its_source_and_leave_no_trace():
+    import earth2studio.utils.imports as host
+
+    with earth2.needs_earth2studio():
+        with earth2.needs_earth2studio():
+            pass
+        assert host.inspect is not inspect  # the inner block leaves it to the outer
+        quick, full = host.inspect.stack(), inspect.stack()
+        assert all(frame.code_context is None for frame in quick)
+        assert host.inspect.signature is inspect.signature
+    assert host.inspect is inspect
+    for mine, theirs in zip(quick, full, strict=True):
+        assert mine.frame is theirs.frame and mine.function == theirs.function
+        assert Path(mine.filename).name == Path(theirs.filename).name
+    with pytest.raises(ZeroDivisionError), earth2.needs_earth2studio():
+        1 / 0  # noqa: B018
+    assert host.inspect is inspect
 
 
 def test_names_load_once_and_unknown_ones_are_attribute_errors(monkeypatch):
@@ -201,6 +221,12 @@ def test_a_file_that_cannot_be_fetched(memory, monkeypatch):
 def test_it_takes_our_packages_only():
     with pytest.raises(InputError, match="from_pretrained"):
         Component(RemotePackage(str(SHIPPED / "uk_t2m")))
+
+
+@pytest.mark.parametrize("package", [str(SHIPPED / "uk_t2m"), None])
+def test_load_model_takes_packages_of_earth2studios(package):
+    with pytest.raises(InputError, match="from_pretrained takes names and places"):
+        Component.load_model(package)
 
 
 def test_moving_it_moves_operator_and_statistics(untrained, monkeypatch):

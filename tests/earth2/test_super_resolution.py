@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Super-resolution as a diagnostic model: its contract with Earth2Studio, and its draws."""
 
+import itertools
 from collections import OrderedDict
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import xarray as xr
 
 from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.normalize import Normalization
@@ -400,11 +402,13 @@ def test_devices(untrained, monkeypatch):
 @pytest.mark.timeout(900)
 def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
     """Slow to import, not to run: Earth2Studio's workflows bring all of its models."""
-    from earth2studio.io import ZarrBackend
-    from earth2studio.models.dx.base import DiagnosticModel
-    from earth2studio.models.px import Persistence
-    from earth2studio.perturbation.base import Perturbation
-    from earth2studio.run import diagnostic
+    with needs_earth2studio():
+        from earth2studio.io import ZarrBackend
+        from earth2studio.models.dx.base import DiagnosticModel
+        from earth2studio.models.px import Persistence
+        from earth2studio.perturbation.base import Perturbation
+        from earth2studio.run import diagnostic
+        from earth2studio.utils.coords import map_coords, split_coords
 
     model = DDOSuperResolution.from_pretrained(
         coarse_lat=np.arange(57.0, 50.5, -1), coarse_lon=np.arange(-9.0, 2), steps=4, seed=0
@@ -445,3 +449,27 @@ def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
     del coords["a"]
     alone, _ = model(coarse.expand(1, 2, 2, 1, -1, -1), coords)
     torch.testing.assert_close(fine[:, 1], alone[0, :, 1, 0], rtol=0, atol=0.02)
+
+    # With several samples, the loop that the component's page gives.
+    model = DDOSuperResolution(
+        model.package,
+        coarse_lat=model.options["coarse_lat"],
+        coarse_lon=model.options["coarse_lon"],
+        number_of_samples=2,
+        steps=4,
+        seed=0,
+    )
+    prognostic = Persistence(["t2m"], globe)
+    x_coords = OrderedDict(time=TIMES[:1], lead_time=LEAD[:1], variable=np.array(["t2m"]), **globe)
+    x = torch.from_numpy(source(TIMES[:1], ["t2m"]).values)[:, None]
+    total = OrderedDict(sample=np.arange(2), time=TIMES[:1], lead_time=LEAD)
+    grid = {name: model.output_coords(model.input_coords())[name] for name in ("lat", "lon")}
+    io = ZarrBackend(str(tmp_path / "samples.zarr"), backend_kwargs={"overwrite": True})
+    io.add_array(OrderedDict(**total, **grid), "t2m")
+    forecast = prognostic.create_iterator(x, x_coords)
+    for x, x_coords in itertools.islice(forecast, 2):
+        fine, fine_coords = model(*map_coords(x, x_coords, model.input_coords()))
+        io.write(*split_coords(fine, fine_coords))
+    drawn = torch.from_numpy(io["t2m"][:])
+    assert drawn.shape == (2, 1, 2, 33, 49) and drawn.isfinite().all()
+    assert (drawn[0] - drawn[1]).abs().mean() > 0.02

@@ -78,7 +78,7 @@ def test_weights_have_to_be_numbers():
 
 CHANNELS = ("t850", "t500", "q850", "u500")
 LAT, LON = [57.9, 55.25, 53.0], [-5.5, -2.25, 0.99]
-POINT, OUTPUT = torch.tensor([0, 2, 2, 1, 0, 1]), torch.tensor([1, 0, 3, 3, 0, 1])
+POINT, OUTPUT = torch.tensor([0, 2, 2, 1, 0, 1]), torch.tensor([1, 0, 3, 3, 0, 0])
 ANGLE = torch.tensor([[0.0], [20.0], [40.0]], dtype=torch.float64)
 
 

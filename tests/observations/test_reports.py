@@ -182,6 +182,7 @@ def test_brightness_temperatures(grid, operators, x, at):
     assert set(weights) == {"t250", "t500", "t850", "t2m"}
     expected = sum(w * float(at(name)) for name, w in weights.items())
     assert seen(operators, x, "amsua", sensor_index=6) == pytest.approx(expected)
+    assert seen(operators, x, "atms", sensor_index=7) == pytest.approx(expected)  # same frequency
     other = ReportOperators(
         CHANNELS, grid, radiances={"mhs": LinearRadiance({3: {"t500": 0.5}}, {3: 120.0})}
     )

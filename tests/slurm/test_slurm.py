@@ -20,29 +20,10 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-pe
 
 
 @pytest.fixture(scope="module")
-def keys(torus):
-    given = {
-        "experiment": "kolmogorov64",
-        "data.path": torus,
-        "data.validation.trajectories": 1,
-        "symmetry.roll": "[4,1]",
-        "symmetry.glide": 2,
-        "operator.network.widths": "[4]",
-        "operator.network.depths": "[1]",
-        "operator.network.modes": "[5]",
-        "operator.network.embedding": 8,
-        "operator.network.coordinates": "[2,0]",
-        "trainer.steps": STEPS,
-        "trainer.batch": 4,
-        "trainer.precision": "fp32",
-        "trainer.compile": "false",
-        "trainer.validate_every": 100,
-        "trainer.checkpoint_every": 10,
-        "trainer.loggers": "[]",
-        "trainer.figure": "false",
-        "half": "false",
-    }
-    return [f"{key}={value}" for key, value in given.items()]
+def keys(tiny, arguments):
+    more = {"steps": STEPS, "validate_every": 100, "checkpoint_every": 10}
+    changed = {f"trainer__{key}": value for key, value in more.items()}
+    return arguments(**tiny | changed | {"half": "false"})
 
 
 @pytest.fixture(scope="module")

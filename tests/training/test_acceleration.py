@@ -12,7 +12,7 @@ from ddo_modulus.nn.operator import Block, NeuralOperator
 from ddo_modulus.training import TrainerConfig
 from ddo_modulus.training.acceleration import build_optimizer
 from ddo_modulus.training.averaging import PowerAverage
-from ddo_modulus.training.capture import FlatGradients
+from ddo_modulus.training.gradients import FlatGradients
 
 CPU = torch.device("cpu")
 

@@ -15,39 +15,18 @@ STEPS = 80
 
 
 @pytest.fixture(scope="module")
-def arguments(torus):
-    def arguments(out, **keys):
-        given = {
-            "experiment": "kolmogorov64",
-            "data.path": torus,
-            "data.validation.trajectories": 1,
-            "symmetry.roll": "[4,1]",
-            "symmetry.glide": 2,
-            "operator.network.widths": "[4]",
-            "operator.network.depths": "[1]",
-            "operator.network.modes": "[5]",
-            "operator.network.embedding": 8,
-            "operator.network.coordinates": "[2,0]",
-            "trainer.steps": STEPS,
-            "trainer.batch": 4,
-            "trainer.precision": "fp32",
-            "trainer.compile": "false",
-            "trainer.validate_every": 20,
-            "trainer.checkpoint_every": 10,
-            "trainer.loggers": "[]",
-            "trainer.figure": "false",
-            "out": out,
-        } | keys
-        return ["train", *(f"{key}={value}" for key, value in given.items())]
-
-    return arguments
+def training(tiny, arguments):
+    """Command line of a training run."""
+    more = {"steps": STEPS, "validate_every": 20, "checkpoint_every": 10}
+    changed = {f"trainer__{key}": value for key, value in more.items()}
+    return lambda out, **keys: ["train", *arguments(**tiny | changed | {"out": out} | keys)]
 
 
 @pytest.fixture(scope="module")
-def whole(server, arguments, tmp_path_factory):
+def whole(server, training, tmp_path_factory):
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    trainee = server.start(out.with_name("log"), "command", arguments=arguments(out))
+    trainee = server.start(out.with_name("log"), "command", arguments=training(out))
     assert trainee.wait() == 0, trainee.said()
     return out
 
@@ -62,10 +41,10 @@ def await_step(out, step, running):
         time.sleep(0.002)
 
 
-def test_sigterm_to_ddo_train(arguments, start, whole, same, state_of, tmp_path, environment):
+def test_sigterm_to_ddo_train(training, start, whole, same, state_of, tmp_path, environment):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ddo_modulus.cli", *arguments(out)],
+        [sys.executable, "-m", "ddo_modulus.cli", *training(out)],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
@@ -77,38 +56,38 @@ def test_sigterm_to_ddo_train(arguments, start, whole, same, state_of, tmp_path,
     assert "ddo: stopped by SIGTERM at step" in told and "resume=true" in told
     assert not (out / "package").exists()
 
-    refused = start("command", arguments=arguments(out))
+    refused = start("command", arguments=training(out))
     assert refused.wait() == 2
     assert "resume=true" in refused.said() and "overwrite=true" in refused.said()
     assert refused.said().count("\n") == 1
 
-    again = start("command", arguments=arguments(out, resume="true"))
+    again = start("command", arguments=training(out, resume="true"))
     assert again.wait() == 0, again.said()
     assert "resumed at step" in again.said()
     same(state_of(last(whole)), state_of(last(out)))
     assert (out / "package").is_dir()
 
 
-def test_sigusr1_to_one_of_two_ranks(arguments, start_ranks, same, state_of, whole, tmp_path):
+def test_sigusr1_to_one_of_two_ranks(training, start_ranks, same, state_of, whole, tmp_path):
     out = tmp_path / "run"
-    ranks = start_ranks("command", arguments=arguments(out))
+    ranks = start_ranks("command", arguments=training(out))
     await_step(out, 10, ranks[0].status)
     ranks[1].send(signal.SIGUSR1)
     assert [rank.wait() for rank in ranks] == [75, 75], ranks[0].said() + ranks[1].said()
     assert "ddo: stopped by SIGUSR1" in ranks[0].said() and ranks[1].said() == ""
-    ranks = start_ranks("command", arguments=arguments(out, resume="true"))
+    ranks = start_ranks("command", arguments=training(out, resume="true"))
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said()
     same(state_of(last(whole)), state_of(last(out)), close=True)
 
 
-def test_a_run_may_start_anew(arguments, start, whole, same, state_of, tmp_path):
+def test_a_run_may_start_anew(training, start, whole, same, state_of, tmp_path):
     """Interrupted by Ctrl-C, then overwritten."""
     out = tmp_path / "run"
-    trainee = start("command", arguments=arguments(out, **{"trainer.seed": 1}))
+    trainee = start("command", arguments=training(out, **{"trainer.seed": 1}))
     await_step(out, 10, trainee.status)
     trainee.send(signal.SIGINT)
     assert trainee.wait() == 130, trainee.said()
-    anew = start("command", arguments=arguments(out, overwrite="true"))
+    anew = start("command", arguments=training(out, overwrite="true"))
     assert anew.wait() == 0, anew.said()
     same(state_of(last(whole)), state_of(last(out)))
 

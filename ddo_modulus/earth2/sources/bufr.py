@@ -209,7 +209,7 @@ def _read(path: Path, stream: Iterable[Message], reader: str, **options: object)
     """Let pdbufr read messages, with one clear error."""
     pdbufr = needed("pdbufr")
     try:
-        return pdbufr.read_bufr(stream, reader=reader, **options)
+        frame = pdbufr.read_bufr(stream, reader=reader, **options)
     except MemoryError:
         raise
     except Exception as error:  # ecCodes and pdbufr raise their own; all mean unreadable data
@@ -217,6 +217,10 @@ def _read(path: Path, stream: Iterable[Message], reader: str, **options: object)
             f"{path}: a message cannot be decoded ({type(error).__name__}: {error}); copy or "
             "download it again, or leave that message out, e.g. with bufr_copy"
         ) from error
+    if "stnid" in frame:  # WMO's numbers have five digits; newer templates give 3772 for 03772
+        station = frame["stnid"].astype(str).str.strip()
+        frame["stnid"] = station.where(~station.str.isdigit(), station.str.zfill(5))
+    return frame
 
 
 def _number(frame: pd.DataFrame, name: str) -> pd.Series:

@@ -121,6 +121,10 @@ class CdsSource(ObservationSource):
     def _where(self) -> str:
         return f"the data set {DATASET}" if self.path is None else str(self.path)
 
+    @property
+    def _is_whole(self) -> bool:
+        return self.path is not None
+
     def variables(self) -> tuple[str, ...]:
         """The ids that can be asked for."""
         return SURFACE_VARIABLES

@@ -44,6 +44,7 @@ STORES = {
     "wb2_32x64": _Store("WB2ERA5_32x64", 5.625),
 }
 _BACKOFF = 2.0  # seconds before the second try, doubled before each further one
+_LONGEST_REASON = 240  # characters
 
 
 class FieldSource:
@@ -219,7 +220,7 @@ class Era5Source:
             except KeyError as error:
                 reasons.append(f"{store} has no variable {error}")
             except Exception as error:  # each store has its own; all mean that it cannot serve
-                reasons.append(f"{store}: {' '.join(str(error).split()) or type(error).__name__}")
+                reasons.append(f"{store}: {_short(error)}")
         raise InputError(
             f"ERA5: no store has {', '.join(names)} at {_span(times)}. {'. '.join(reasons)}"
         )
@@ -239,6 +240,12 @@ class Era5Source:
             data = needed("earth2studio.data", "earth2")
             self._sources[store] = getattr(data, STORES[store].source)(**self._options)
         return self._sources[store]
+
+
+def _short(error: Exception) -> str:
+    """One line of an error; some of the transport's run to pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 
 def _span(times: Sequence[datetime]) -> str:

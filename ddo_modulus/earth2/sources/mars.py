@@ -93,6 +93,10 @@ class MarsSource(ObservationSource):
     def _where(self) -> str:
         return f"MARS, type={self.kind}"
 
+    @property
+    def _is_whole(self) -> bool:
+        return False
+
     def requests(self, windows: Sequence[Window]) -> list[dict[str, Any]]:
         """What is asked of MARS: one request for each day.
 

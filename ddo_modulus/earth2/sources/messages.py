@@ -10,6 +10,7 @@ each and uses none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,14 +89,7 @@ class Message:
         eccodes.codes_set(self._handle, key, value)
 
     def __iter__(self) -> Iterator[str]:
-        structure = (*self._template, self["numberOfSubsets"], *map(self._fixed, _REPLICATIONS))
-        if structure not in self._known.keys:
-            self._known.keys[structure] = [
-                key
-                for key in self._all_keys()
-                if "->" not in key and not key.endswith("#dataPresentIndicator")
-            ]
-        return iter(self._known.keys[structure])
+        return iter(self._keys)
 
     def is_coord(self, key: str) -> bool:
         """Whether what a key stands for, as a height, holds for the elements after it."""
@@ -115,7 +109,18 @@ class Message:
             self._known.descriptors[self._template] = frozenset(map(int, expanded))
         return self._known.descriptors[self._template]
 
-    @property
+    @cached_property
+    def _keys(self) -> list[str]:
+        structure = (*self._template, self["numberOfSubsets"], *map(self._fixed, _REPLICATIONS))
+        if structure not in self._known.keys:
+            self._known.keys[structure] = [
+                key
+                for key in self._all_keys()
+                if "->" not in key and not key.endswith("#dataPresentIndicator")
+            ]
+        return self._known.keys[structure]
+
+    @cached_property
     def _template(self) -> tuple:
         return self._fixed("unexpandedDescriptors")
 

@@ -66,7 +66,7 @@ class NnjaSource(ObservationSource):
         catalog_json: The catalogue in `base_path`.
         time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
         cache: Keep what was read from a bucket.
-        retries: How often to try again.
+        retries: How often to try again, beside the six tries that the bucket's client makes.
         async_timeout: Seconds after which a call is given up.
     """
 
@@ -85,7 +85,7 @@ class NnjaSource(ObservationSource):
         catalog_json: str = "catalog.json",
         time_tolerance: Tolerance = HALF_HOUR,
         cache: bool = True,
-        retries: int = 3,
+        retries: int = 1,
         async_timeout: float = 3600,
     ) -> None:
         super().__init__(time_tolerance, cache, retries, async_timeout)
@@ -106,6 +106,10 @@ class NnjaSource(ObservationSource):
     @property
     def _where(self) -> str:
         return f"NNJA-AI ({self.mirror if self.base_path is None else self.base_path})"
+
+    @property
+    def _is_whole(self) -> bool:
+        return False
 
     def variables(self) -> tuple[str, ...]:
         """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
@@ -169,20 +173,24 @@ class NnjaSource(ObservationSource):
         return dataset
 
     def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - has no types
-        if self.base_path is None:
-            return catalogue(mirror=self.mirror)
-        file = self.base_path / self.catalog_json
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; give the folder that has the catalogue")
+        options: dict[str, str | None] = {"mirror": self.mirror}
+        where = f"the bucket {self.mirror}"
+        if self.base_path is not None:
+            file = self.base_path / self.catalog_json
+            if not file.is_file():
+                raise InputError(f"{file}: no such file; give the folder that has the catalogue")
+            where = str(file)
+            options = {"mirror": None, "base_path": str(self.base_path)}
+            options["catalog_json"] = self.catalog_json
         try:
-            return catalogue(
-                mirror=None, base_path=str(self.base_path), catalog_json=self.catalog_json
-            )
-        except OSError as error:
-            raise InputError(f"{file}: names a file that is not there ({error})") from error
-        except Exception as error:  # of the package, and of json and jsonschema under it
+            return catalogue(**options)
+        except Exception as error:  # of the package, of json, jsonschema and gcsfs under it
+            # The package wraps what befalls it on the way to a table's description.
+            if self.base_path is None and isinstance(error.__cause__ or error, OSError):
+                raise ConnectionError(str(error)) from error  # to be tried again
             raise InputError(
-                f"{file}: no catalogue of NNJA-AI ({type(error).__name__}: {error}); copy it again"
+                f"{where}: no catalogue of NNJA-AI, or not all of it ({type(error).__name__}: "
+                f"{error}); copy it again, or choose another mirror"
             ) from error
 
     def _day(

@@ -236,4 +236,4 @@ def _reports(raw: pd.DataFrame) -> pd.DataFrame:
 def _paired(wind: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
     """Speed and direction of the same report and level in one row."""
     same = [raw["report"], raw["vertco"], wind["station"], wind["time"], wind["lat"], wind["lon"]]
-    return wind.groupby(same, dropna=False, sort=False).first().reset_index(drop=True)
+    return wind.groupby(same, dropna=False, sort=False).first().reset_index()

@@ -115,6 +115,11 @@ class ObservationSource(ABC):
     def _where(self) -> str:
         """What holds the observations, for messages."""
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether `_load` gives all that there is, so that other times are outside of the data."""
+        return True
+
     def variables(self) -> tuple[str, ...]:
         """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
         return (*SURFACE_VARIABLES, *UPPER_AIR_VARIABLES)
@@ -172,8 +177,8 @@ class ObservationSource(ABC):
             )
         except (OSError, TimeoutError) as error:
             raise InputError(
-                f"{self._where}: cannot be had after {self._retries + 1} tries "
-                f"({type(error).__name__}: {error}); check the connection and try again"
+                f"{self._where}: cannot be had ({type(error).__name__}: {error}), tried "
+                f"{self._retries + 1} times; check the connection and try again"
             ) from error
         frame = self._selected(rows, windows, variables)
         frame = _typed(frame, self.SCHEMA)[schema.names]
@@ -245,7 +250,7 @@ class ObservationSource(ABC):
                 low, high = values.quantile([0.25, 0.75])
                 check_units(str(variable), low, high, f"{self._where} (middle half)")
         first, last = time.min(), time.max()
-        if all(end < first or start > last for start, end in windows):
+        if self._is_whole and all(end < first or start > last for start, end in windows):
             raise InputError(
                 f"{self._where}: holds {first} to {last} UTC, nothing from {windows[0][0]} to "
                 f"{windows[-1][1]}; choose times within, or a larger time_tolerance"

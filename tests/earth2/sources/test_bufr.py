@@ -11,7 +11,7 @@ pytest.importorskip("pdbufr")
 pytest.importorskip("earth2studio")
 
 from ddo_modulus.earth2.sources import BufrSource  # noqa: E402
-from ddo_modulus.earth2.sources.bufr import read_synop  # noqa: E402
+from ddo_modulus.earth2.sources.bufr import read_soundings, read_synop  # noqa: E402
 
 NOON = np.array(["2018-11-02T12:00"], "datetime64[ns]")
 SOUNDINGS = np.datetime64("2008-12-08T12:00")
@@ -50,6 +50,81 @@ def test_reports_are_pdbufrs_own(synop_file):
     ours = read_synop(synop_file)[plain.columns]
     assert len(plain) == 150
     pd.testing.assert_frame_equal(ours, plain.reset_index(drop=True), check_dtype=False)
+
+
+@pytest.mark.shared_data
+def test_levels_are_pdbufrs_own(sounding_file):
+    import pdbufr
+
+    plain = pdbufr.read_bufr(str(sounding_file), reader="temp").dropna(subset="pressure")
+    names = {"pressure": "pres", "wind_speed": "speed", "wind_dir": "direction"}
+    plain = plain.rename(columns={"stnid": "station"} | names).drop(columns="elevation")
+    ours = read_soundings(sounding_file)[plain.columns]
+    assert len(plain) > 1000
+    pd.testing.assert_frame_equal(
+        ours.reset_index(drop=True), plain.reset_index(drop=True), check_dtype=False
+    )
+
+
+@pytest.fixture
+def modern_file(tmp_path):
+    """Four messages of the template 307080, with more and fewer cloud layers."""
+    import eccodes
+
+    height = "heightOfSensorAboveLocalGroundOrDeckOfMarinePlatform"
+    path = tmp_path / "modern.bufr"
+    with path.open("wb") as file:
+        for number, layers in enumerate([1, 4, 1, 2]):
+            message = eccodes.codes_bufr_new_from_samples("BUFR4")
+            replications = "inputDelayedDescriptorReplicationFactor"
+            eccodes.codes_set_array(message, replications, [layers, 1])
+            values = {"masterTablesVersionNumber": 31, "unexpandedDescriptors": 307080}
+            values |= {"dataCategory": 0, "blockNumber": 3, "stationNumber": 100 + number}
+            values |= {"year": 2018, "month": 11, "day": 2, "hour": 12, "minute": 0}
+            values |= {"latitude": 50.0 + number, "longitude": -3.0}
+            values |= {"airTemperature": 280.0 + number, "relativeHumidity": 60 + number}
+            values |= {f"#1#{height}": 2.0, f"#7#{height}": 10.0}
+            values |= {"windSpeed": 5.0 + number, "windDirection": 270}
+            values |= {"#1#nonCoordinatePressure": 1e5}
+            for key, value in values.items():
+                eccodes.codes_set(message, key, value)
+            eccodes.codes_set(message, "pack", 1)
+            eccodes.codes_write(message, file)
+            eccodes.codes_release(message)
+    return path
+
+
+def test_coordinates_are_pdbufrs_own(modern_file):
+    """Heights, times and significances hold for what follows; measured values do not."""
+    from pdbufr.high_level_bufr.bufr import BufrFile
+
+    from ddo_modulus.earth2.sources.messages import messages
+
+    seen = set()
+    with BufrFile(str(modern_file)) as theirs:
+        for ours, other in zip(messages(modern_file), theirs, strict=True):
+            with ours, other:
+                ours["unpack"] = other["unpack"] = 1
+                for key in ours:
+                    assert ours.is_coord(key) == other.is_coord(key), key
+                    seen.add(ours.is_coord(key))
+    assert seen == {True, False}
+
+
+def test_templates_with_heights_and_replications(modern_file):
+    import pdbufr
+
+    columns = "stnid latlon time t2m rh2m wind10m pressure".split()
+    plain = pdbufr.read_bufr(str(modern_file), reader="synop", columns=columns)
+    rows = BufrSource(modern_file)(NOON, ["t2m", "r2m", "u10m", "ws10m", "sp"])
+    found = rows.pivot(index="station", columns="variable", values="observation")
+    assert found.index.tolist() == ["03100", "03101", "03102", "03103"]
+    assert found["t2m"].tolist() == plain["t2m"].tolist() == [280.0, 281.0, 282.0, 283.0]
+    assert found["r2m"].tolist() == plain["rh2m"].tolist() == [60.0, 61.0, 62.0, 63.0]
+    assert found["ws10m"].tolist() == plain["wind10m_speed"].tolist() == [5.0, 6.0, 7.0, 8.0]
+    assert found["u10m"].tolist() == pytest.approx(found["ws10m"].tolist())
+    assert found["sp"].tolist() == [1e5] * 4
+    assert rows["quality"].isna().all()
 
 
 @pytest.mark.shared_data
@@ -107,8 +182,6 @@ def test_the_table_is_one_that_the_project_assimilates(synop_file):
 @pytest.mark.slow
 @pytest.mark.shared_data
 def test_all_levels_of_all_soundings(shared_data):
-    from ddo_modulus.earth2.sources.bufr import read_soundings
-
     levels = read_soundings(shared_data / "pdbufr_temp.bufr")
     assert len(levels) >= 26_000
     assert levels["pres"].between(100, 107_000).all()

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions as CUDA graphs: recorded once, then launched whole.
+
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
+
+A step of a small operator is some hundreds of kernels, each shorter than the time that the host
+takes to launch it, so the GPU idles most of the step. A graph launches them all at once. What is
+recorded may not wait for the GPU, and reads and writes the same memory at each replay.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, Scheduled
+from ddo_modulus.linalg import one_level
+
+
+class Replay:
+    """A function of tensors, recorded once for each key and then replayed.
+
+    Args:
+        function: Takes a key and tensors (or None) and returns a tensor, without ever waiting for
+            the GPU. Tensors of one key have the same shapes at each call.
+        kept: Tensors that the function changes, such as sums of gradients.
+        warm_up: Runs before the recording: compiled code, caches and workspaces are made in them.
+        watched: Whether waiting for the GPU is an error already in the last of them, of which a
+            recording recovers less well. The watch is on the whole process.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        kept: Sequence[Tensor] = (),
+        *,
+        warm_up: int = 3,
+        watched: bool = False,
+    ) -> None:
+        self.function, self.kept = function, kept
+        self.warm_up, self.watched = warm_up, watched
+        self._recorded: dict[
+            Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]
+        ] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, key: Hashable, *inputs: Tensor | None) -> Tensor:
+        """What the function returns for these inputs."""
+        if key not in self._recorded:
+            self._recorded[key] = self._record(key, inputs)
+        graph, fixed, output = self._recorded[key]
+        for place, value in zip(fixed, inputs, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value)
+        graph.replay()
+        return output.clone()
+
+    def _record(
+        self, key: Hashable, inputs: tuple[Tensor | None, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]:
+        fixed = [None if value is None else value.clone() for value in inputs]
+        before = [value.clone() for value in self.kept]
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for i in range(self.warm_up):
+                with _watch() if self.watched and i == self.warm_up - 1 else nullcontext():
+                    self.function(key, *fixed)
+        current.wait_stream(stream)
+        for value, first in zip(self.kept, before, strict=True):
+            value.copy_(first)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Graphs take turns, so they may share their memory. Threads that load data go on with
+            # calls that would spoil a capture of the whole process.
+            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+                output = self.function(key, *fixed)
+        except BaseException:
+            # One that fails leaves its own stream, and torch's generator waiting for a replay.
+            torch.cuda.set_stream(current)
+            generator = torch.cuda.default_generators[current.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+        return graph, fixed, output
+
+
+@contextmanager
+def _watch() -> Iterator[None]:
+    """Make waiting for the GPU an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+class Captured:
+    """A denoiser as a CUDA graph: prior or posterior, network, derivative, solver and all.
+
+    Recorded anew for each shape of states. Samplers see a denoiser like any other: what they do
+    between two calls is a handful of kernels, which the host launches while the graph runs. On
+    another device it is the denoiser itself. One that cannot be recorded (operators that are not
+    linear factor matrices between, a user's denoiser may look at its values) runs as it is, after
+    a warning with the reason.
+
+    Args:
+        denoiser: What to record; its state must not change afterwards.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self._failure: str | None = None
+        self._replay: Replay | None = None
+        self._scheduled: tuple[Denoiser, Captured] | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it could not be recorded; None as long as it could."""
+        if self._failure is None and self._scheduled is not None:
+            return self._scheduled[1].failure
+        return self._failure
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part of the denoiser, if it has one."""
+        return self.denoiser.linear  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state."""
+        if x.device.type != "cuda" or self._failure is not None:
+            return self.denoiser(x, sigma, condition)
+        one = one_level(sigma)
+        given = None if condition is None else (condition.shape, condition.dtype)
+        key = (one, x.shape, x.dtype, given)
+        try:
+            if self._replay is None:
+                self._replay = Replay(_function(self.denoiser), warm_up=2, watched=True)
+            return self._replay(key, x, sigma[:1] if one else sigma, condition)
+        except RuntimeError as error:
+            self._failure = str(error).strip().splitlines()[0]
+            self._replay = None
+            warnings.warn(
+                f"no CUDA graph of {type(self.denoiser).__name__}, which runs without: "
+                f"{self._failure}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self.denoiser(x, sigma, condition)
+
+    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Captured:
+        """As the denoiser's own (:class:`~ddo_modulus.denoiser.Scheduled`), recorded."""
+        if not isinstance(self.denoiser, Scheduled):
+            return self
+        prepared = self.denoiser.scheduled(levels, like)
+        if prepared is self.denoiser:
+            return self
+        if self._scheduled is None or self._scheduled[0] is not prepared:
+            self._scheduled = prepared, Captured(prepared)
+        return self._scheduled[1]
+
+
+def _function(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """What is recorded: the key tells whether there is one level for all."""
+
+    def call(key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        return denoiser(x, level.expand(len(x)) if key[0] else level, condition)
+
+    return call

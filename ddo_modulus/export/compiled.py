@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch made quick: compiled networks in half precision, whole posteriors as CUDA graphs.
+
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
+
+The network is compiled part by part, with its weights in the precision that it computes in; the
+linear part around it stays in full precision. A posterior on top of the engine can be recorded as
+one CUDA graph (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddo_modulus.capture import Captured
+from ddo_modulus.denoiser import (
+    Denoiser,
+    DiffusionOperator,
+    GaussianDenoiser,
+    Pullback,
+    value_and_pullback,
+)
+from ddo_modulus.errors import InputError
+from ddo_modulus.export.engines import EngineOptions, Precision
+from ddo_modulus.field import GaussianField
+from ddo_modulus.nn.stencil import LocalLinear
+from ddo_modulus.package import Package
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CompiledEngine:
+    """An operator with its network compiled and in the precision asked for.
+
+    The operator that is given stays as it is.
+
+    Args:
+        operator: A trained operator, where it is to compute.
+        precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
+            a GPU and fp32 elsewhere.
+        compile: Whether to compile the network, or a mode of :func:`torch.compile`.
+        graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
+        shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
+
+    Raises:
+        InputError: On another precision, or graphs without a GPU.
+    """
+
+    def __init__(
+        self,
+        operator: DiffusionOperator,
+        *,
+        precision: Precision | None = None,
+        compile: bool | str = True,
+        graphs: bool | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        cuda = operator.device.type == "cuda"
+        if precision is None:
+            precision = "bf16" if cuda else "fp32"
+        if precision not in _DTYPES:
+            raise InputError(f"precision={precision} must be one of {', '.join(_DTYPES)}")
+        if graphs and not cuda:
+            raise InputError(
+                f"CUDA graphs need a GPU, and the operator is on {operator.device}; load it with "
+                "device=cuda, or leave graphs out"
+            )
+        self.precision = precision
+        self.graphs = cuda if graphs is None else graphs
+        self.shape = operator.basis.shape if shape is None else shape
+        self.operator = copy.deepcopy(operator).eval().requires_grad_(False)
+        if precision != "fp32":
+            _round_weights(self.operator.network, _DTYPES[precision])
+        if compile:
+            self.operator.network.compile(mode=None if compile is True else compile)
+
+    @classmethod
+    def of(cls, package: Package, options: EngineOptions) -> CompiledEngine:
+        """The engine of a package."""
+        if package.operator.device.type != "cuda":
+            options.tell("engine=compile without a GPU: compiled code, but no CUDA graphs")
+        return cls(package.operator, precision=options.precision, shape=options.shape)
+
+    @property
+    def noise(self) -> GaussianField:
+        """Noise field on the grid."""
+        return self.operator.noise.at(self.shape)
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part on the grid."""
+        return self.operator.linear.at(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.operator.device
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state."""
+        dtype = None if self.precision == "fp32" else _DTYPES[self.precision]
+        # Guidance goes back through the network several times; compiled code would otherwise write
+        # over what it kept the first time.
+        with (
+            torch._functorch.config.patch(donated_buffer=False),
+            torch.autocast(x.device.type, dtype, enabled=dtype is not None),
+        ):
+            return self.operator(x, sigma, condition)
+
+    def value_and_pullback(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean state and ``v -> J^T v``, after one forward pass."""
+        return value_and_pullback(self.__call__, x, sigma, condition)
+
+    def vjp(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        v: Float[Tensor, "B C H W"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
+        clean, pullback = self.value_and_pullback(x, sigma, condition)
+        return clean, pullback(v)
+
+    def captured(self, denoiser: Denoiser) -> Denoiser:
+        """A denoiser that calls this engine as a CUDA graph, or itself without graphs."""
+        return Captured(denoiser) if self.graphs else denoiser
+
+
+def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Weights and matrices in the dtype that autocast would turn them into at every call."""
+    for part in network.modules():
+        if isinstance(part, LocalLinear):  # rounded when its weights are combined, not before
+            continue
+        for own in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if own.is_floating_point():
+                own.data = own.data.to(dtype)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's small form, beside the peers where they are installed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark():
+    """The module, as it is run."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import guided_sampling
+    finally:
+        sys.path.remove(str(FOLDER))
+    return guided_sampling
+
+
+def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
+    pytest.importorskip("azula")
+    pytest.importorskip("neuralop")
+    monkeypatch.setattr(benchmark, "DEVICE", benchmark.torch.device("cpu"))
+    out = tmp_path / "speed.md"
+    benchmark.main(["--only", "8x12", "--repeats", "1", "--no-compile", "--out", str(out)])
+    eager, half, *peers = json.loads(out.with_suffix(".json").read_text())
+    assert eager["speedup"] == 1 and eager["mean_change"] == 0
+    assert eager["evaluations"] == 3 * 5 and eager["member"] > 0
+    assert half["method"] == "ours, eager, bf16"
+    assert 0 < half["mean_change"] < 0.02 and abs(half["spread_change"]) < 0.02
+    assert len(peers) == 1 and not peers[0]["note"] and peers[0]["member"] > 0
+    assert eager["parameters"] / 2 < peers[0]["parameters"] < 2 * eager["parameters"]
+    assert "| 8x12, 2 x 4 |" in out.read_text()
+
+
+def test_a_peer_that_fails_is_told(benchmark, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr(benchmark, "DEVICE", benchmark.torch.device("cpu"))
+    monkeypatch.setattr(benchmark, "azula", broken)
+    case = benchmark.Case("8x12", 1, 5, 4, 8)
+    pytest.importorskip("neuralop")
+    rows = list(benchmark.ours(case, 1, compiled=False, thorough=False))
+    assert rows[-1].note == "no such kernel"
