@@ -128,13 +128,20 @@ def test_bf16(built):
 
 def test_what_tensorrt_has_not_is_refused(built, tmp_path):
     class Odd(torch.nn.Module):
-        def forward(self, h):
-            return h * (1 + (h.detach().to(torch.int32) & 1).to(h.dtype))
+        def forward(self, x):
+            return x * (1 + (x.detach().to(torch.int32) & 1).to(x.dtype))
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd = Odd()
+
+        def forward(self, x, sigma):
+            return self.odd(x[:, :1])
 
     package = built("sphere")
-    network = package.operator.network
-    network.head = torch.nn.Sequential(network.head, Odd())
-    with pytest.raises(InputError, match=r"BitwiseAnd \(of .*network.head.1"):
+    package.operator.network = Network()
+    with pytest.raises(InputError, match=r"BitwiseAnd \(of network.odd\)"):
         export(package, tmp_path / "e")
     assert not list(tmp_path.iterdir())
 
@@ -167,15 +174,19 @@ def test_restrictions_of_the_list():
         assert what in found
 
 
-def test_dependence_on_the_batch_is_refused(built):
-    """An operator that takes a mean over the batch is no denoiser, and no graph."""
+@pytest.mark.parametrize(
+    "mixed",
+    [lambda x: x - x.mean(0, keepdim=True), lambda x: x * len(x), lambda x: x.flip(0) + len(x)],
+)
+def test_dependence_on_the_batch_is_refused(mixed, built):
+    """An operator that knows how many states there are is no denoiser, and no graph."""
 
-    class Mixing(torch.nn.Module):
-        def forward(self, h):
-            return h - h.sum(0, keepdim=True) / len(h)
+    class Network(torch.nn.Module):
+        def forward(self, x, sigma):
+            return mixed(x[:, :1])
 
     operator = built("sphere").operator
-    operator.network.head = torch.nn.Sequential(operator.network.head, Mixing())
+    operator.network = Network()
     with pytest.raises(InputError, match="number of states computed together"):
         to_onnx(trace(operator, operator.basis.shape))
 
