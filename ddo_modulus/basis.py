@@ -225,6 +225,39 @@ class Basis(ABC):
         power = square.new_zeros(*square.shape[:-1], int(shell.max()) + 1)
         return power.index_add(-1, shell.to(square.device), square)
 
+    # ---- means over cells -----------------------------------------------------------------------
+
+    def cell_means(
+        self, shape: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
+        """What means over the cells of a grid show as each function of this basis.
+
+        A cell is centred on its point. Its mean of a function is the function's value there times
+        a response below one. On the grid, functions beyond its band look like those of the band.
+
+        Args:
+            shape: Grid whose cells are meant (the default grid if None).
+
+        Returns:
+            Eigenvalues of the functions that look like each one, and their responses: first the
+            function itself, then those just beyond the band.
+
+        Raises:
+            InputError: On a domain whose functions means over cells mix.
+        """
+        raise InputError(
+            f"means over cells of {type(self).__name__} are not known mode by mode; take values "
+            "at points there"
+        )
+
+    def cell_mean_response(self, shape: Sequence[int] | None = None) -> Float[Tensor, " K"]:
+        """Mean of each function over a cell of a grid, over its value at the centre.
+
+        Raises:
+            InputError: On a domain whose functions means over cells mix.
+        """
+        return self.cell_means(shape)[1][0]
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, modes={self.modes})"
 
@@ -256,6 +289,29 @@ class _BoxBasis(Basis):
     @abstractmethod
     def _wavenumbers(modes: int) -> Array:
         """Angular wavenumber of each one-dimensional function on the unit interval."""
+
+    def cell_means(
+        self, shape: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
+        r"""See :class:`Basis`; the response is :math:`\mathrm{sinc}` along each axis.
+
+        Along an axis of ``N`` points, wavenumbers that differ by :math:`2 \pi N` look the same.
+        Along an even axis of the torus the last cosine has no sine beside it, and the waves of
+        both signs look like it.
+        """
+        shape = self.shape if shape is None else _pair(shape, "shape")
+        axes = []
+        for points, modes, length in zip(shape, self.modes, self.lengths, strict=True):
+            wave = self._wavenumbers(modes) + 2 * np.pi * points * np.array([0, -1, 1])[:, None]
+            axes.append(((wave / length) ** 2, np.sinc(wave / (2 * np.pi * points))))
+        (rows, row_response), (columns, column_response) = axes
+        eigenvalues = rows[:, None, :, None] + columns[None, :, None, :]
+        response = row_response[:, None, :, None] * column_response[None, :, None, :]
+        size = (len(rows) * len(columns), self.size)
+        return (
+            torch.from_numpy(eigenvalues.reshape(size)),
+            torch.from_numpy(response.reshape(size)),
+        )
 
     def _spectrum(self) -> tuple[Array, Array]:
         first = self._wavenumbers(self.modes[0]) / self.lengths[0]

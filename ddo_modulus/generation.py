@@ -94,7 +94,8 @@ def generate(
         ensemble: Members ``E``.
         coarse: Coarse views in physical units, of the ``P`` frames around each time.
         resolution: Grid of the draws, the package's own if None. Finer ones show finer scales of
-            the same functions.
+            the same functions; values that are means over cells on the package's grid are means
+            over the cells of this one.
         seed: Of all noise.
         sampler: How to draw.
         progress: Called with the number of steps of states done and their total.
@@ -157,8 +158,10 @@ def generate(
             device=package.operator.device,
             progress=partial(counted, len(some)),
         )
-        parts.append(drawn.cpu())
-    fields = torch.cat(parts).unflatten(1, (-1, len(package.channels)))  # E*T P C H W
+        frames = drawn.unflatten(1, (-1, len(package.channels)))  # B P C H W
+        means = package.operator.cell_means(frames.flatten(0, 1))
+        parts.append(means.unflatten(0, frames.shape[:2]).cpu())
+    fields = torch.cat(parts)  # E*T P C H W
     shown = fields if length > 1 else fields[:, task.frames // 2][:, None]
     states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
