@@ -218,6 +218,14 @@ class Basis(ABC):
         shell = torch.round(wavenumber / width).long()
         return torch.arange(int(shell.max()) + 1, dtype=torch.float64) * width, shell
 
+    def complete_wavenumber(self) -> float:
+        """Largest wavenumber whose shell the basis fills; beyond, corners of the band are left.
+
+        The cosine at the Nyquist wavenumber of an even grid has no sine beside it and does not
+        count.
+        """
+        return float(self.eigenvalues.max().sqrt())
+
     def power(self, x: Float[Tensor, "*batch H W"]) -> Float[Tensor, "*batch S"]:
         """Variance of a field in each shell of :meth:`shells`; sums to the domain mean square."""
         _, shell = self.shells()
@@ -338,6 +346,20 @@ class _BoxBasis(Basis):
         modes = min(self.modes[0], shape[0]), min(self.modes[1], shape[1])
         return type(self)(shape, self.lengths, modes)
 
+    def complete_wavenumber(self) -> float:
+        """See :class:`Basis`."""
+        wavenumber = self.eigenvalues.sqrt()
+        ends = []
+        for axis in (0, 1):
+            along = wavenumber[self.indices[:, 1 - axis] == 0]
+            ends.append(float(along[: self._paired(len(along))].max()))
+        return min(ends)
+
+    @staticmethod
+    def _paired(modes: int) -> int:
+        """Number of the first functions along an axis that are there with all of their kind."""
+        return modes
+
     def truncate(self, modes: int | Sequence[int]) -> Self:
         """Keep the ``modes`` slowest functions of each axis."""
         wanted = _pair(modes, "modes")
@@ -378,6 +400,10 @@ class FourierBasis(_BoxBasis):
     @staticmethod
     def _wavenumbers(modes: int) -> Array:
         return 2 * np.pi * ((np.arange(modes) + 1) // 2)
+
+    @staticmethod
+    def _paired(modes: int) -> int:
+        return modes if modes % 2 else modes - 1
 
     def symmetry(self) -> Tensor:
         """Sines and cosines of one pair of wavenumbers."""

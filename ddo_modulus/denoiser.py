@@ -147,6 +147,26 @@ class GaussianDenoiser:
         """Variance of each coordinate of the clean state given the noisy one."""
         return sigma[:, None] ** 2 * self.gain(sigma)
 
+    def uncovered(
+        self, x: Float[Tensor, "B C H W"], sigma: float, known: Basis
+    ) -> Float[Tensor, "B C H W"]:
+        """States denoised at a last level, with the variance of finer scales that it still covers.
+
+        A mode of variance ``s`` keeps ``s^2 / (s + sigma^2)`` in the denoised state. Where it is
+        far smaller than the noise, hardly anything is left. Modes of the linear part alone have
+        the rest of the way to no noise in closed form: a factor.
+
+        Args:
+            x: Denoised states.
+            sigma: Noise level that they were denoised at.
+            known: Functions to leave as they are: those that a network has a hand in.
+        """
+        _, there = known.shared(self.noise.basis)
+        gain = self.gain(x.new_full((1,), sigma)).clamp_min(1e-8)
+        factor = gain.rsqrt().unflatten(1, (self.noise.channels, -1))
+        factor[..., there.to(x.device)] = 1.0
+        return self.fields(self.modes(x) * factor.flatten(1))
+
     def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
         """Mean, variances and rotation in the dtype and on the device of ``like``."""
         key = (like.dtype, str(like.device))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.assimilation import coordinates, labelled, member_generator
-from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.noise import FieldNoiseScheduler
@@ -121,7 +121,7 @@ def generate(
         raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
-    denoiser: Denoiser = package.operator
+    denoiser: DiffusionOperator | TrajectoryDenoiser = package.operator
     noise, starts, length = package.operator.noise, times, 1
     if task.frames > 1 and task.coarse is None:
         denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times))
@@ -135,6 +135,8 @@ def generate(
     steps = own.steps if sampler.steps is None else sampler.steps
     solver = own.solver if sampler.solver is None else sampler.solver
     scheduler = sampler.scheduler(package, noise)
+    linear = denoiser.linear.at(shape)
+    last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])
     counted = StepCounter(steps * ensemble * len(starts), progress)
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
     parts = []
@@ -158,6 +160,8 @@ def generate(
             device=package.operator.device,
             progress=partial(counted, len(some)),
         )
+        if shape != package.grid.shape:
+            drawn = linear.uncovered(drawn, last, package.operator.basis)
         frames = drawn.unflatten(1, (-1, len(package.channels)))  # B P C H W
         means = package.operator.cell_means(frames.flatten(0, 1))
         parts.append(means.unflatten(0, frames.shape[:2]).cpu())

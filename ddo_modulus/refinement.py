@@ -31,7 +31,7 @@ from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 
 # Share of the band, in wavenumber, that says nothing of its end: the largest scales.
-_LARGE = 0.25
+_LARGE = 1 / 3
 # Least fall-off of a variance over wavenumber where the band ends: no energy may pile up beyond.
 _LEAST = 3.0
 # The law tells what aliases are worth, and without them it is fitted anew.
@@ -70,7 +70,10 @@ class Tail:
 
     @classmethod
     def fit(cls, basis: Basis, variance: Float[Tensor, "C K"], *, smallest: Tensor) -> Tail:
-        """Least squares over the shells of the upper three quarters of a band.
+        """Least squares over the shells of the upper two thirds of a band.
+
+        Shells count alike. Those that are not filled are left out: in the corners of a band a
+        solver's own cut-off shows.
 
         Args:
             basis: Of the variances.
@@ -78,11 +81,12 @@ class Tail:
             smallest: ``(C, K)`` or ``(C, 1)``; what is no larger was not measured.
         """
         wavenumber = basis.eigenvalues.sqrt()
-        end = float(wavenumber.max())
+        end = basis.complete_wavenumber()
         _, shell = basis.shells()
         share = 1.0 / torch.bincount(shell).double()[shell]
-        used = (wavenumber > _LARGE * end) & (variance > smallest)
-        used |= ~used.any(1, keepdim=True) & (wavenumber > _LARGE * end)
+        small = (wavenumber > _LARGE * end) & (wavenumber < end * (1 + 1e-9))
+        used = small & (variance > smallest)
+        used |= small & ~used.any(1, keepdim=True)
         weight = used * share
         weight = weight / weight.sum(1, keepdim=True)
         floor = float(wavenumber[wavenumber > 0].min())

@@ -218,7 +218,7 @@ def test_frames_of_a_window_are_made_cell_means_one_by_one():
 @pytest.mark.parametrize("size", [16, 32])
 def test_draws_on_a_finer_grid_are_means_over_its_cells(size):
     """An untrained package whose prior is that of cell means, drawn as users draw."""
-    law = tail(2.5, 0.02, 3.0)
+    law = tail(2.8, 0.02, 3.0)
     made = operator(cell_means=True)
     measured = cell_mean_variance(made.basis, law)[None]
     made.set_prior(GaussianField(made.basis, MeasuredSpectrum(made.basis, measured)))
@@ -238,6 +238,31 @@ def test_draws_on_a_finer_grid_are_means_over_its_cells(size):
     error = (power / expected).log()[1 : size // 2]
     assert float(error.abs().max()) < 0.12
     assert float(error.square().mean().sqrt()) < 0.05
+
+
+def test_scales_that_the_last_level_covers_are_drawn_all_the_same():
+    """The finest modes have a thousandth of the variance of the least noise."""
+    law = tail(3.0, 0.06, 2.0)
+    made = operator()
+    made.set_prior(
+        GaussianField(
+            made.basis, MeasuredSpectrum(made.basis, law(made.basis.eigenvalues.clamp_min(39.0)))
+        )
+    )
+    fine = FourierBasis((32, 32))
+    covered = made.linear.at((32, 32)).gain(torch.tensor([0.01])).min()
+    assert float(covered) < 1e-2
+    found = generate(
+        package(made),
+        np.array(["2000-01-01"], "datetime64[ns]"),
+        ensemble=400,
+        resolution=(32, 32),
+        sampler=Sampler(batch=400),
+    )["vorticity"]
+    power = fine.power((torch.from_numpy(found.values[:, 0]).double() - 1) / 2).mean(0)
+    _, shell = fine.shells()
+    expected = torch.zeros_like(power).index_add(0, shell, law(fine.eigenvalues.clamp_min(39.0))[0])
+    assert float((power / expected).log()[1:16].abs().max()) < 0.12
 
 
 def test_checkpoints_of_before_are_of_values_at_points(tmp_path):

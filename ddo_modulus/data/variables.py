@@ -51,7 +51,8 @@ _LEVEL_ALIASES = {
 #: Attribute ``cell_methods`` of fields whose values are means over the cells of their grid (CF).
 CELL_MEANS = "lat: lon: mean"
 _HORIZONTAL_MEAN = re.compile(
-    r"\b(?:area:|(?:lat|latitude|y): ?(?:lon|longitude|x):|(?:lon|longitude|x): ?(?:lat|latitude|y):)"
+    r"\b(?:area:|(?:lat|latitude|y): ?(?:lon|longitude|x):"
+    r"|(?:lon|longitude|x): ?(?:lat|latitude|y):)"
     r"\s+mean\b"
 )
 _SURFACE_ID = {alias: name for name, aliases in _SURFACE_ALIASES.items() for alias in aliases}
