@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable, Tolerance
-from ddo_modulus.data.variables import long_name, reported_range
+from ddo_modulus.data.variables import CELL_MEANS, long_name, reported_range
 from ddo_modulus.denoiser import Denoiser, Engine, GaussianDenoiser, Recorder
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
@@ -362,11 +362,13 @@ def labelled(
         axes: The coordinates of a grid (:func:`coordinates`).
         attributes: Of the dataset.
     """
+    means = package.operator.refinement.cell_means
+    methods = {"cell_methods": CELL_MEANS} if means else {}
     data = {
         channel: (
             ("ensemble", "time", "lat", "lon"),
             fields[:, :, i].contiguous().numpy(),
-            {"units": unit, "long_name": long_name(channel)},
+            {"units": unit, "long_name": long_name(channel), **methods},
         )
         for i, (channel, unit) in enumerate(zip(package.channels, package.units, strict=True))
     }

@@ -219,12 +219,53 @@ class Basis(ABC):
         shell = torch.round(wavenumber / width).long()
         return torch.arange(int(shell.max()) + 1, dtype=torch.float64) * width, shell
 
+    def complete_wavenumber(self) -> float:
+        """Largest wavenumber whose shell the basis fills; beyond, corners of the band are left.
+
+        The cosine at the Nyquist wavenumber of an even grid has no sine beside it and does not
+        count.
+        """
+        return float(self.eigenvalues.max().sqrt())
+
     def power(self, x: Float[Tensor, "*batch H W"]) -> Float[Tensor, "*batch S"]:
         """Variance of a field in each shell of :meth:`shells`; sums to the domain mean square."""
         _, shell = self.shells()
         square = self.analyze(x).square()
         power = square.new_zeros(*square.shape[:-1], int(shell.max()) + 1)
         return power.index_add(-1, shell.to(square.device), square)
+
+    # ---- means over cells -----------------------------------------------------------------------
+
+    def cell_means(
+        self, shape: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
+        """What means over the cells of a grid show as each function of this basis.
+
+        A cell is centred on its point. Its mean of a function is the function's value there times
+        a response below one. On the grid, functions beyond its band look like those of the band.
+
+        Args:
+            shape: Grid whose cells are meant (the default grid if None).
+
+        Returns:
+            Eigenvalues of the functions that look like each one, and their responses: first the
+            function itself, then those just beyond the band.
+
+        Raises:
+            InputError: On a domain whose functions means over cells mix.
+        """
+        raise InputError(
+            f"means over cells of {type(self).__name__} are not known mode by mode; take values "
+            "at points there"
+        )
+
+    def cell_mean_response(self, shape: Sequence[int] | None = None) -> Float[Tensor, " K"]:
+        """Mean of each function over a cell of a grid, over its value at the centre.
+
+        Raises:
+            InputError: On a domain whose functions means over cells mix.
+        """
+        return self.cell_means(shape)[1][0]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, modes={self.modes})"
@@ -258,6 +299,29 @@ class _BoxBasis(Basis):
     def _wavenumbers(modes: int) -> Array:
         """Angular wavenumber of each one-dimensional function on the unit interval."""
 
+    def cell_means(
+        self, shape: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
+        r"""See :class:`Basis`; the response is :math:`\mathrm{sinc}` along each axis.
+
+        Along an axis of ``N`` points, wavenumbers that differ by :math:`2 \pi N` look the same.
+        Along an even axis of the torus the last cosine has no sine beside it, and the waves of
+        both signs look like it.
+        """
+        shape = self.shape if shape is None else _pair(shape, "shape")
+        axes = []
+        for points, modes, length in zip(shape, self.modes, self.lengths, strict=True):
+            wave = self._wavenumbers(modes) + 2 * np.pi * points * np.array([0, -1, 1])[:, None]
+            axes.append(((wave / length) ** 2, np.sinc(wave / (2 * np.pi * points))))
+        (rows, row_response), (columns, column_response) = axes
+        eigenvalues = rows[:, None, :, None] + columns[None, :, None, :]
+        response = row_response[:, None, :, None] * column_response[None, :, None, :]
+        size = (len(rows) * len(columns), self.size)
+        return (
+            torch.from_numpy(eigenvalues.reshape(size)),
+            torch.from_numpy(response.reshape(size)),
+        )
+
     def _spectrum(self) -> tuple[Array, Array]:
         first = self._wavenumbers(self.modes[0]) / self.lengths[0]
         second = self._wavenumbers(self.modes[1]) / self.lengths[1]
@@ -282,6 +346,20 @@ class _BoxBasis(Basis):
             return type(self)(shape, self.lengths)
         modes = min(self.modes[0], shape[0]), min(self.modes[1], shape[1])
         return type(self)(shape, self.lengths, modes)
+
+    def complete_wavenumber(self) -> float:
+        """See :class:`Basis`."""
+        wavenumber = self.eigenvalues.sqrt()
+        ends = []
+        for axis in (0, 1):
+            along = wavenumber[self.indices[:, 1 - axis] == 0]
+            ends.append(float(along[: self._paired(len(along))].max()))
+        return min(ends)
+
+    @staticmethod
+    def _paired(modes: int) -> int:
+        """Number of the first functions along an axis that are there with all of their kind."""
+        return modes
 
     def truncate(self, modes: int | Sequence[int]) -> Self:
         """Keep the ``modes`` slowest functions of each axis."""
@@ -323,6 +401,10 @@ class FourierBasis(_BoxBasis):
     @staticmethod
     def _wavenumbers(modes: int) -> Array:
         return 2 * np.pi * ((np.arange(modes) + 1) // 2)
+
+    @staticmethod
+    def _paired(modes: int) -> int:
+        return modes if modes % 2 else modes - 1
 
     def symmetry(self) -> Tensor:
         """Sines and cosines of one pair of wavenumbers."""

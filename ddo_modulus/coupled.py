@@ -22,6 +22,7 @@ from torch import Tensor
 from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_law, draw_rotated
+from ddo_modulus.refinement import Refinement
 from ddo_modulus.rotation import ChannelRotation
 
 # Least variance along any direction of a mode, over its mean.
@@ -34,17 +35,24 @@ class CoupledField:
     Args:
         reference: Field whose whitened coefficients the covariance is of.
         covariance: ``(K, C, C)`` symmetric, positive definite.
+        refinement: What is known of the field beyond its grid.
 
     Raises:
         InputError: If the shape does not fit the reference.
     """
 
-    def __init__(self, reference: GaussianField, covariance: Float[Tensor, "K C C"]) -> None:
+    def __init__(
+        self,
+        reference: GaussianField,
+        covariance: Float[Tensor, "K C C"],
+        refinement: Refinement | None = None,
+    ) -> None:
         size = (reference.basis.size, reference.channels, reference.channels)
         if tuple(covariance.shape) != size:
             raise InputError(f"a coupled field needs {size} covariances, got {covariance.shape}")
         self.reference = reference
         self.covariance = covariance.detach().to("cpu", torch.float64)
+        self.refinement = refinement
 
     @classmethod
     def fit(
@@ -97,6 +105,14 @@ class CoupledField:
         values, vectors = torch.linalg.eigh(shared)
         return values[label], vectors[label]
 
+    @property
+    def spectrum(self) -> MeasuredSpectrum:
+        """Variance of each coefficient."""
+        own = self.covariance.diagonal(dim1=1, dim2=2).mT
+        return MeasuredSpectrum(
+            self.reference.basis, own * self.reference.variance, refinement=self.refinement
+        )
+
     def at(self, shape: Sequence[int]) -> CoupledField:
         """The same field on another grid.
 
@@ -109,14 +125,13 @@ class CoupledField:
         new = old.at(shape)
         here, there = old.basis.shared(new.basis)
         deviation = self.covariance.diagonal(dim1=1, dim2=2).sqrt()  # K C
-        spectrum = MeasuredSpectrum(old.basis, deviation.square().mT * old.variance)
-        variance = spectrum(new.basis) / new.variance
+        variance = self.spectrum(new.basis) / new.variance
         fine = old.basis.eigenvalues > 0.5 * old.basis.eigenvalues.max()
         correlation = self.covariance / (deviation[:, :, None] * deviation[:, None])
         tail = variance.sqrt().mT
         covariance = correlation[fine].mean(0) * tail[:, :, None] * tail[:, None]
         covariance[there] = self.covariance[here]
-        return CoupledField(new, covariance)
+        return CoupledField(new, covariance, self.refinement)
 
     def sample(
         self,
@@ -143,7 +158,7 @@ class CoupledField:
             InputError: If the channels are no multiple of ``frames``.
         """
         lags = _autocovariance(self.covariance, self._window(frames))
-        return CoupledField(self.reference, _toeplitz(lags))
+        return CoupledField(self.reference, _toeplitz(lags), self.refinement)
 
     def extended(self, frames: int, length: int) -> CoupledField:
         r"""The stationary process in time of which this field is a window, over a longer one.
@@ -169,7 +184,7 @@ class CoupledField:
         lags = _recursion(_autocovariance(chosen, frames), length)
         window, channels = self.reference, length * lags.shape[-1]
         reference = GaussianField(window.basis, window.spectrum, channels, scale=window.scale)
-        return CoupledField(reference, _toeplitz(lags)[label])
+        return CoupledField(reference, _toeplitz(lags)[label], self.refinement)
 
     def _window(self, frames: int) -> int:
         channels = self.reference.channels

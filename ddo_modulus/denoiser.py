@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import asdict
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -28,6 +29,7 @@ from ddo_modulus.field import EOFField, Flat, GaussianField, Matern, MeasuredSpe
 from ddo_modulus.linalg import lasting, recorded, spread
 from ddo_modulus.nn.operator import NeuralOperator
 from ddo_modulus.product import ProductField
+from ddo_modulus.refinement import Refinement
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
 #: Gaussian laws that have a closed form together with the noise.
@@ -235,6 +237,26 @@ class GaussianDenoiser:
         """Variance of each coordinate of the clean state given the noisy one."""
         return sigma[:, None] ** 2 * self.gain(sigma)
 
+    def uncovered(
+        self, x: Float[Tensor, "B C H W"], sigma: float, known: Basis
+    ) -> Float[Tensor, "B C H W"]:
+        """States denoised at a last level, with the variance of finer scales that it still covers.
+
+        A mode of variance ``s`` keeps ``s^2 / (s + sigma^2)`` in the denoised state. Where it is
+        far smaller than the noise, hardly anything is left. Modes of the linear part alone have
+        the rest of the way to no noise in closed form: a factor.
+
+        Args:
+            x: Denoised states.
+            sigma: Noise level that they were denoised at.
+            known: Functions to leave as they are: those that a network has a hand in.
+        """
+        _, there = known.shared(self.noise.basis)
+        gain = self.gain(x.new_full((1,), sigma)).clamp_min(1e-8)
+        factor = gain.rsqrt().unflatten(1, (self.noise.channels, -1))
+        factor[..., there.to(x.device)] = 1.0
+        return self.fields(self.modes(x) * factor.flatten(1))
+
     def _on(self, like: Tensor) -> tuple[Tensor, Tensor, Rotation | None]:
         """Mean, variances and rotation in the dtype and on the device of ``like``."""
         key = (like.dtype, str(like.device))
@@ -283,6 +305,11 @@ class DiffusionOperator(Module):
         network_sigma: Noise level above which the network's output fades out and the linear part
             stands alone, for small samples: at high noise only the largest scales are left, and a
             few independent states do not teach more of them than their covariance. None: never.
+        cell_means: Whether states are means over the cells of their grid (:meth:`cell_means`);
+            values at its points otherwise.
+        tail: ``(c, a, b)`` of each channel's spectrum beyond the band
+            (:class:`~ddo_modulus.refinement.Refinement`), where finer data have told it. None:
+            fitted to the band.
 
     Forward:
         x: ``(B, C, H, W)`` noisy states, normalised.
@@ -311,6 +338,8 @@ class DiffusionOperator(Module):
         network_sigma: float | None = None,
         coupled: bool = False,
         regression: bool = False,
+        cell_means: bool = False,
+        tail: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__(
             meta=ModelMetaData(
@@ -329,6 +358,10 @@ class DiffusionOperator(Module):
         self.noise = GaussianField(self.basis, spectrum, channels)
         self.channels, self.condition_channels = channels, condition_channels
         self.network_sigma = network_sigma
+        rows = None if tail is None else tuple((float(c), float(a), float(b)) for c, a, b in tail)
+        self.refinement = Refinement(cell_means, rows)
+        if cell_means:
+            self.basis.cell_mean_response()  # refuses a domain that has none
         self.network = NeuralOperator(
             3 * channels + condition_channels,
             channels,
@@ -425,6 +458,44 @@ class DiffusionOperator(Module):
         c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
         return band.basis.synthesize(c, shape)
 
+    def cell_means(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """States drawn on another grid, as means over that grid's cells.
+
+        On every grid the operator's states hold its band as the training grid's cells show it, and
+        the scales beyond as they are: the form that noise, network and observations work on. This
+        makes them what data on that grid are. Nothing changes on the training grid, nor for an
+        operator of values at points.
+
+        Args:
+            x: States of all channels, or of one frame of a window.
+
+        Raises:
+            InputError: If the channels are not those of the operator or of one frame.
+        """
+        shape = (x.shape[-2], x.shape[-1])
+        if not self.refinement.cell_means or shape == self.basis.shape:
+            return x
+        variables = x.shape[1]
+        if self.channels % variables:
+            raise InputError(f"{variables} channels are no frame of an operator of {self.channels}")
+        spectrum = self.linear.prior.spectrum
+        assert isinstance(spectrum, MeasuredSpectrum)
+        basis = self.linear.at(shape).noise.basis
+        frames = spectrum.response(basis).unflatten(0, (-1, variables))
+        factor = frames[len(frames) // 2].to(x)
+        return basis.synthesize(factor * basis.analyze(x))
+
+    def refined(self, refinement: Refinement) -> DiffusionOperator:
+        """The same weights with other knowledge of what lies beyond the training grid.
+
+        Raises:
+            InputError: If the domain knows no means over cells, or the tail does not fit.
+        """
+        options = self._args["__args__"] | asdict(refinement)
+        other = DiffusionOperator(**options).to(self.prior_variance.device)
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training).requires_grad_(next(self.parameters()).requires_grad)
+
     def _forget(self) -> None:
         self._linear = None
 
@@ -434,16 +505,20 @@ class DiffusionOperator(Module):
         if self.coupling is not None:
             covariance = torch.zeros(self.basis.size, self.channels, self.channels).double()
             covariance[:, *_lower(self.channels)] = self.coupling.detach().double().cpu()
-            prior = CoupledField(self.noise, covariance + covariance.tril(-1).mT)
+            covariance = covariance + covariance.tril(-1).mT
+            prior = CoupledField(self.noise, covariance, self.refinement)
         elif len(self.eof_index):
             index = self.eof_index.long().cpu()
             block = torch.zeros(len(index), len(index), dtype=torch.float64)
             block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
             block = block + block.tril(-1).mT
-            prior = EOFField.from_covariance(self.noise, block, index, variance)
+            prior = EOFField.from_covariance(
+                self.noise, block, index, variance, refinement=self.refinement
+            )
         else:
             spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
-            prior = GaussianField(self.basis, MeasuredSpectrum(self.basis, spectrum))
+            measured = MeasuredSpectrum(self.basis, spectrum, refinement=self.refinement)
+            prior = GaussianField(self.basis, measured)
         return GaussianDenoiser(0.0, prior, self.noise)
 
     def forward(

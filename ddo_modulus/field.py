@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.linalg import lasting
+from ddo_modulus.refinement import Refinement, Tail
 from ddo_modulus.rotation import Rotation, SubsetRotation
 
 
@@ -107,18 +109,30 @@ class Scaled:
         return torch.tensor(self.factors, dtype=torch.float64)[:, None] * self.spectrum(basis)
 
 
+# Least variance of a measured coefficient, as a fraction of the mean: below it is round-off.
+_FLOOR = 1e-6
+
+
 class MeasuredSpectrum:
-    """Variances measured on data, mode by mode; a power law beyond the measured band.
+    """Variances measured on data, mode by mode; a law fitted to them beyond the measured band.
 
     Args:
         basis: The basis they were measured in.
         variance: ``(C, K)`` positive.
-        tail: Fraction of the measured band (in wavenumber) whose fall-off sets the power law.
+        refinement: What is known of the field beyond the band: where variances are those of means
+            over cells, the shared ones stay so on every grid, and the others are of the field
+            itself (:meth:`response` makes them one).
     """
 
     unit_variance = False
 
-    def __init__(self, basis: Basis, variance: Float[Tensor, "C K"], *, tail: float = 0.5) -> None:
+    def __init__(
+        self,
+        basis: Basis,
+        variance: Float[Tensor, "C K"],
+        *,
+        refinement: Refinement | None = None,
+    ) -> None:
         if variance.shape[-1] != basis.size or not bool((variance > 0).all()):
             raise InputError(
                 f"a measured spectrum needs {basis.size} positive variances per channel, "
@@ -126,11 +140,16 @@ class MeasuredSpectrum:
             )
         self.basis = basis
         self.variance = variance.detach().to("cpu", torch.float64)
-        self.tail = tail
+        self.refinement = Refinement() if refinement is None else refinement
 
     @classmethod
     def fit(
-        cls, basis: Basis, fields: Float[Tensor, "B C H W"], *, floor: float = 1e-6
+        cls,
+        basis: Basis,
+        fields: Float[Tensor, "B C H W"],
+        *,
+        floor: float = _FLOOR,
+        refinement: Refinement | None = None,
     ) -> MeasuredSpectrum:
         """Mean square of the coefficients of centred fields.
 
@@ -141,13 +160,19 @@ class MeasuredSpectrum:
             basis: Basis that the grid of ``fields`` resolves.
             fields: Centred samples.
             floor: Smallest variance, as a fraction of the mean variance of a coefficient.
+            refinement: What is known of the field beyond the band.
         """
         square = basis.analyze(fields.double()).square().mean(0).cpu()
-        return cls.from_power(basis, square, floor=floor)
+        return cls.from_power(basis, square, floor=floor, refinement=refinement)
 
     @classmethod
     def from_power(
-        cls, basis: Basis, square: Float[Tensor, "C K"], *, floor: float = 1e-6
+        cls,
+        basis: Basis,
+        square: Float[Tensor, "C K"],
+        *,
+        floor: float = _FLOOR,
+        refinement: Refinement | None = None,
     ) -> MeasuredSpectrum:
         """As :meth:`fit`, from the mean squares of the coefficients (float64)."""
         label = basis.symmetry()
@@ -157,27 +182,35 @@ class MeasuredSpectrum:
         total = torch.zeros(len(square), len(count), dtype=square.dtype)
         mean = total.index_add(1, label, square) / count
         smallest = floor * square.mean(1, keepdim=True)
-        return cls(basis, torch.maximum(mean[:, label], smallest))
+        return cls(basis, torch.maximum(mean[:, label], smallest), refinement=refinement)
+
+    @cached_property
+    def tail(self) -> Tail:
+        """The spectrum of the field itself at small scales."""
+        # Single precision may have moved what was set to the floor.
+        smallest = 1.001 * _FLOOR * self.variance.mean(1, keepdim=True)
+        return self.refinement.fit(self.basis, self.variance, smallest=smallest)
 
     def __call__(self, basis: Basis) -> Float[Tensor, "C K"]:
-        """Measured variances where the bases share functions, the fitted power law elsewhere."""
-        values = self._power_law(basis.eigenvalues)
+        """Measured variances where the bases share functions, the tail elsewhere."""
+        known = self.basis.eigenvalues
+        values = self.tail(basis.eigenvalues.clamp_min(float(known[known > 0].min())))
         here, there = self.basis.shared(basis)
         values[:, there] = self.variance[:, here]
         return values
 
-    def _power_law(self, eigenvalues: Float[Tensor, " K"]) -> Float[Tensor, "C K"]:
-        """Straight line through log variance over log eigenvalue at the end of the band."""
-        known = self.basis.eigenvalues
-        end = known > known.max() * self.tail**2
-        abscissa = known[end].log()
-        centred = abscissa - abscissa.mean()
-        ordinate = self.variance[:, end].log()
-        slope = (ordinate * centred).sum(1) / centred.square().sum().clamp_min(1e-12)
-        # No energy may pile up in the unmeasured scales: their sum has to converge.
-        slope = slope.clamp_max(-1.5)[:, None]
-        log = eigenvalues.clamp_min(float(known[known > 0].min())).log()
-        return (ordinate.mean(1, keepdim=True) + slope * (log - abscissa.mean())).exp()
+    def response(self, basis: Basis) -> Float[Tensor, "C K"]:
+        """Factors that turn coefficients of this law on another grid into those of cell means.
+
+        One for a field of values at points.
+
+        Raises:
+            InputError: If the values are means, and the domain knows no such mode by mode.
+        """
+        here, there = self.basis.shared(basis)
+        factor = self.refinement.response(basis, self.tail)
+        factor[:, there] /= self.refinement.response(self.basis, self.tail)[:, here]
+        return factor.sqrt()
 
 
 class GaussianField:
@@ -297,6 +330,7 @@ class EOFField:
         variance: ``(C K,)`` variances :math:`s` along the rotated axes.
         index: ``(n,)`` flat coefficients (channel-major) that the rotation mixes.
         vectors: ``(n, n)`` orthogonal; column ``i`` is the axis of ``variance[index[i]]``.
+        refinement: What is known of the field beyond its grid.
     """
 
     def __init__(
@@ -305,6 +339,7 @@ class EOFField:
         variance: Float[Tensor, " N"],
         index: Tensor,
         vectors: Float[Tensor, "n n"],
+        refinement: Refinement | None = None,
     ) -> None:
         if variance.numel() != reference.channels * reference.basis.size:
             raise InputError("one variance is needed for each channel and coefficient")
@@ -312,6 +347,7 @@ class EOFField:
         self.variance = variance
         self.index = index
         self.vectors = vectors
+        self.refinement = refinement
 
     @classmethod
     def from_covariance(
@@ -322,6 +358,7 @@ class EOFField:
         remainder: Float[Tensor, " N"],
         *,
         floor: float = 1e-6,
+        refinement: Refinement | None = None,
     ) -> EOFField:
         """Diagonalise a covariance of whitened coefficients.
 
@@ -331,11 +368,12 @@ class EOFField:
             index: ``(n,)`` flat coefficients.
             remainder: ``(C K,)`` variances used outside ``index``.
             floor: Smallest variance, as a fraction of the largest.
+            refinement: What is known of the field beyond its grid.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
         variance = remainder.double().clone()
         variance[index] = values.clamp_min(floor * float(values.max()))
-        return cls(reference, variance, index, vectors)
+        return cls(reference, variance, index, vectors, refinement)
 
     def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], SubsetRotation]:
         """Variances and rotation in whitened coordinates.
@@ -345,6 +383,17 @@ class EOFField:
         """
         check_same_law(self.reference, reference)
         return self.variance, SubsetRotation(self.index, self.vectors)
+
+    @property
+    def spectrum(self) -> MeasuredSpectrum:
+        """Variance of each coefficient."""
+        old = self.reference
+        marginal = SubsetRotation(self.index, self.vectors).marginal(self.variance.double())
+        return MeasuredSpectrum(
+            old.basis,
+            marginal.unflatten(0, (old.channels, -1)) * old.variance,
+            refinement=self.refinement,
+        )
 
     def at(self, shape: Sequence[int]) -> EOFField:
         """The same field on a finer grid; the scales that are new get the spectrum's tail.
@@ -361,18 +410,14 @@ class EOFField:
                 f"{shape[0]}x{shape[1]}"
             )
         new = old.at(shape)
-        marginal = SubsetRotation(self.index, self.vectors).marginal(self.variance.double())
-        spectrum = MeasuredSpectrum(
-            old.basis, marginal.unflatten(0, (old.channels, -1)) * old.variance
-        )
-        variance = spectrum(new.basis) / new.variance
+        variance = self.spectrum(new.basis) / new.variance
         here, there = old.basis.shared(new.basis)
         variance[:, there] = self.variance.double().unflatten(0, (old.channels, -1))[:, here]
         channel, position = self.index // old.basis.size, self.index % old.basis.size
         moved = torch.empty(old.basis.size, dtype=torch.long)
         moved[here] = there
         index = channel * new.basis.size + moved[position]
-        return EOFField(new, variance.flatten(), index, self.vectors)
+        return EOFField(new, variance.flatten(), index, self.vectors, self.refinement)
 
     def sample(
         self,

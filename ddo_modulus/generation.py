@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.assimilation import coordinates, labelled, member_generator
-from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.denoiser import Denoiser, DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.noise import FieldNoiseScheduler
@@ -94,7 +94,8 @@ def generate(
         ensemble: Members ``E``.
         coarse: Coarse views in physical units, of the ``P`` frames around each time.
         resolution: Grid of the draws, the package's own if None. Finer ones show finer scales of
-            the same functions.
+            the same functions; values that are means over cells on the package's grid are means
+            over the cells of this one.
         seed: Of all noise.
         sampler: How to draw.
         progress: Called with the number of steps of states done and their total.
@@ -120,7 +121,7 @@ def generate(
         raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
-    denoiser: Denoiser = package.operator
+    denoiser: DiffusionOperator | TrajectoryDenoiser = package.operator
     noise, starts, length = package.operator.noise, times, 1
     if task.frames > 1 and task.coarse is None:
         denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times))
@@ -134,6 +135,8 @@ def generate(
     steps = own.steps if sampler.steps is None else sampler.steps
     solver = own.solver if sampler.solver is None else sampler.solver
     scheduler = sampler.scheduler(package, noise)
+    linear = denoiser.linear.at(shape)
+    last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])
     counted = StepCounter(steps * ensemble * len(starts), progress)
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
     drawn = draw(
@@ -153,7 +156,10 @@ def generate(
         batch=max(1, sampler.batch // length),
         progress=counted,
     )
-    fields = drawn.unflatten(1, (-1, len(package.channels)))  # E*T P C H W
+    if shape != package.grid.shape:
+        drawn = linear.uncovered(drawn, last, package.operator.basis)
+    frames = drawn.unflatten(1, (-1, len(package.channels)))  # E*T P C H W
+    fields = package.operator.cell_means(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     shown = fields if length > 1 else fields[:, task.frames // 2][:, None]
     states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))

@@ -17,7 +17,7 @@ import json
 import pickle
 import tarfile
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from torch import Tensor
 from ddo_modulus.data.store import replacing
 from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
+from ddo_modulus.field import MeasuredSpectrum
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, resampled
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.observations.atmosphere import GRAVITY
 from ddo_modulus.observations.reports import check_orography
+from ddo_modulus.refinement import Refinement
 from ddo_modulus.task import CoarseWindow, Task
 
 #: Packages that ship with the distribution.
@@ -170,6 +172,56 @@ class Package:
                 "generate`; take a prior without this condition here"
             )
         return self.task.at(times)
+
+    def refined(
+        self,
+        *,
+        cell_means: bool,
+        finer: Float[Tensor, "N C H W"] | None = None,
+        source: str | None = None,
+    ) -> Package:
+        """The same package with more knowledge of what lies beyond its grid; weights stay.
+
+        Args:
+            cell_means: Whether the states that it was trained on, and ``finer`` ones, are means
+                over the cells of their grids.
+            finer: States of the process on a finer grid, in physical units, whose spectrum is to
+                be that of the draws beyond the package's own band. A few do: it is three numbers.
+                None leaves it to the spectrum of the training data, which a solver too coarse for
+                its flow distorts just where the finer scales begin.
+            source: Where ``finer`` is from, for the provenance.
+
+        Raises:
+            InputError: If the states do not fit, or the domain knows no means over cells.
+        """
+        refinement = Refinement(cell_means)
+        if finer is not None:
+            refinement = Refinement(cell_means, self._tail(finer, refinement))
+        count = 0 if finer is None else len(finer)
+        note = {**asdict(refinement), "source": source, "finer_states": count}
+        return replace(
+            self,
+            operator=self.operator.refined(refinement),
+            provenance={**self.provenance, "refinement": note},
+        )
+
+    def _tail(
+        self, finer: Float[Tensor, "N C H W"], refinement: Refinement
+    ) -> tuple[tuple[float, float, float], ...]:
+        shape, own = finer.shape[-2:], self.grid.shape
+        if finer.shape[1] != len(self.channels) or any(
+            n < m for n, m in zip(shape, own, strict=True)
+        ):
+            raise InputError(
+                f"finer states have shape {tuple(finer.shape)}; expected (N, {len(self.channels)}, "
+                f"H, W) on a grid at least as fine as {own[0]}x{own[1]}"
+            )
+        statistics = self.normalization.to(finer.device)
+        if statistics.mean.shape[-1] > 1 or statistics.per_hour:
+            raise InputError("finer states need statistics that are the same at all points, hours")
+        x = statistics.normalize(finer.double())
+        basis = self.operator.basis.at(shape)
+        return MeasuredSpectrum.fit(basis, x, refinement=refinement).tail.rows
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
         """Write the package; whole or not at all.

@@ -27,6 +27,7 @@ from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.source import check_values, is_cartesian, open_dataset
 from ddo_modulus.data.statistics import StoredStatistics, hours_of, moments, spread
 from ddo_modulus.data.stream import StoreLoader, StreamLoader
+from ddo_modulus.data.variables import are_cell_means
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.normalize import Moments, Normalization
@@ -245,6 +246,21 @@ def build_grid(dataset: xr.Dataset, domain: str) -> Grid:
     if domain == "torus" or dataset["lat"].attrs.get("units") == "1":
         return BoxGrid((len(lat), len(lon)), periodic=domain == "torus")
     return LatLonGrid(lat, lon)
+
+
+def cell_means(dataset: xr.Dataset, domain: str) -> bool:
+    """Whether the variables of a record are means over the cells of its grid, as they say.
+
+    On the sphere means over cells are taken for values at points.
+    """
+    fields = dataset.data_vars.values()
+    said = [are_cell_means(str(field.attrs.get("cell_methods", ""))) for field in fields]
+    if all(said) and domain != "sphere":
+        return True
+    if any(said):
+        reason = "some variables are none" if not all(said) else "they mix functions on the sphere"
+        log.warning("means over cells are taken for values at points: %s", reason)
+    return False
 
 
 def domain_lengths(grid: Grid) -> tuple[float, float]:

@@ -36,6 +36,7 @@ from ddo_modulus.commands.record import (
     build_grid,
     build_loader,
     build_task,
+    cell_means,
     central_window,
     domain_lengths,
     fit_normalization,
@@ -119,6 +120,7 @@ def train(config: DictConfig, record: Record) -> Package | None:
         config.operator.network_sigma,
         config.prior.kind == "coupled",
         config.operator.regression,
+        cell_means(record.dataset, config.domain),
     )
     basis = operator.basis
     inner = training.part(window)

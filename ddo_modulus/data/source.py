@@ -36,7 +36,7 @@ FIELDS = "fields"
 
 _HORIZONTAL = ("lat", "lon")
 _DIMS = ("trajectory", "ensemble", "time", *_HORIZONTAL)
-_KEPT_ATTRIBUTES = ("units", "long_name", "standard_name")
+_KEPT_ATTRIBUTES = ("units", "long_name", "standard_name", "cell_methods")
 
 _REGRID = "interpolate to a regular latitude-longitude grid, e.g. with cdo remapbil"
 

@@ -49,6 +49,13 @@ _LEVEL_ALIASES = {
     "r": ("relative_humidity",),
     "ws": ("wind_speed",),
 }
+#: Attribute ``cell_methods`` of fields whose values are means over the cells of their grid (CF).
+CELL_MEANS = "lat: lon: mean"
+_HORIZONTAL_MEAN = re.compile(
+    r"\b(?:area:|(?:lat|latitude|y): ?(?:lon|longitude|x):"
+    r"|(?:lon|longitude|x): ?(?:lat|latitude|y):)"
+    r"\s+mean\b"
+)
 _SURFACE_ID = {alias: name for name, aliases in _SURFACE_ALIASES.items() for alias in aliases}
 _LEVEL_ID = {alias: name for name, aliases in _LEVEL_ALIASES.items() for alias in aliases}
 
@@ -66,6 +73,11 @@ def variable_id(name: str, level: float | None = None) -> str:
     if level is None:
         return _SURFACE_ID.get(name, name)
     return f"{_LEVEL_ID.get(name, name)}{level:g}"
+
+
+def are_cell_means(cell_methods: str) -> bool:
+    """Whether a field's ``cell_methods`` say that its values are means over horizontal cells."""
+    return _HORIZONTAL_MEAN.search(cell_methods) is not None
 
 
 def long_name(variable: str) -> str:

@@ -23,7 +23,6 @@ from ddo_modulus.grid import Grid
 from ddo_modulus.verification.scattering import Scattering, check_octaves, resolved_octaves
 from ddo_modulus.verification.structure import (
     basis_of,
-    complete_wavenumber,
     pair_moments,
     shell_power,
 )
@@ -66,7 +65,7 @@ class Measures:
         octaves: int | None = None,
     ) -> None:
         self.bases = {grid.shape: basis_of(grid) for grid in (samples, truth)}
-        ends = {grid: complete_wavenumber(self.bases[grid.shape]) for grid in (samples, truth)}
+        ends = {grid: self.bases[grid.shape].complete_wavenumber() for grid in (samples, truth)}
         self.grid = min((truth, samples), key=lambda grid: ends[grid])
         self.mean, self.lags = mean, lags
         self.largest = min(ends.values()) if largest is None else min(*ends.values(), largest)

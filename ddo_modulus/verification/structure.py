@@ -54,22 +54,6 @@ def basis_of(grid: Grid) -> Basis:
 # ---- spectra ----------------------------------------------------------------------------------
 
 
-def complete_wavenumber(basis: Basis) -> float:
-    """Largest wavenumber whose shell the basis fills: beyond it only corners of the band are left.
-
-    The cosine at the Nyquist wavenumber of an even grid has no sine beside it and does not count.
-    """
-    wavenumber = basis.eigenvalues.sqrt()
-    if isinstance(basis, SphericalBasis):
-        return float(wavenumber.max())
-    ends = []
-    for axis in (0, 1):
-        along = wavenumber[basis.indices[:, 1 - axis] == 0]
-        paired = not isinstance(basis, FourierBasis) or len(along) % 2 == 1
-        ends.append(float(along.max() if paired else along[:-1].max()))
-    return min(ends)
-
-
 def complete_shells(basis: Basis, largest: float | None = None) -> tuple[Tensor, Tensor]:
     """Shells to compare: above wavenumber zero, filled by the basis, up to a largest wavenumber.
 
@@ -85,14 +69,14 @@ def complete_shells(basis: Basis, largest: float | None = None) -> tuple[Tensor,
     """
     wavenumber, _ = basis.shells()
     width = float(wavenumber[1])
-    end = complete_wavenumber(basis)
+    end = basis.complete_wavenumber()
     if largest is not None:
         end = min(end, largest)
     chosen = torch.nonzero((wavenumber > 0) & (wavenumber <= end + 1e-9 * width)).flatten()
     if len(chosen) == 0:
         raise InputError(
             f"largest wavenumber {largest} leaves no shell; the smallest is {width:.4g} and the "
-            f"grid resolves {complete_wavenumber(basis):.4g}"
+            f"grid resolves {basis.complete_wavenumber():.4g}"
         )
     return chosen, wavenumber[chosen]
 
@@ -154,7 +138,7 @@ def log_spectrum_distance(
         The distance, zero for equal spectra.
     """
     bases = [basis.at((x.shape[-2], x.shape[-1])) for x in (samples, truth)]
-    end = min(map(complete_wavenumber, bases))
+    end = min(b.complete_wavenumber() for b in bases)
     end = end if largest is None else min(end, largest)
     powers = [
         shell_power(x, b, largest=end)[1].flatten(0, -2).mean(0)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws on the command line: states, trajectories, and states given a coarse view."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ddo_modulus.coupled import CoupledField
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.generation import Sampler, generate
 from ddo_modulus.package import Package
+from ddo_modulus.refinement import Refinement
 from ddo_modulus.task import CoarseWindow
 
 
@@ -91,6 +94,35 @@ def test_a_finer_grid_shows_the_same_functions(ddo, packages, tmp_path):
         result = ddo("generate", out=out, resolution=resolution, **keys)
         assert result.status == 0, result.err
         assert fields(out).sizes["lat"] == 16
+
+
+@pytest.mark.parametrize("kind", ["state", "window", "superres"])
+def test_cell_means_of_the_data_stay_so_on_every_grid(packages, kind):
+    """The simulator's output is a mean over its cells; so are draws, on each grid its own."""
+    package = Package.load(packages[kind])
+    assert package.operator.refinement.cell_means
+    tail = package.operator.linear.prior.spectrum.tail.rows[:1]  # the same for both laws
+    given, points = (
+        replace(package, operator=package.operator.refined(Refinement(means, tail)))
+        for means in (True, False)
+    )
+    times = np.datetime64("2000-01-01", "ns") + np.arange(5) * np.timedelta64(200, "ms")
+    times, coarse = (times, None) if kind != "superres" else (times[:1], torch.zeros(1, 3, 1, 4, 4))
+    options = {"ensemble": 1, "coarse": coarse, "sampler": Sampler(steps=3)}
+    for size in (16, 4):
+        means, values = (
+            generate(p, times, resolution=(size, size), **options)["vorticity"]
+            for p in (given, points)
+        )
+        assert means.attrs["cell_methods"] == "lat: lon: mean"
+        assert "cell_methods" not in values.attrs
+        statistics = package.normalization
+        x = statistics.normalize(torch.from_numpy(values.values[0])[:, None])
+        expected = statistics.denormalize(given.operator.cell_means(x))[:, 0].numpy()
+        np.testing.assert_allclose(means.values[0], expected, atol=2e-3 * float(expected.std()))
+        assert float((expected - values.values[0]).std() / expected.std()) > 0.02
+    own = [generate(p, times, **options)["vorticity"].values for p in (given, points)]
+    np.testing.assert_array_equal(*own)
 
 
 def test_trajectories(ddo, packages, tmp_path):

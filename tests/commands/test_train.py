@@ -11,6 +11,7 @@ from ddo_modulus.cli import compose, main
 from ddo_modulus.commands import record as record_module
 from ddo_modulus.commands.prior import fit_linear
 from ddo_modulus.commands.record import (
+    cell_means,
     fit_normalization,
     load_samples,
     open_record,
@@ -336,3 +337,19 @@ def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, told)
     result = ddo("train", out=tmp_path / "run", data__path=torus, **keys)
     assert result.status == 2 and told in result.err, result.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "domain", "expected", "warned"),
+    [
+        (("area: mean", "lat: lon: mean"), "torus", True, False),
+        (("area: mean", "time: mean"), "box", False, True),
+        (("", ""), "box", False, False),
+        (("area: mean", "area: mean"), "sphere", False, True),
+    ],
+)
+def test_a_record_tells_whether_it_holds_cell_means(methods, domain, expected, warned, caplog):
+    names = dict(zip("ab", methods, strict=True))
+    record = xr.Dataset({k: ("x", [0.0], {"cell_methods": v}) for k, v in names.items()})
+    assert cell_means(record, domain) == expected
+    assert ("values at points" in caplog.text) == warned

@@ -23,8 +23,10 @@ def fields():
         "u10m": 8 * noise[2],
     }
     units = {"t2m": "K", "z500": "m2/s2", "u10m": "m/s"}
+    attributes = {k: {"units": unit} for k, unit in units.items()}
+    attributes["z500"]["cell_methods"] = "area: mean"
     return xr.Dataset(
-        {k: (tuple(axes), v.astype(np.float32), {"units": units[k]}) for k, v in values.items()},
+        {k: (tuple(axes), v.astype(np.float32), attributes[k]) for k, v in values.items()},
         axes,
         {"title": "made"},
     )

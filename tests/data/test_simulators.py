@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,3 +263,7 @@ def test_dataset_labels() -> None:
     assert data["lat"].attrs == {"units": "1", "long_name": "y"}
     assert data.attrs["seed"] == 7
     assert data.attrs["reynolds"] == 1000.0
+    assert data["vorticity"].attrs["cell_methods"] == "lat: lon: mean"  # pooled from 32
+    points = replace(SMALL, output_resolution=SMALL.resolution)
+    n = points.resolution
+    assert "cell_methods" not in points.to_dataset(torch.zeros(1, 1, n, n))["vorticity"].attrs

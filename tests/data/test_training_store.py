@@ -43,7 +43,8 @@ def test_a_chunk_is_one_time_of_all_variables(fields, tmp_path, compress):
     assert array.metadata.zarr_format == 3 and array.dtype == np.float32
     assert array.chunks == (1, 3, 10, 12)
     assert bool(array.compressors) == compress
-    assert array.attrs["variables"]["z500"] == {"units": "m2/s2"}
+    expected = {"units": "m2/s2", "cell_methods": "area: mean"}
+    assert array.attrs["variables"]["z500"] == expected
     assert array.metadata.dimension_names == ("time", "channel", "lat", "lon")
     with xr.open_zarr(path, consolidated=False) as opened:
         assert opened["channel"].values.tolist() == ["t2m", "z500", "u10m"]

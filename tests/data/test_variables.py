@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from ddo_modulus.data.variables import check_units, plausible_range, reported_range, variable_id
+from ddo_modulus.data.variables import (
+    are_cell_means,
+    check_units,
+    plausible_range,
+    reported_range,
+    variable_id,
+)
 from ddo_modulus.errors import InputError
 
 
@@ -61,6 +67,25 @@ def test_wrong_units_are_named_with_their_mend(variable, low, high, mend):
 )
 def test_real_extremes_pass(variable, low, high):
     check_units(variable, low, high, "here")
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        ("lat: lon: mean", True),
+        ("area: mean", True),
+        ("time: maximum latitude: longitude: mean", True),
+        ("area: mean where land time: mean", True),
+        ("longitude: latitude: mean (interval: 0.25 degree)", True),
+        ("", False),
+        ("time: mean", False),
+        ("area: point", False),
+        ("area: sum time: mean", False),
+        ("longitude: mean", False),  # a zonal mean
+    ],
+)
+def test_means_over_cells_are_told_by_their_attribute(methods, expected):
+    assert are_cell_means(methods) == expected
 
 
 def test_unknown_units_have_no_range():

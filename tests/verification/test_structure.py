@@ -18,7 +18,7 @@ from ddo_modulus.verification import (
     shell_power,
     structure_functions,
 )
-from ddo_modulus.verification.structure import complete_wavenumber, spectral_distance
+from ddo_modulus.verification.structure import spectral_distance
 
 
 def gaussian(basis, count, seed=0, length=0.15, smoothness=1.5):
@@ -40,10 +40,10 @@ def test_power_is_the_fields_own_spectrum():
 
 
 def test_only_filled_shells_are_compared():
-    assert complete_wavenumber(FourierBasis((64, 64))) == pytest.approx(2 * math.pi * 31)
-    assert complete_wavenumber(FourierBasis((65, 63))) == pytest.approx(2 * math.pi * 31)
-    assert complete_wavenumber(CosineBasis((8, 12), (1.0, 2.0))) == pytest.approx(math.pi * 5.5)
-    assert complete_wavenumber(SphericalBasis((33, 64))) == pytest.approx(math.sqrt(31 * 32))
+    assert FourierBasis((64, 64)).complete_wavenumber() == pytest.approx(2 * math.pi * 31)
+    assert FourierBasis((65, 63)).complete_wavenumber() == pytest.approx(2 * math.pi * 31)
+    assert CosineBasis((8, 12), (1.0, 2.0)).complete_wavenumber() == pytest.approx(math.pi * 5.5)
+    assert SphericalBasis((33, 64)).complete_wavenumber() == pytest.approx(math.sqrt(31 * 32))
 
 
 def test_log_spectrum_distance_of_a_known_factor():

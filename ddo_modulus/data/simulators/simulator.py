@@ -36,11 +36,14 @@ class Variable(NamedTuple):
         values: ``(trajectory, frame, H, W)``.
         units: Units; ``"1"`` for none.
         long_name: Name in words.
+        cell_methods: How values stand for their cells, in words of the CF convention; empty for
+            values at points.
     """
 
     values: Tensor
     units: str
     long_name: str
+    cell_methods: str = ""
 
 
 class Integrator(ABC):
@@ -229,7 +232,8 @@ class Simulator(ABC):
             name: (
                 dims,
                 variable.values.detach().cpu().to(torch.float32).numpy(),
-                {"units": variable.units, "long_name": variable.long_name},
+                {"units": variable.units, "long_name": variable.long_name}
+                | ({"cell_methods": variable.cell_methods} if variable.cell_methods else {}),
             )
             for name, variable in self.variables_of(frames).items()
         }

@@ -32,6 +32,7 @@ from ddo_modulus.data.simulators.simulator import (
     check_step,
     steps_of,
 )
+from ddo_modulus.data.variables import CELL_MEANS
 from ddo_modulus.errors import InputError
 
 
@@ -117,7 +118,8 @@ class TorusFlow(Simulator):
                 f"vorticity has shape {tuple(frames.shape)}; "
                 f"expected (trajectories, frames, {m}, {m})"
             )
-        return {"vorticity": Variable(frames, "1", "vorticity")}
+        methods = CELL_MEANS if m < self.resolution else ""
+        return {"vorticity": Variable(frames, "1", "vorticity", methods)}
 
     def coordinates(self) -> Mapping[str, tuple[str, Any, dict[str, str]]]:
         """Places on a torus of unit length.
