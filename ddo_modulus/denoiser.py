@@ -478,7 +478,9 @@ class DiffusionOperator(Module):
         variables = x.shape[1]
         if self.channels % variables:
             raise InputError(f"{variables} channels are no frame of an operator of {self.channels}")
-        spectrum = self.linear.prior.spectrum
+        prior = self.linear.prior
+        assert not isinstance(prior, ProductField)  # which is none that an operator stores
+        spectrum = prior.spectrum
         assert isinstance(spectrum, MeasuredSpectrum)
         basis = self.linear.at(shape).noise.basis
         frames = spectrum.response(basis).unflatten(0, (-1, variables))
