@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ddo_modulus.assimilation import Inflation
 from ddo_modulus.data.variables import check_units
-from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.denoiser import Denoiser, Engine, Recorder
 from ddo_modulus.errors import InputError
 from ddo_modulus.generation import Sampler, conditions_of, draw
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
@@ -183,6 +183,7 @@ def conditioned(
     inflation: Inflation = "adaptive",
     covariance: str | None = None,
     iterations: int | None = None,
+    engine: Engine | None = None,
 ) -> MomentMatching:
     """A prior of single states given the means over coarse cells.
 
@@ -197,6 +198,8 @@ def conditioned(
             :func:`~ddo_modulus.assimilation.assimilate`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`; the package's own if None.
         iterations: As `covariance`.
+        engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
+            itself if None.
 
     Returns:
         A denoiser of ``B`` states, in the operator's units.
@@ -231,11 +234,11 @@ def conditioned(
         spread.expand(-1, -1, *cells.shape).flatten(1),
     ).rescale(mean, std)
     noise = package.operator.noise.at(grid.shape)
-    prior: Denoiser = package.operator
+    prior: Denoiser = package.operator if engine is None else engine
     if inflation != "none":
         factor = torch.ones(count, dtype=torch.float64)
         if inflation == "adaptive":
-            factor = Innovations.of(prior, noise, observations).inflation()
+            factor = Innovations.of(package.operator, noise, observations).inflation()
         else:
             factor = factor * float(inflation)
         prior = Inflated(prior, factor)
@@ -261,6 +264,7 @@ def super_resolve(
     covariance: str | None = None,
     iterations: int | None = None,
     sampler: Sampler | None = None,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "T E C H W"]:
     """Draw fine states that belong to coarse fields, by either way (see the module).
@@ -280,6 +284,7 @@ def super_resolve(
         covariance: See there.
         iterations: See there.
         sampler: How to draw; with the package's own settings if None.
+        engine: See :func:`conditioned`.
         progress: Called with the number of steps of states done and their total.
 
     Returns:
@@ -305,7 +310,7 @@ def super_resolve(
     parts = []
     for first in range(0, len(times), together):
         some = slice(first, first + together)
-        denoiser: Denoiser = package.operator
+        denoiser: Denoiser = package.operator if engine is None else engine
         if cells is not None:
             denoiser = conditioned(
                 package,
@@ -317,7 +322,10 @@ def super_resolve(
                 inflation=inflation,
                 covariance=covariance,
                 iterations=iterations,
+                engine=engine,
             )
+        if isinstance(engine, Recorder):
+            denoiser = engine.captured(denoiser)
         fields = coarse[some].detach().float().cpu() if cells is None else None
         parts.append(
             draw(

@@ -20,7 +20,6 @@ from ddo_modulus.commands.common import (
     integer,
     number,
     pick_device,
-    pick_precision,
     progress_bar,
     show,
     tell,
@@ -30,7 +29,7 @@ from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing, write_store
 from ddo_modulus.data.table import NO_TOLERANCE, read_table
 from ddo_modulus.errors import InputError
-from ddo_modulus.export import EngineOptions, open_engine
+from ddo_modulus.export import EngineOptions, open_engine, pick_precision
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import Package
 

@@ -22,14 +22,13 @@ from ddo_modulus.commands.common import (
     integer,
     number,
     pick_device,
-    pick_precision,
     show,
     tell,
 )
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.denoiser import Denoiser, Recorder
 from ddo_modulus.errors import InputError
-from ddo_modulus.export import ENGINES, EngineOptions, open_engine
+from ddo_modulus.export import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.export.engines import Precision
 from ddo_modulus.package import Package
 from ddo_modulus.speed import Cost, Method, Twin, difference, measure

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.export.engines import Precision
 
 
 def integer(config: DictConfig, key: str, least: int = 1) -> int:
@@ -73,17 +72,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name} cannot be used here; choose auto, cpu or cuda") from error
     return device
-
-
-def pick_precision(name: object) -> Precision:
-    """Precision of a network by name.
-
-    Raises:
-        InputError: If it is unknown.
-    """
-    if name not in get_args(Precision):
-        raise InputError(f"precision={name} must be one of {', '.join(get_args(Precision))}")
-    return cast(Precision, name)
 
 
 def tell(line: str) -> None:

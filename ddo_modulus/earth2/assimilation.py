@@ -95,6 +95,9 @@ class DDOAssimilation(PackagedModel):
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
         batch: States computed together; bounds the memory.
+        engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
+        precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        engines: Folder that ``ddo export`` wrote; the cache if None.
 
     Raises:
         InputError: If the package is of another kind, or an option is out of range.
@@ -125,6 +128,9 @@ class DDOAssimilation(PackagedModel):
         covariance: str | None = None,
         iterations: int | None = None,
         batch: int = 256,
+        engine: str = "torch",
+        precision: str = "fp32",
+        engines: str | None = None,
     ) -> None:
         self._tolerance = _tolerance(time_tolerance)
         how: dict[str, Any] = {
@@ -153,6 +159,9 @@ class DDOAssimilation(PackagedModel):
             quality=None if quality is None else list(map(float, quality)),
             background_error=_plain(background_error),
             seed=seed,
+            engine=engine,
+            precision=precision,
+            engines=None if engines is None else str(engines),
             **how,
         )
         self._how = how
@@ -325,6 +334,7 @@ class DDOAssimilation(PackagedModel):
                 grid=self._grid,
                 missing="prior",
                 rejected=left_out.append,
+                engine=self._engine(working_shape(self.package.grid, self._grid)),
                 **self._how,
             )
         self._rejected = left_out[0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,10 @@ import numpy as np
 import torch
 
 from ddo_modulus.data.store import replacing
+from ddo_modulus.denoiser import Engine
 from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.errors import InputError
+from ddo_modulus.export import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import SHIPPED, Package
 
@@ -35,6 +38,8 @@ with needs_earth2studio():
     # Neither imports a model; earth2studio.models.px, dx and da import them all (half a minute).
     from earth2studio.models.auto import AutoModelMixin
     from earth2studio.models.auto import Package as RemotePackage
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 CONFIG_FORMAT = 1
@@ -73,11 +78,38 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         self.package = package
         self.operator = package.operator  # a submodule, so that it moves along
         self.options = options
+        self._opened: tuple[torch.device, Engine] | None = None
+        engine = options.get("engine", "torch")
+        if engine not in ENGINES:
+            raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.operator.device
+
+    def _engine(self, shape: tuple[int, int]) -> Engine | None:
+        """What computes the denoiser, by the options ``engine``, ``precision`` and ``engines``.
+
+        None for ``"torch"``, the operator itself. Kept until the component moves.
+
+        Args:
+            shape: Grid of the states.
+        """
+        name = str(self.options.get("engine", "torch"))
+        if name == "torch":
+            return None
+        if self._opened is None or self._opened[0] != self.device:
+            folder = self.options.get("engines")
+            options = EngineOptions(
+                None if folder is None else Path(str(folder)),
+                pick_precision(self.options.get("precision", "fp32")),
+                shape,
+                int(str(self.options["batch"])),
+                logger.info,
+            )
+            self._opened = self.device, open_engine(name, self.package, options)
+        return self._opened[1]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # What .to(), .cuda() and .cpu() come down to.

@@ -90,6 +90,9 @@ class DDOSuperResolution(PackagedModel):
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
         batch: States computed together; bounds the memory.
+        engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
+        precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        engines: Folder that ``ddo export`` wrote; the cache if None.
 
     Raises:
         InputError: If the package is of another kind, or an option is out of range or not for it.
@@ -111,6 +114,9 @@ class DDOSuperResolution(PackagedModel):
         covariance: str | None = None,
         iterations: int | None = None,
         batch: int = 64,
+        engine: str = "torch",
+        precision: str = "fp32",
+        engines: str | None = None,
     ) -> None:
         super().__init__(
             package,
@@ -127,6 +133,9 @@ class DDOSuperResolution(PackagedModel):
             covariance=covariance,
             iterations=iterations,
             batch=batch,
+            engine=engine,
+            precision=precision,
+            engines=None if engines is None else str(engines),
         )
         least = {"number_of_samples": 1, "seed": 0, "steps": 1, "iterations": 1, "batch": 1}
         for name, low in least.items():
@@ -287,6 +296,7 @@ class DDOSuperResolution(PackagedModel):
             cells=None if self.package.task.coarse is not None else self._cells,
             shape=self._fine.shape,
             sampler=self._sampler,
+            engine=self._engine(self._fine.shape),
             **self._prior_options,  # type: ignore[arg-type]
         )
         states = states.unflatten(0, lots).movedim(3, 1)  # B S T L C H W

@@ -5,6 +5,12 @@ Guidance needs the denoiser and its vector-Jacobian product, so both are exporte
 guided sampler runs in the engine (docs/export.md).
 """
 
-from ddo_modulus.export.engines import ENGINES, EngineOptions, TorchEngine, open_engine
+from ddo_modulus.export.engines import (
+    ENGINES,
+    EngineOptions,
+    TorchEngine,
+    open_engine,
+    pick_precision,
+)
 
-__all__ = ["ENGINES", "EngineOptions", "TorchEngine", "open_engine"]
+__all__ = ["ENGINES", "EngineOptions", "TorchEngine", "open_engine", "pick_precision"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -47,6 +47,17 @@ class EngineOptions:
     shape: tuple[int, int] | None = None
     batch: int = 256
     tell: Callable[[str], None] = print
+
+
+def pick_precision(name: object) -> Precision:
+    """Precision of a network by name.
+
+    Raises:
+        InputError: If it is unknown.
+    """
+    if name not in get_args(Precision):
+        raise InputError(f"precision={name} must be one of {', '.join(get_args(Precision))}")
+    return cast(Precision, name)
 
 
 #: Engines by name: where the function ``(package, options) -> engine`` is found. Looked up when it

@@ -520,3 +520,24 @@ def test_from_a_source_to_a_store(package, tmp_path):
     with xr.open_zarr(store, consolidated=False) as found:
         np.testing.assert_array_equal(found["t2m"], analysis.sel(variable="t2m"))
         np.testing.assert_array_equal(found["time"], TIMES)
+
+
+def test_another_engine(package, build, tmp_path, monkeypatch):
+    """The same analysis, in whatever computes the denoiser; opened once."""
+    monkeypatch.setenv("DDO_ENGINES", str(tmp_path))
+    frame = observed(package)
+    model = build(engine="onnxruntime")
+    analysis = model(frame)
+    torch.testing.assert_close(
+        torch.from_numpy(analysis.values),
+        torch.from_numpy(build()(frame).values),
+        rtol=0,
+        atol=1e-3,
+    )
+    assert list(tmp_path.rglob("engine.json"))
+    assert model._engine(package.grid.shape) is model._engine(package.grid.shape)
+    assert model.options["engine"] == "onnxruntime"
+    with pytest.raises(InputError, match="unknown engine 'magic'; choose one of torch"):
+        build(engine="magic")
+    with pytest.raises(InputError, match="precision=fp8 must be one of"):
+        build(engine="onnxruntime", precision="fp8")(frame)
