@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+import xarray as xr
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("interpolation", "super-resolution")
@@ -154,10 +157,36 @@ def test_assimilate(tmp_path, own_table, monkeypatch, capsys):
     assert float(misfit[1]) < 0.8
 
 
+def readme_blocks():
+    """Python of the README: a posterior by hand; from a source to a store."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 2
+    return blocks
+
+
+@pytest.mark.slow
+def test_readme_goes_from_a_source_to_a_store(tmp_path, monkeypatch):
+    pytest.importorskip("earth2studio")
+    monkeypatch.chdir(tmp_path)
+    time = np.datetime64("2019-03-27T12", "ns")
+    columns = ["time", "lat", "lon", "observation", "variable"]
+
+    class Thermometer:
+        SCHEMA = pa.schema([(name, pa.float64()) for name in columns])
+
+        def __call__(self, time, variable, fields=None):
+            return pd.DataFrame([[time[0], 53.36, 357.72, 284.0, "t2m"]], columns=columns)
+
+    names = {"source": Thermometer(), "times": np.array([time])}
+    exec(compile(readme_blocks()[1], "README.md", "exec"), names)
+    with xr.open_zarr("analysis.zarr", consolidated=False) as stored:
+        field = stored["t2m"].sel(time=time)
+        assert abs(float(field.sel(lat=53.25, lon=357.75)) - 284.0) < 2.0
+
+
 @pytest.mark.slow
 def test_readme_example_runs():
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(blocks) == 1
+    blocks = readme_blocks()
     names: dict = {}
     exec(compile(blocks[0], "README.md", "exec"), names)
     kelvin, at_stations = names["members"], names["stations"](names["members"])
@@ -178,7 +207,7 @@ def test_readme_commands_are_understood():
             compose(command, arguments.split())
 
 
-PAGES = ("README.md", "docs/glossary.md", "docs/mathematics.md", "docs/sources.md")
+PAGES = ("README.md", *(f"docs/{p}.md" for p in ("export", "glossary", "mathematics", "sources")))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -11,6 +11,7 @@ Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
 from __future__ import annotations
 
+import copyreg
 import multiprocessing
 import re
 from collections.abc import Generator
@@ -34,7 +35,13 @@ class _Source:
         self.read, self.start = read, start
 
     def __call__(self, info: SampleInfo) -> np.ndarray:
-        return self.read(self.start + info.iteration, info.idx_in_batch)
+        try:
+            return self.read(self.start + info.iteration, info.idx_in_batch)
+        except Exception:
+            # DALI hands errors on as RuntimeErrors. Where Dask's `distributed` is installed it has
+            # them pickled in a form of its own, which DALI does not let in.
+            copyreg.dispatch_table.pop(RuntimeError, None)
+            raise
 
 
 class DaliLoader(StoreLoader):
