@@ -2,8 +2,9 @@
 r"""Trajectories composed of windows: free, and given observations scattered over them.
 
 Kolmogorov flow at Reynolds number 1000, 64 x 64 points. *Free*: trajectories of 64 frames from a
-prior over windows of five, as composed here (the linear part is the whole trajectory's) and as in
-SDA (windows alone), and the Gaussian process of the linear part by itself; energy of time
+prior over windows of five, as in SDA (windows alone), as composed here (the linear part is the
+whole trajectory's), with its variances balanced too, and the Gaussian process of the linear part by
+itself; energy of time
 differences and seams against trajectories of the solver that no model was trained on. *Given
 observations*: a share of all points of all frames, with noise of 10 % of the standard deviation:
 the trajectory's posterior beside that of every frame by itself (a package of single states), and
@@ -83,7 +84,12 @@ def free(package: Package, truth: Tensor, count: int, steps: int) -> list[str]:
     gaussian = joint.linear.prior.sample(count, generator=torch.Generator().manual_seed(5))
     cases["Gaussian process of the linear part"] = gaussian.to(DEVICE)
     seconds["Gaussian process of the linear part"] = 0.0
-    for name, denoiser in (("windows alone (SDA)", windows), ("**composed**", joint)):
+    balanced = TrajectoryDenoiser(package.operator, frames, length, balanced=True)
+    for name, denoiser in (
+        ("windows alone (SDA)", windows),
+        ("composed", joint),
+        ("**composed, balanced**", balanced),
+    ):
         began = time.perf_counter()
         cases[name] = draw(package, denoiser, length, count, steps)
         seconds[name] = time.perf_counter() - began

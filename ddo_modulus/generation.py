@@ -124,7 +124,7 @@ def generate(
     denoiser: DiffusionOperator | TrajectoryDenoiser = package.operator
     noise, starts, length = package.operator.noise, times, 1
     if task.frames > 1 and task.coarse is None:
-        denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times))
+        denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times), balanced=True)
         noise, starts, length = denoiser.noise, times[:1], len(times)
         _check_steps(times, package.interval)
         middle = times[denoiser.members[:, task.frames // 2].numpy()]

@@ -17,6 +17,15 @@ trajectory, and what is taken from windows is their deviation from their own lin
 
 Exact for Gaussian processes that a window determines; with ``joint=False`` it is the composition of
 Rozet and Louppe. The result is a denoiser: every sampler and every posterior takes it.
+
+A network's deviation :math:`e` from the linear part has no say in variances: the linear part is
+the best linear estimate, so :math:`E[e\,a] = 0` in each of its coordinates ``a``. On states of the
+data a trained network keeps to that. On a sample that its errors have led away from them it does
+not: it sees less structure, estimates less, and the next step starts with less. A deviation
+:math:`e = -\epsilon h` with :math:`h = \sigma \sqrt{s} / (s + \sigma^2)\,a` leaves the share
+:math:`e^{-\pi \epsilon}` of the variance. *Balanced*, the deviation loses its part along
+:math:`h`, in every direction in time and every shell of the spectrum, state by state, and free
+trajectories have the second moments of the Gaussian process.
 """
 
 from __future__ import annotations
@@ -26,6 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ddo_modulus.basis import Basis
 from ddo_modulus.coupled import CoupledField
 from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
 from ddo_modulus.errors import InputError
@@ -33,6 +43,10 @@ from ddo_modulus.field import GaussianField
 
 # Windows that are denoised together: bounds the memory of a long trajectory.
 _TOGETHER = 256
+
+# Functions of the first shell of the spectrum; each further one has twice as many. Fewer would
+# leave the mean over a shell to chance.
+_SHELL = 24
 
 
 class TrajectoryDenoiser:
@@ -43,18 +57,26 @@ class TrajectoryDenoiser:
         frames: Frames ``P`` of a window; its channels are ``P`` times the variables.
         length: Frames ``L`` of the trajectory, at least ``frames``.
         joint: Whether the linear part is that of the whole trajectory, or of each window.
+        balanced: Whether windows are to leave the variances to the linear part, for free
+            trajectories; needs ``joint``. Not for posteriors: their states are held to the data.
 
     Attributes:
         noise: The window's noise, for all frames; build the scheduler with it.
         linear: Gaussian part, that posteriors precondition with.
 
     Raises:
-        InputError: If the trajectory is shorter than a window, or the operator's prior is not
-            that of windows.
+        InputError: If the trajectory is shorter than a window, the operator's prior is not that of
+            windows, or what is to be balanced is not joint.
     """
 
     def __init__(
-        self, window: DiffusionOperator, frames: int, length: int, *, joint: bool = True
+        self,
+        window: DiffusionOperator,
+        frames: int,
+        length: int,
+        *,
+        joint: bool = True,
+        balanced: bool = False,
     ) -> None:
         prior = window.linear.prior
         if not isinstance(prior, CoupledField) or window.channels % frames:
@@ -64,10 +86,14 @@ class TrajectoryDenoiser:
             )
         if length < frames:
             raise InputError(f"a trajectory of {length} frames is shorter than a window: {frames}")
+        if balanced and not joint:
+            raise InputError("balanced=True needs joint=True: variances are the linear part's")
         self.window, self.frames, self.length, self.joint = window, frames, length, joint
+        self.balanced = balanced
         long = prior.extended(frames, length)
         self.noise: GaussianField = long.reference
         self.linear = GaussianDenoiser(0.0, long, self.noise)
+        self._shells: dict[tuple, Int[Tensor, " K"]] = {}
 
     def __call__(
         self,
@@ -93,7 +119,49 @@ class TrajectoryDenoiser:
             given = None if condition is None else condition[part]
             pieces.append(self._denoise(windows[part], levels[part], given, short))
         found = self._gather(torch.cat(pieces), len(x))
-        return self.linear.at(shape)(x, sigma) + found if self.joint else found
+        if not self.joint:
+            return found
+        linear = self.linear.at(shape)
+        a = linear.modes(x)
+        if self.balanced:
+            e = self._balance(
+                linear.rotate(linear.noise.whiten(found).flatten(1)), a, sigma, linear
+            )
+            return linear.fields(a * linear.gain(sigma) + e)
+        return linear.fields(a * linear.gain(sigma)) + found
+
+    def _balance(
+        self,
+        e: Float[Tensor, "B N"],
+        a: Float[Tensor, "B N"],
+        sigma: Float[Tensor, " B"],
+        linear: GaussianDenoiser,
+    ) -> Float[Tensor, "B N"]:
+        """Deviation without what it would add to, or take from, the variance of its state."""
+        gain = linear.gain(sigma)
+        shell = self._shell(linear.noise.basis, a.device)
+        size = (self.noise.channels, len(shell))
+        along = (a * (gain * (1 - gain)).sqrt()).unflatten(1, size)  # h of the module's page
+        own = e.unflatten(1, size)
+        total = own.new_zeros(len(own), size[0], int(shell.max()) + 1)
+        both = total.index_add(2, shell, own * along)
+        share = both / total.index_add(2, shell, along.square()).clamp_min(1e-30)
+        return (own - share[..., shell] * along).flatten(1)
+
+    def _shell(self, basis: Basis, device: torch.device) -> Int[Tensor, " K"]:
+        """Shell of each function; those that no network has a hand in have one of their own."""
+        key = (basis.shape, str(device))
+        if key not in self._shells:
+            _, rank = torch.unique(basis.eigenvalues, return_inverse=True)
+            below = torch.bincount(rank).cumsum(0).roll(1)
+            below[0] = 0  # functions of a smaller eigenvalue
+            shell = torch.log2(below[rank] / _SHELL + 1).long()
+            _, there = self.window.basis.shared(basis)
+            beyond = torch.ones_like(shell, dtype=torch.bool)
+            beyond[there] = False
+            shell[beyond] = shell.max() + 1
+            self._shells[key] = shell.to(device)
+        return self._shells[key]
 
     def _denoise(
         self, x: Tensor, sigma: Tensor, condition: Tensor | None, linear: GaussianDenoiser

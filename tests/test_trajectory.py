@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows composed into trajectories, against the closed form of a Gaussian process in time."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser, value_and_
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
 from ddo_modulus.grid import BoxGrid
+from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import MomentMatching
+from ddo_modulus.sampling import sample
 from ddo_modulus.trajectory import TrajectoryDenoiser
 
 FRAMES, LENGTH, SHAPE = 3, 7, (4, 5)
@@ -174,3 +178,76 @@ def test_what_it_cannot_compose_is_refused(window):
     single = DiffusionOperator(list(SHAPE), network={"widths": [8], "depths": [1], "modes": [3]})
     with pytest.raises(InputError, match="knows no windows"):
         TrajectoryDenoiser(single, 5, 10)
+    with pytest.raises(InputError, match="needs joint=True"):
+        TrajectoryDenoiser(window, FRAMES, LENGTH, joint=False, balanced=True)
+
+
+class Fading(torch.nn.Module):
+    """A window denoiser with an error that pulls states to zero: ``F = -epsilon c_in a``."""
+
+    def __init__(self, window: DiffusionOperator, epsilon: float) -> None:
+        super().__init__()
+        self.window, self.epsilon = window, epsilon
+        self.linear, self.channels, self.basis = window.linear, window.channels, window.basis
+
+    def forward(self, x, sigma, condition=None):
+        a = self.linear.modes(x)
+        gain = self.linear.gain(sigma)
+        return self.linear.fields(a * (gain - self.epsilon * (gain * (1 - gain)).sqrt()))
+
+
+def spread_of_draws(denoiser, length: int) -> torch.Tensor:
+    """Variance of each coordinate of free trajectories over the exact one."""
+    scheduler = FieldNoiseScheduler(denoiser.noise, 1e-3, 1e3)
+    generator = torch.Generator().manual_seed(length)
+    draws = sample(denoiser, scheduler, 64, steps=96, generator=generator, dtype=torch.float64)
+    exact = denoiser.linear
+    return exact.modes(draws).square().mean(0) / exact.variance[0]
+
+
+def test_errors_of_a_window_cost_the_variance_that_theory_says_unless_balanced(window):
+    r"""The ODE multiplies variances by ``exp(-2 eps int sqrt(s) / (s + sigma^2) d sigma)``."""
+    epsilon = 0.15
+    fading = Fading(window.double(), epsilon)
+    for length in (FRAMES, LENGTH):
+        free = TrajectoryDenoiser(fading, FRAMES, length)
+        exact = spread_of_draws(free.linear, length)
+        lost = (spread_of_draws(free, length) / exact).mean()
+        if length == FRAMES:
+            assert float(lost) == pytest.approx(math.exp(-math.pi * epsilon), abs=0.02)
+        assert float(lost) < 0.75
+        balanced = TrajectoryDenoiser(fading, FRAMES, length, balanced=True)
+        kept = (spread_of_draws(balanced, length) / exact).mean()
+        assert float(kept) == pytest.approx(1.0, abs=0.03)
+
+
+def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
+    x, sigma = states(6)
+    trained = trained.double()
+    free = TrajectoryDenoiser(trained, FRAMES, LENGTH)
+    balanced = TrajectoryDenoiser(trained, FRAMES, LENGTH, balanced=True)
+    linear = free.linear
+    a, gain = linear.modes(x), linear.gain(sigma)
+    size = (2, LENGTH, -1)  # on a grid of twenty points all functions are of one shell
+    h = (a * (gain * (1 - gain)).sqrt()).view(size)
+    before, after = ((linear.modes(d(x, sigma)) - a * gain).view(size) for d in (free, balanced))
+    assert float((before * h).sum(-1).abs().max()) > 1e-3
+    torch.testing.assert_close(
+        (after * h).sum(-1), torch.zeros(2, LENGTH).double(), atol=1e-6, rtol=0
+    )
+    taken = before - after
+    share = (taken * h).sum(-1, keepdim=True) / h.square().sum(-1, keepdim=True)
+    torch.testing.assert_close(taken, share * h, atol=1e-6, rtol=1e-4)
+
+
+def test_balance_leaves_scales_beyond_the_network_to_the_linear_part(trained):
+    x = torch.randn(1, LENGTH, 8, 10, generator=torch.Generator().manual_seed(7)).double()
+    sigma = torch.tensor([0.5], dtype=torch.float64)
+    balanced = TrajectoryDenoiser(trained.double(), FRAMES, LENGTH, balanced=True)
+    linear = balanced.linear.at((8, 10))
+    basis = linear.noise.basis
+    beyond = torch.ones(basis.size, dtype=torch.bool)
+    beyond[trained.basis.shared(basis)[1]] = False
+    found, wanted = (basis.analyze(d(x, sigma)) for d in (balanced, linear))
+    torch.testing.assert_close(found[..., beyond], wanted[..., beyond], atol=1e-6, rtol=1e-5)
+    assert float((found - wanted)[..., ~beyond].abs().max()) > 1e-3
