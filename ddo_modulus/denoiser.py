@@ -233,6 +233,14 @@ class GaussianDenoiser:
         s = spread(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
+    def whitening(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
+        """Factor to unit variance of each coordinate of the noisy state, ``c_in``.
+
+        Not by way of the gain: one minus it is lost to round-off where noise is small.
+        """
+        s = spread(self._on(sigma)[1], sigma.shape[0])
+        return 1 / (s + sigma[:, None] ** 2).sqrt()
+
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Variance of each coordinate of the clean state given the noisy one."""
         return sigma[:, None] ** 2 * self.gain(sigma)
@@ -568,8 +576,7 @@ class DiffusionOperator(Module):
         if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
         with torch.autocast(a.device.type, enabled=False):
-            gain = linear.gain(sigma)
-            white = (1 - gain).sqrt() / sigma[:, None]  # c_in = 1 / sqrt(s + sigma^2)
+            gain, white = linear.gain(sigma), linear.whitening(sigma)
             level = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
             inputs = [
                 self._show(a * white, linear, band, self.basis.size**-0.5),

@@ -148,6 +148,16 @@ def test_single_precision():
     torch.testing.assert_close(single.double(), denoiser(x, sigma), rtol=1e-4, atol=1e-5)
 
 
+def test_whitening_is_exact_where_the_noise_is_far_below_the_signal():
+    """One minus the gain would be round-off there, in single precision."""
+    noise = GaussianField(FourierBasis((8, 8)), Matern(0.005, 0.5))
+    denoiser = GaussianDenoiser(0.0, GaussianField(noise.basis, Matern(0.4, 3.0)), noise)
+    sigma = torch.tensor([5e-5, 1e-2, 1.0, 80.0])
+    assert bool((denoiser.gain(sigma) == 1).any())
+    expected = (denoiser.variance + sigma.double()[:, None] ** 2).rsqrt()
+    torch.testing.assert_close(denoiser.whitening(sigma), expected.float(), rtol=1e-6, atol=0)
+
+
 def test_on_another_grid_shared_modes_are_denoised_alike():
     denoiser = homogeneous(FourierBasis((8, 9), modes=7))
     fine = denoiser.at((16, 27))

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from ddo_modulus.coupled import CoupledField
+from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.generation import Sampler, generate
 from ddo_modulus.package import Package
@@ -181,6 +182,36 @@ def test_super_resolution(ddo, packages, torus, tmp_path):
     same = fields(again)
     assert "vorticity_truth" not in same
     np.testing.assert_allclose(same["vorticity"], found["vorticity"][:, :2], atol=1e-4)
+
+
+def test_the_shipped_super_resolution_finds_the_scales_below_the_blocks():
+    """States of its flow that it has not seen: closeness, spread, and power down to the cut-off."""
+    package = Package.load("kolmogorov_superres")
+    coarse = package.task.coarse
+    flow = KolmogorovFlow(
+        reynolds=40.0, drag=0.0, resolution=64, interval=1.0, dt=0.01, spin_up=30.0
+    )
+    generator = torch.Generator().manual_seed(12345)
+    frames = torch.cat(list(flow.simulate(1, 7, generator=generator)))[0]
+    truth, std = frames[coarse.reach], float(package.normalization.std)
+    drawn = generate(
+        package,
+        np.array(["2000-01-01"], "datetime64[ns]"),
+        ensemble=2,
+        coarse=coarse.view(frames[:, None])[None],
+    )["vorticity"]
+    members = torch.from_numpy(drawn.values[:, 0])
+    error = (members - truth).square().mean((1, 2)).sqrt() / std
+    assert float(error.max()) < 0.3  # the mean of the state itself is off by one
+    basis = package.operator.basis
+    # The solver empties waves beyond 21 of an axis, and what a draw has there is as good as none.
+    power = basis.power(members.double()).mean(0) / basis.power(truth.double())
+    assert float(power[1:26].log().abs().max()) < 1.0
+    prior = package.operator.linear.prior.variance[0]
+    empty = prior < 1e-9 * prior.mean()
+    assert int(empty.sum()) == 64**2 - 43**2 + 1  # and their mean, which vanishes
+    square = basis.analyze(members.double() / std).square().mean(0)
+    assert float(square[empty].mean()) < 1e-8 * float(prior.mean())
 
 
 def test_what_is_generated_is_verified_and_filmed(ddo, packages, torus, tmp_path):
