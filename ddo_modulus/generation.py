@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.assimilation import coordinates, labelled, member_generator
-from ddo_modulus.denoiser import Denoiser, DiffusionOperator
+from ddo_modulus.denoiser import Denoiser, DiffusionOperator, GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.noise import FieldNoiseScheduler
@@ -156,10 +156,7 @@ def generate(
         batch=max(1, sampler.batch // length),
         progress=counted,
     )
-    if shape != package.grid.shape:
-        drawn = linear.uncovered(drawn, last, package.operator.basis)
-    frames = drawn.unflatten(1, (-1, len(package.channels)))  # E*T P C H W
-    fields = package.operator.cell_means(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    fields = finished(package, drawn, linear, last)  # E*T P C H W
     shown = fields if length > 1 else fields[:, task.frames // 2][:, None]
     states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
@@ -252,6 +249,23 @@ def _check_steps(times: np.ndarray, interval: float | None) -> None:
             f"the times of a trajectory follow each other every {interval:g} s, the package's "
             f"interval; got steps from {steps.min():g} to {steps.max():g} s"
         )
+
+
+def finished(
+    package: Package, drawn: Float[Tensor, "B PC H W"], linear: GaussianDenoiser, last: float
+) -> Float[Tensor, "B P C H W"]:
+    """Draws of a package's own law as data on their grid would be: the same, on the package's own.
+
+    Args:
+        package: What they were drawn from.
+        drawn: Normalised states; on another grid with scales that no network has a hand in.
+        linear: Gaussian part of what they were drawn from, on that grid.
+        last: Least noise level but zero.
+    """
+    if tuple(drawn.shape[-2:]) != package.grid.shape:
+        drawn = linear.uncovered(drawn, last, package.operator.basis)
+    frames = drawn.unflatten(1, (-1, len(package.channels)))
+    return package.operator.cell_means(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
 def conditions_of(

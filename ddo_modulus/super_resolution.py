@@ -31,7 +31,7 @@ from ddo_modulus.assimilation import Inflation
 from ddo_modulus.data.variables import check_units
 from ddo_modulus.denoiser import Denoiser, Engine, Recorder
 from ddo_modulus.errors import InputError
-from ddo_modulus.generation import Sampler, conditions_of, draw
+from ddo_modulus.generation import Sampler, conditions_of, draw, finished
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.package import Package
@@ -304,6 +304,7 @@ def super_resolve(
         )
     grid, members = _grid_at(package, shape), len(generators[0])
     steps = own.steps if sampler.steps is None else sampler.steps
+    scheduler = sampler.scheduler(package, package.operator.noise)
     counted = StepCounter(steps * members * len(times), progress)
     # A posterior is for whole ensembles: as many at once as fit, or one, in parts.
     together = max(1, sampler.batch // members) if cells is not None else len(times)
@@ -331,7 +332,7 @@ def super_resolve(
             draw(
                 package,
                 denoiser,
-                sampler.scheduler(package, package.operator.noise),
+                scheduler,
                 [generator for row in generators[some] for generator in row],
                 steps=steps,
                 solver=own.solver if sampler.solver is None else sampler.solver,
@@ -343,7 +344,11 @@ def super_resolve(
                 progress=counted,
             )
         )
-    frames = torch.cat(parts).unflatten(1, (-1, len(package.channels)))
+    drawn = torch.cat(parts)
+    frames = drawn.unflatten(1, (-1, len(package.channels)))
+    if cells is None:
+        last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])
+        frames = finished(package, drawn, package.operator.linear.at(grid.shape), last)
     states = frames[:, package.task.frames // 2]
     hours = package.hours(times.repeat(members))
     physical = package.normalization.to("cpu").denormalize(states, hours)

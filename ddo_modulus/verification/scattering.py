@@ -208,10 +208,12 @@ class Whitening:
             raise InputError("features of one field have no covariance; give more true fields")
         self.mean = features.mean(0)
         # A feature that hardly varies (the mean of a field that conserves it) has no scale of its
-        # own to judge by: its round-off would be one.
+        # own to judge by, and its round-off would be one: it counts as varying by a least amount.
         smallest = SMALLEST * features.abs().amax().clamp_min(torch.finfo(features.dtype).tiny)
         scale = 1.0 / torch.maximum(features.std(0), smallest)
-        values, vectors = torch.linalg.eigh(scale[:, None] * features.T.cov() * scale)
+        correlation = scale[:, None] * features.T.cov() * scale
+        correlation.fill_diagonal_(1.0)
+        values, vectors = torch.linalg.eigh(correlation)
         self.matrix = scale[:, None] * vectors / values.clamp_min(FLOOR).sqrt()
 
     def __call__(self, features: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:
