@@ -239,9 +239,7 @@ def test_super_resolution_beats_interpolation(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    900
-)  # importing Earth2Studio's forecast models takes minutes at worst
+@pytest.mark.timeout(900)  # importing Earth2Studio's forecast models takes minutes at worst
 def test_cycle_uses_its_forecasts_and_is_not_run_twice(tmp_path, monkeypatch, capsys):
     pytest.importorskip("earth2studio")
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,8 @@ inference engine has and runs well:
 
 The batch must stay open, but nothing else. So it is recorded with a size that is a large prime,
 which no other size is a multiple of; wherever that turns up in the graph, the size of the input
-takes its place. ``torch.export`` then proves that the result holds for any batch, or fails.
+takes its place, and what is left of it is an error. That the result holds for any batch is tested,
+not proven.
 
 In half precision the network computes as it was trained, under autocast; the linear part, the
 coordinates and all functions of sigma stay in single precision. Cotangents enter the network
