@@ -17,23 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddo_modulus.capture import Captured
-from ddo_modulus.denoiser import (
-    Denoiser,
-    DiffusionOperator,
-    GaussianDenoiser,
-    Pullback,
-    value_and_pullback,
-)
+from ddo_modulus.denoiser import Denoiser, DiffusionOperator
 from ddo_modulus.errors import InputError
-from ddo_modulus.export.engines import EngineOptions, Precision
-from ddo_modulus.field import GaussianField
+from ddo_modulus.export.engines import EngineOptions, Precision, TorchEngine
 from ddo_modulus.nn.stencil import LocalLinear
 from ddo_modulus.package import Package
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class CompiledEngine:
+class CompiledEngine(TorchEngine):
     """An operator with its network compiled and in the precision asked for.
 
     The operator that is given stays as it is.
@@ -71,8 +64,7 @@ class CompiledEngine:
             )
         self.precision = precision
         self.graphs = cuda if graphs is None else graphs
-        self.shape = operator.basis.shape if shape is None else shape
-        self.operator = copy.deepcopy(operator).eval().requires_grad_(False)
+        super().__init__(copy.deepcopy(operator).eval().requires_grad_(False), shape)
         if precision != "fp32":
             _round_weights(self.operator.network, _DTYPES[precision])
         if compile:
@@ -84,16 +76,6 @@ class CompiledEngine:
         if package.operator.device.type != "cuda":
             options.tell("engine=compile without a GPU: compiled code, but no CUDA graphs")
         return cls(package.operator, precision=options.precision, shape=options.shape)
-
-    @property
-    def noise(self) -> GaussianField:
-        """Noise field on the grid."""
-        return self.operator.noise.at(self.shape)
-
-    @property
-    def linear(self) -> GaussianDenoiser:
-        """Gaussian part on the grid."""
-        return self.operator.linear.at(self.shape)
 
     @property
     def device(self) -> torch.device:
@@ -115,26 +97,6 @@ class CompiledEngine:
             torch.autocast(x.device.type, dtype, enabled=dtype is not None),
         ):
             return self.operator(x, sigma, condition)
-
-    def value_and_pullback(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean state and ``v -> J^T v``, after one forward pass."""
-        return value_and_pullback(self.__call__, x, sigma, condition)
-
-    def vjp(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        v: Float[Tensor, "B C H W"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
-        clean, pullback = self.value_and_pullback(x, sigma, condition)
-        return clean, pullback(v)
 
     def captured(self, denoiser: Denoiser) -> Denoiser:
         """A denoiser that calls this engine as a CUDA graph, or itself without graphs."""

@@ -132,8 +132,8 @@ class TorchEngine:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states, and the map ``v -> J^T v`` from what they left behind."""
-        return value_and_pullback(self.operator, x, sigma, condition)
+        """Expected clean states, and ``v -> J^T v`` from what their forward pass left behind."""
+        return value_and_pullback(self.__call__, x, sigma, condition)
 
     def vjp(
         self,

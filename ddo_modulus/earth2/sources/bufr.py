@@ -26,10 +26,8 @@ from ddo_modulus.earth2.sources.conversions import GRAVITY
 from ddo_modulus.earth2.sources.messages import Message, check_messages, messages
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations, parse_variable
 from ddo_modulus.earth2.sources.source import (
-    HALF_HOUR,
+    FileSource,
     Keep,
-    ObservationSource,
-    Tolerance,
     Window,
     file_key,
     needed,
@@ -79,7 +77,7 @@ _TEMP_NAMES = {
 _DECODER = 1  # version of what is kept in the cache
 
 
-class BufrSource(ObservationSource):
+class BufrSource(FileSource):
     """Observations in a local BUFR file: SYNOP (on land and at sea) and radiosondes.
 
     Args:
@@ -93,16 +91,6 @@ class BufrSource(ObservationSource):
         SCHEMA,
         quality="ECMWF's confidence in % (100 is best): in the value, aloft in the sounding",
     )
-
-    def __init__(
-        self, path: str | Path, time_tolerance: Tolerance = HALF_HOUR, cache: bool = True
-    ) -> None:
-        super().__init__(time_tolerance, cache, retries=0)
-        self.path = Path(path)
-
-    @property
-    def _where(self) -> str:
-        return str(self.path)
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
         return decode_bufr(self.path, variables, self._kept_frame)

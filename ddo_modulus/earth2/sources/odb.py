@@ -23,10 +23,8 @@ import pandas as pd
 from ddo_modulus.earth2.sources.conversions import GRAVITY
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations
 from ddo_modulus.earth2.sources.source import (
-    HALF_HOUR,
+    FileSource,
     Keep,
-    ObservationSource,
-    Tolerance,
     Window,
     file_key,
     needed,
@@ -92,7 +90,7 @@ _ESSENTIAL = ("varno", "value", "date", "clock", "lat", "lon")
 _DECODER = 1  # version of what is kept in the cache
 
 
-class OdbSource(ObservationSource):
+class OdbSource(FileSource):
     """Observations in a local ODB-2 file, as MARS gives for `type=ofb`.
 
     Args:
@@ -107,16 +105,6 @@ class OdbSource(ObservationSource):
         quality="ODB's datum_status, bits: 1 active, 2 passive, 4 rejected, 8 blacklisted",
         elev="Elevation (m): of the station, of a pressure the height that it is valid at",
     )
-
-    def __init__(
-        self, path: str | Path, time_tolerance: Tolerance = HALF_HOUR, cache: bool = True
-    ) -> None:
-        super().__init__(time_tolerance, cache, retries=0)
-        self.path = Path(path)
-
-    @property
-    def _where(self) -> str:
-        return str(self.path)
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
         return decode_odb(self.path, variables, self._kept_frame)

@@ -297,6 +297,26 @@ class ObservationSource(ABC):
             return pd.read_parquet(self._kept(key, ".parquet", lambda p: make().to_parquet(p)))
 
 
+class FileSource(ObservationSource):
+    """Observations in a local file.
+
+    Args:
+        path: The file.
+        time_tolerance: See :class:`ObservationSource`.
+        cache: Keep the decoded reports.
+    """
+
+    def __init__(
+        self, path: str | Path, time_tolerance: Tolerance = HALF_HOUR, cache: bool = True
+    ) -> None:
+        super().__init__(time_tolerance, cache, retries=0)
+        self.path = Path(path)
+
+    @property
+    def _where(self) -> str:
+        return str(self.path)
+
+
 def file_key(path: Path, *more: object) -> str:
     """A key for the cache that changes when the file does."""
     stat = path.stat()
