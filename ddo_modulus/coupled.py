@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, MeasuredSpectrum, check_same_law, draw_rotated
 from ddo_modulus.refinement import Refinement
@@ -98,12 +97,20 @@ class CoupledField:
     @cached_property
     def _axes(self) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C C"]]:
         """Eigenvalues and eigenvectors of the covariances; equal ones are solved once."""
-        label, first = _groups(self.reference.basis)
-        shared = self.covariance[first]
-        if not torch.equal(shared[label], self.covariance):
-            return torch.linalg.eigh(self.covariance)
-        values, vectors = torch.linalg.eigh(shared)
+        label, distinct = self._distinct
+        values, vectors = torch.linalg.eigh(distinct)
         return values[label], vectors[label]
+
+    @cached_property
+    def _distinct(self) -> tuple[Int[Tensor, " K"], Float[Tensor, "G C C"]]:
+        """Covariances, those that functions of a symmetry share but once, and whose each is."""
+        label = self.reference.basis.symmetry()
+        order = label.argsort(stable=True)
+        sizes = torch.bincount(label)
+        shared = self.covariance[order[sizes.cumsum(0) - sizes]]  # of the first of each group
+        if torch.equal(shared[label], self.covariance):
+            return label, shared
+        return torch.arange(len(label)), self.covariance
 
     @property
     def spectrum(self) -> MeasuredSpectrum:
@@ -177,11 +184,8 @@ class CoupledField:
         """
         if self._window(frames) < 2:
             raise InputError("a single frame tells nothing of others")
-        label, first = _groups(self.reference.basis)
-        chosen = self.covariance[first]
-        if not torch.equal(chosen[label], self.covariance):
-            label, chosen = torch.arange(len(label)), self.covariance
-        lags = _recursion(_autocovariance(chosen, frames), length)
+        label, distinct = self._distinct
+        lags = _recursion(_autocovariance(distinct, frames), length)
         window, channels = self.reference, length * lags.shape[-1]
         reference = GaussianField(window.basis, window.spectrum, channels, scale=window.scale)
         return CoupledField(reference, _toeplitz(lags)[label], self.refinement)
@@ -191,14 +195,6 @@ class CoupledField:
         if frames < 1 or channels % frames:
             raise InputError(f"{channels} channels are no window of {frames} frames")
         return frames
-
-
-def _groups(basis: Basis) -> tuple[Int[Tensor, " K"], Int[Tensor, " G"]]:
-    """Group of each function under the domain's symmetries, and the first function of each."""
-    label = basis.symmetry()
-    order = label.argsort(stable=True)
-    sizes = torch.bincount(label)
-    return label, order[sizes.cumsum(0) - sizes]
 
 
 def _autocovariance(covariance: Float[Tensor, "K N N"], frames: int) -> Float[Tensor, "K P C C"]:

@@ -82,6 +82,7 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         engine = options.get("engine", "torch")
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+        pick_precision(options.get("precision", "fp32"))  # says so now if there is none such
 
     @property
     def device(self) -> torch.device:
