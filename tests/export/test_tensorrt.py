@@ -11,8 +11,15 @@ import torch
 from ddo_modulus.denoiser import vjp
 from ddo_modulus.errors import InputError
 from ddo_modulus.export import EngineOptions, open_engine
-from ddo_modulus.export.folder import export, probes, relative_error
-from ddo_modulus.export.trt import PlanRecord, digest, plan_path, read_record, require_tensorrt
+from ddo_modulus.export.folder import Contract, export, probes, relative_error
+from ddo_modulus.export.trt import (
+    PlanRecord,
+    TensorRTEngine,
+    digest,
+    plan_path,
+    read_record,
+    require_tensorrt,
+)
 from ddo_modulus.package import SHIPPED
 from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.sampling import sample
@@ -114,6 +121,21 @@ def test_plans_agree_with_torch(name, precision, plans):
         limit = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.1}[precision]
         for result, right in zip(found, expected, strict=True):
             assert relative_error(result, right) < limit
+
+
+@pytest.mark.tensorrt
+def test_launches_that_are_not_captured(plans):
+    package, _, folder = plans("box")
+    engine = TensorRTEngine(package, folder, Contract.read(folder), 8, cuda_graphs=False)
+    for batch in (3, 11):  # the rest of the second is not aligned
+        x, sigma, v, condition = (t.cuda() for t in probes(package, package.grid.shape, batch))
+        expected = vjp(package.operator, x, sigma, v, condition)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            found = engine.vjp(x, sigma, v, condition)
+            torch.cuda.current_stream().synchronize()
+        for result, right in zip(found, expected, strict=True):
+            assert relative_error(result, right) < 1e-4
 
 
 @pytest.mark.tensorrt
