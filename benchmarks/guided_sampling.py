@@ -241,6 +241,7 @@ class Variant:
     precision: Precision
     compiled: bool | str
     graphs: bool
+    iterations: int | None = None  # None: the method's own
 
     @property
     def name(self) -> str:
@@ -248,16 +249,25 @@ class Variant:
         how = ["compiled" if self.compiled else "eager"]
         if isinstance(self.compiled, str):
             how[0] += f" ({self.compiled})"
-        return ", ".join(["ours", *how, *(["CUDA graph"] if self.graphs else []), self.precision])
+        how += ["CUDA graph"] if self.graphs else []
+        fewer = [] if self.iterations is None else [f"{self.iterations} iteration"]
+        return ", ".join(["ours", *how, self.precision, *fewer])
+
+    def of(self, method: Method) -> Method:
+        """The method that is run."""
+        return method if self.iterations is None else replace(method, iterations=self.iterations)
 
 
-def variants(case: Case, *, compiled: bool | str, thorough: bool) -> list[Variant]:
+def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool) -> list[Variant]:
     """Those of a case, eager first; what takes long to compile only if asked for."""
     cuda = DEVICE.type == "cuda"
     found = [Variant("fp32", False, False)]
     if compiled and (thorough or (case.name == "kolmogorov64" and case.analyses > 1)):
         found.append(Variant("fp32", compiled, False))
-    return [*found, Variant("bf16", compiled, cuda)]
+    found.append(Variant("bf16", compiled, cuda))
+    if method.covariance == "jacobian":  # the preconditioner leaves little to a second one
+        found.append(Variant("bf16", compiled, cuda, 1))
+    return found
 
 
 def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> Iterator[Row]:
@@ -272,12 +282,11 @@ def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> I
     blank = Row(label, "", numbers(operator.network), method.evaluations)
     reference: Tensor | None = None
     eager = math.nan
-    for variant in variants(case, compiled=compiled, thorough=thorough):
-        row = replace(blank, method=variant.name)
+    for variant in variants(case, method, compiled=compiled, thorough=thorough):
+        own = variant.of(method)
+        row = replace(blank, method=variant.name, evaluations=own.evaluations)
         try:
-            row, ensemble, seconds = measured(
-                row, variant, operator, scheduler, method, twin, repeats
-            )
+            row, ensemble, seconds = measured(row, variant, operator, scheduler, own, twin, repeats)
         except Exception as error:  # noqa: BLE001 - the other rows are still worth having
             traceback.print_exc()
             yield replace(row, note=_first_line(error))
@@ -356,7 +365,7 @@ def peers(
         return
     alone = case.analyses == 1 or DEVICE.type == "cpu"
     kinds = [("parameters", equal_width(channels, case.modes, size), False)]
-    if thorough or (alone and case.trained):
+    if thorough or alone:
         kinds.append(("channels", case.channels, False))
     if DEVICE.type == "cuda" and (thorough or (alone and case.name == "kolmogorov64")):
         kinds.append((*kinds[0][:2], True))

@@ -4,11 +4,13 @@ r"""Trajectories composed of windows: free, and given observations scattered ove
 Kolmogorov flow at Reynolds number 1000, 64 x 64 points. *Free*: trajectories of 64 frames from a
 prior over windows of five, as in SDA (windows alone), as composed here (the linear part is the
 whole trajectory's), with its variances balanced too, and the Gaussian process of the linear part by
-itself; energy of time
-differences and seams against trajectories of the solver that no model was trained on. *Given
-observations*: a share of all points of all frames, with noise of 10 % of the standard deviation:
-the trajectory's posterior beside that of every frame by itself (a package of single states), and
-that of the Gaussian process. Packages differ in their normalisation by less than sampling error.
+itself; energy of time differences and seams against trajectories of the solver that no model was
+trained on. *Given observations*: a share of all points of all frames, with noise of 10 % of the
+standard deviation: the trajectory's posterior beside that of every frame by itself (a package of
+single states), and that of the Gaussian process. The share of the balance is chosen on other
+trajectories, by their spread. All are drawn with some frames more at both ends, where windows reach
+to one side only, which are cut off. Packages differ in their normalisation by less than sampling
+error.
 
     python benchmarks/trajectories.py --package kolmogorov_window --state kolmogorov64
 """
@@ -16,11 +18,13 @@ that of the Gaussian process. Packages differ in their normalisation by less tha
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from kolmogorov import TEST_SEED, Case, assimilate, interpolate, observe
+from kolmogorov import TEST_SEED, Case, assimilate, interpolate, observe, scores
 from report import machine, publish
 from torch import Tensor
 
@@ -34,7 +38,6 @@ from ddo_modulus.trajectory import TrajectoryDenoiser
 from ddo_modulus.verification import (
     log_spectrum_distance,
     rank_histogram,
-    score,
     seam_ratio,
     time_difference_energy,
 )
@@ -56,11 +59,17 @@ def unseen(package: Package, count: int, frames: int, spin_up: float) -> Tensor:
     return x.view(count, frames, size, size)
 
 
-def draw(package: Package, denoiser: Denoiser, length: int, count: int, steps: int) -> Tensor:
-    """Free trajectories ``(M, L, H, W)``."""
+def levels(
+    package: Package, denoiser: TrajectoryDenoiser, sigma_max: float | None
+) -> FieldNoiseScheduler:
+    """Noise and its levels: the package's, but for the largest if that is given."""
     own = package.sampling
-    noise = denoiser.noise  # type: ignore[attr-defined]
-    scheduler = FieldNoiseScheduler(noise, own.sigma_min, own.sigma_max, own.rho)
+    largest = own.sigma_max if sigma_max is None else sigma_max
+    return FieldNoiseScheduler(denoiser.noise, own.sigma_min, largest, own.rho)
+
+
+def draw(scheduler: FieldNoiseScheduler, denoiser: Denoiser, count: int, steps: int) -> Tensor:
+    """Free trajectories ``(M, L, H, W)``."""
     generator = torch.Generator().manual_seed(4)
     parts = [
         sample(denoiser, scheduler, n, steps=steps, generator=generator, device=DEVICE)
@@ -73,25 +82,29 @@ def _shares(count: int, most: int) -> list[int]:
     return [min(most, count - first) for first in range(0, count, most)]
 
 
-def free(package: Package, truth: Tensor, count: int, steps: int) -> list[str]:
+def free(
+    package: Package, truth: Tensor, count: int, steps: int, sigma_max: float | None
+) -> list[str]:
     """Rows of the table of free trajectories."""
-    frames, length = package.task.frames, truth.shape[1]
+    frames, margin = package.task.frames, package.task.frames - 1
+    length = truth.shape[1] + 2 * margin
     joint = TrajectoryDenoiser(package.operator, frames, length)
+    scheduler = levels(package, joint, sigma_max)
     cases: dict[str, Tensor] = {"truth, other half": truth[1::2]}
     seconds = {"truth, other half": 0.0}
     reference = truth[::2]
     windows = TrajectoryDenoiser(package.operator, frames, length, joint=False)
     gaussian = joint.linear.prior.sample(count, generator=torch.Generator().manual_seed(5))
-    cases["Gaussian process of the linear part"] = gaussian.to(DEVICE)
+    cases["Gaussian process of the linear part"] = inner(gaussian.to(DEVICE), margin)
     seconds["Gaussian process of the linear part"] = 0.0
-    balanced = TrajectoryDenoiser(package.operator, frames, length, balanced=True)
+    balanced = TrajectoryDenoiser(package.operator, frames, length, balance=1.0)
     for name, denoiser in (
         ("windows alone (SDA)", windows),
         ("composed", joint),
         ("**composed, balanced**", balanced),
     ):
         began = time.perf_counter()
-        cases[name] = draw(package, denoiser, length, count, steps)
+        cases[name] = inner(draw(scheduler, denoiser, count, steps), margin)
         seconds[name] = time.perf_counter() - began
     energy = time_difference_energy(reference).mean()
     rows = []
@@ -109,31 +122,31 @@ def free(package: Package, truth: Tensor, count: int, steps: int) -> list[str]:
 
 
 def observed(
-    package: Package, state: Package | None, truth: Tensor, options: argparse.Namespace
-) -> list[str]:
-    """Rows of the table of posteriors."""
-    length = truth.shape[1]
+    package: Package,
+    state: Package | None,
+    truth: Tensor,
+    tuning: Tensor,
+    options: argparse.Namespace,
+) -> tuple[list[str], list[str]]:
+    """Rows of the table of posteriors, and of the one of what their balance is chosen by."""
+    frames, margin = package.task.frames, package.task.frames - 1
     case = observe(truth, options.fraction)
-    denoiser = TrajectoryDenoiser(package.operator, package.task.frames, length)
-    own = package.sampling
-    rows: list[str] = []
+    rows, tried = [], []
 
-    def tell(name: str, members: Tensor, seconds: float) -> None:
-        s = score(
-            members.cpu(), case.truth.cpu(), label=name, units="std", mask=case.unobserved.cpu()
+    def find(case: Case, balance: float, iterations: int) -> tuple[Tensor, float]:
+        began, length = time.perf_counter(), case.truth.shape[1] + 2 * margin
+        denoiser = TrajectoryDenoiser(package.operator, frames, length, balance=balance)
+        members = assimilate(
+            denoiser,
+            levels(package, denoiser, options.sigma_max),
+            widened(case, margin),
+            options.members,
+            steps=options.steps,
+            covariance="jacobian" if iterations else "linear",
+            iterations=max(iterations, 1),
+            batch=options.batch // length,
         )
-        ranks = rank_histogram(
-            members.cpu(),
-            case.truth.cpu(),
-            generator=torch.Generator().manual_seed(0),
-            mask=case.unobserved.cpu(),
-            points_per_field=1,
-        )
-        rows.append(
-            f"| {name} | {s.rmse:.4f} | {s.crps:.4f} | {s.ratio:.3f} | {ranks.p_value:.3f} "
-            f"| {seconds:.0f} |"
-        )
-        print(rows[-1], flush=True)
+        return members[:, :, margin:-margin], time.perf_counter() - began
 
     if state is not None:
         began = time.perf_counter()
@@ -148,26 +161,56 @@ def observed(
             batch=options.batch,
         )
         each = members.reshape(options.members, *truth.shape)
-        tell("every frame by itself", each, time.perf_counter() - began)
+        rows.append(line("every frame by itself", case, each, time.perf_counter() - began))
     began = time.perf_counter()
-    linear = interpolate(denoiser.linear, case, options.members)
-    tell("Gaussian process, exact", linear, time.perf_counter() - began)
+    process = TrajectoryDenoiser(package.operator, frames, truth.shape[1]).linear
+    exact = interpolate(process, case, options.members)
+    rows.append(line("Gaussian process, exact", case, exact, time.perf_counter() - began))
     for iterations in options.iterations:
-        began = time.perf_counter()
-        scheduler = FieldNoiseScheduler(denoiser.noise, own.sigma_min, own.sigma_max, own.rho)
-        members = assimilate(
-            denoiser,
-            scheduler,
-            case,
-            options.members,
-            steps=options.steps,
-            covariance="jacobian" if iterations else "linear",
-            iterations=max(iterations, 1),
-            batch=options.batch // length,
-        )
         kind = f"{iterations} iterations" if iterations else "linear covariance"
-        tell(f"**trajectory**, {kind}", members, time.perf_counter() - began)
-    return rows
+        other, ratios = observe(tuning, options.fraction, seed=7), {}
+        for balance in options.balance:
+            members, seconds = find(other, balance, iterations)
+            tried.append(line(f"{kind}, balance {balance:g}", other, members, seconds))
+            ratios[balance] = scores(members, other, "").ratio
+        best = min(ratios, key=lambda b: abs(math.log(ratios[b])))
+        for balance in sorted({0.0, best}):
+            members, seconds = find(case, balance, iterations)
+            name = f"**trajectory**, {kind}, balance {balance:g}"
+            rows.append(line(name, case, members, seconds))
+    return rows, tried
+
+
+def line(name: str, case: Case, members: Tensor, seconds: float) -> str:
+    """A row: scores away from the observations; ranks of one such point of each frame."""
+    s = scores(members, case, name)
+    ranks = rank_histogram(
+        members.cpu(),
+        case.truth.cpu(),
+        generator=torch.Generator().manual_seed(0),
+        mask=case.unobserved.cpu(),
+        points_per_field=1,
+    )
+    row = (
+        f"| {name} | {s.rmse:.4f} | {s.crps:.4f} | {s.ratio:.3f} | {ranks.p_value:.3f} "
+        f"| {seconds:.0f} |"
+    )
+    print(row, flush=True)
+    return row
+
+
+def inner(x: Tensor, margin: int) -> Tensor:
+    """Trajectories without the frames at their ends, where windows reach to one side only."""
+    return x[:, margin:-margin]
+
+
+def widened(case: Case, margin: int) -> Case:
+    """The same observations of trajectories with so many more frames at both ends."""
+    operator = case.observations.operator
+    assert isinstance(operator, LinearOperator)
+    index = operator.index + margin * case.truth[0, 0].numel()
+    wider = LinearOperator(index, operator.weight, operator.offset)
+    return replace(case, observations=replace(case.observations, operator=wider))
 
 
 def frame_by_frame(case: Case) -> Case:
@@ -210,10 +253,13 @@ def main() -> None:
     parser.add_argument("--free", type=int, default=16, help="free trajectories")
     parser.add_argument("--truths", type=int, default=32, help="to compare them with")
     parser.add_argument("--trajectories", type=int, default=2, help="to be found")
+    parser.add_argument("--tuning", type=int, default=2, help="others, to choose the balance by")
+    parser.add_argument("--balance", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--fraction", type=float, default=0.03)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--sigma-max", type=float, help="largest level; the package's if left out")
     parser.add_argument("--batch", type=int, default=1024, help="frames computed together")
     parser.add_argument("--spin-up", type=float, default=25.0)
     parser.add_argument("--out", type=Path)
@@ -222,8 +268,9 @@ def main() -> None:
     package = Package.load(options.package, DEVICE)
     state = None if options.state is None else Package.load(options.state, DEVICE)
     truth = unseen(package, options.truths, options.length, options.spin_up)
-    drawn = free(package, truth, options.free, options.steps)
-    posterior = observed(package, state, truth[: options.trajectories], options)
+    drawn = free(package, truth, options.free, options.steps, options.sigma_max)
+    found, other = truth[: options.trajectories], truth[-options.tuning :]
+    posterior, tried = observed(package, state, found, other, options)
     publish(
         [
             "# Trajectories from windows",
@@ -245,6 +292,13 @@ def main() -> None:
             "| | RMSE | CRPS | spread/RMSE | rank p | s |",
             "|---|---|---|---|---|---|",
             *posterior,
+            "",
+            f"The balance is that of a spread nearest to the RMSE in {options.tuning} other "
+            "trajectories:",
+            "",
+            "| | RMSE | CRPS | spread/RMSE | rank p | s |",
+            "|---|---|---|---|---|---|",
+            *tried,
         ],
         options.out,
     )

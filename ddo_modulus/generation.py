@@ -83,9 +83,10 @@ def generate(
     """Draw fields from a package.
 
     A package of single states gives independent states, one for each member and time; one of
-    windows in time gives a trajectory over all times for each member; one with a coarse view gives
-    states that belong to the view of each time. A draw depends on the seed, its member and its time
-    (a trajectory: its first time), not on the others or on ``sampler.batch``.
+    windows in time gives a trajectory over all times for each member (drawn with some frames more
+    at both ends, where windows reach to one side only, which are cut off); one with a coarse view
+    gives states that belong to the view of each time. A draw depends on the seed, its member and
+    its time (a trajectory: its first time), not on the others or on ``sampler.batch``.
 
     Args:
         package: Where to draw from; it computes where its operator is.
@@ -122,12 +123,15 @@ def generate(
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
     denoiser: DiffusionOperator | TrajectoryDenoiser = package.operator
-    noise, starts, length = package.operator.noise, times, 1
+    noise, starts, length, margin = package.operator.noise, times, 1, 0
     if task.frames > 1 and task.coarse is None:
-        denoiser = TrajectoryDenoiser(package.operator, task.frames, len(times), balanced=True)
-        noise, starts, length = denoiser.noise, times[:1], len(times)
         _check_steps(times, package.interval)
-        middle = times[denoiser.members[:, task.frames // 2].numpy()]
+        margin = task.frames - 1
+        longer = _prolonged(times, margin, package.interval)
+        length = len(longer)
+        denoiser = TrajectoryDenoiser(package.operator, task.frames, length, balance=1.0)
+        noise, starts = denoiser.noise, times[:1]
+        middle = longer[denoiser.members[:, task.frames // 2].numpy()]
         conditions = package.conditions(middle)
         conditions = None if conditions is None else conditions[None]  # of each window
     else:
@@ -157,13 +161,13 @@ def generate(
         progress=counted,
     )
     fields = finished(package, drawn, linear, last)  # E*T P C H W
-    shown = fields if length > 1 else fields[:, task.frames // 2][:, None]
+    shown = fields[:, margin:-margin] if margin else fields[:, task.frames // 2][:, None]
     states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
     statistics = package.normalization.to("cpu")
     physical = statistics.denormalize(states.flatten(0, 1), hours).unflatten(0, (ensemble, -1))
     attributes: dict[str, object] = {
-        "trajectory": str(length > 1).lower(),
+        "trajectory": str(margin > 0).lower(),
         "seed": seed,
         "steps": steps,
         "solver": solver,
@@ -239,6 +243,15 @@ def draw(
         )
         parts.append(drawn.cpu())
     return torch.cat(parts)
+
+
+def _prolonged(times: np.ndarray, margin: int, interval: float | None) -> np.ndarray:
+    """Times of a trajectory with so many more at both ends."""
+    step = np.timedelta64(round((1.0 if interval is None else interval) * 1e9), "ns")
+    if len(times) > 1:
+        step = times[1] - times[0]
+    more = step * np.arange(1, margin + 1)
+    return np.concatenate([times[0] - more[::-1], times, times[-1] + more])
 
 
 def _check_steps(times: np.ndarray, interval: float | None) -> None:

@@ -25,7 +25,10 @@ not: it sees less structure, estimates less, and the next step starts with less.
 :math:`e = -\epsilon h` with :math:`h = \sigma \sqrt{s} / (s + \sigma^2)\,a` leaves the share
 :math:`e^{-\pi \epsilon}` of the variance. *Balanced*, the deviation loses its part along
 :math:`h`, in every direction in time and every shell of the spectrum, state by state, and free
-trajectories have the second moments of the Gaussian process.
+trajectories have the second moments of the Gaussian process. (Ning et al., "Elucidating the
+Exposure Bias in Diffusion Models", 2023, arXiv 2308.15321, scale the whole output instead.)
+Members of a posterior fade as well, and spread too little; what the observations hold them to does
+not, so that a part of the balance is enough for them.
 """
 
 from __future__ import annotations
@@ -57,8 +60,9 @@ class TrajectoryDenoiser:
         frames: Frames ``P`` of a window; its channels are ``P`` times the variables.
         length: Frames ``L`` of the trajectory, at least ``frames``.
         joint: Whether the linear part is that of the whole trajectory, or of each window.
-        balanced: Whether windows are to leave the variances to the linear part, for free
-            trajectories; needs ``joint``. Not for posteriors: their states are held to the data.
+        balance: Share of the balance, 0 to 1; needs ``joint``. With 1 windows leave the variances
+            to the linear part, for free trajectories. For posteriors a part that gives the
+            ensemble its spread, as one tunes an inflation.
 
     Attributes:
         noise: The window's noise, for all frames; build the scheduler with it.
@@ -66,7 +70,7 @@ class TrajectoryDenoiser:
 
     Raises:
         InputError: If the trajectory is shorter than a window, the operator's prior is not that of
-            windows, or what is to be balanced is not joint.
+            windows, the balance is no share, or what is to be balanced is not joint.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class TrajectoryDenoiser:
         length: int,
         *,
         joint: bool = True,
-        balanced: bool = False,
+        balance: float = 0.0,
     ) -> None:
         prior = window.linear.prior
         if not isinstance(prior, CoupledField) or window.channels % frames:
@@ -86,10 +90,12 @@ class TrajectoryDenoiser:
             )
         if length < frames:
             raise InputError(f"a trajectory of {length} frames is shorter than a window: {frames}")
-        if balanced and not joint:
-            raise InputError("balanced=True needs joint=True: variances are the linear part's")
+        if not 0 <= balance <= 1:
+            raise InputError(f"balance={balance} must be a share, from 0 to 1")
+        if balance and not joint:
+            raise InputError(f"balance={balance} needs joint=True: variances are the linear part's")
         self.window, self.frames, self.length, self.joint = window, frames, length, joint
-        self.balanced = balanced
+        self.balance = balance
         long = prior.extended(frames, length)
         self.noise: GaussianField = long.reference
         self.linear = GaussianDenoiser(0.0, long, self.noise)
@@ -123,21 +129,21 @@ class TrajectoryDenoiser:
             return found
         linear = self.linear.at(shape)
         a = linear.modes(x)
-        if self.balanced:
-            e = self._balance(
+        if self.balance:
+            e = self._balanced(
                 linear.rotate(linear.noise.whiten(found).flatten(1)), a, sigma, linear
             )
             return linear.fields(a * linear.gain(sigma) + e)
         return linear.fields(a * linear.gain(sigma)) + found
 
-    def _balance(
+    def _balanced(
         self,
         e: Float[Tensor, "B N"],
         a: Float[Tensor, "B N"],
         sigma: Float[Tensor, " B"],
         linear: GaussianDenoiser,
     ) -> Float[Tensor, "B N"]:
-        """Deviation without what it would add to, or take from, the variance of its state."""
+        """Deviation without (a share of) what it would do to the variance of its state."""
         gain = linear.gain(sigma)
         shell = self._shell(linear.noise.basis, a.device)
         size = (self.noise.channels, len(shell))
@@ -145,7 +151,7 @@ class TrajectoryDenoiser:
         own = e.unflatten(1, size)
         total = own.new_zeros(len(own), size[0], int(shell.max()) + 1)
         both = total.index_add(2, shell, own * along)
-        share = both / total.index_add(2, shell, along.square()).clamp_min(1e-30)
+        share = self.balance * both / total.index_add(2, shell, along.square()).clamp_min(1e-30)
         return (own - share[..., shell] * along).flatten(1)
 
     def _shell(self, basis: Basis, device: torch.device) -> Int[Tensor, " K"]:

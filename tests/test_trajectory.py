@@ -179,7 +179,9 @@ def test_what_it_cannot_compose_is_refused(window):
     with pytest.raises(InputError, match="knows no windows"):
         TrajectoryDenoiser(single, 5, 10)
     with pytest.raises(InputError, match="needs joint=True"):
-        TrajectoryDenoiser(window, FRAMES, LENGTH, joint=False, balanced=True)
+        TrajectoryDenoiser(window, FRAMES, LENGTH, joint=False, balance=0.5)
+    with pytest.raises(InputError, match="must be a share"):
+        TrajectoryDenoiser(window, FRAMES, LENGTH, balance=1.5)
 
 
 class Fading(torch.nn.Module):
@@ -216,16 +218,19 @@ def test_errors_of_a_window_cost_the_variance_that_theory_says_unless_balanced(w
         if length == FRAMES:
             assert float(lost) == pytest.approx(math.exp(-math.pi * epsilon), abs=0.02)
         assert float(lost) < 0.75
-        balanced = TrajectoryDenoiser(fading, FRAMES, length, balanced=True)
+        balanced = TrajectoryDenoiser(fading, FRAMES, length, balance=1.0)
         kept = (spread_of_draws(balanced, length) / exact).mean()
         assert float(kept) == pytest.approx(1.0, abs=0.03)
+        halfway = TrajectoryDenoiser(fading, FRAMES, length, balance=0.5)
+        part = (spread_of_draws(halfway, length) / exact).mean()
+        assert float(part) == pytest.approx(math.sqrt(float(lost)), abs=0.03)
 
 
 def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
     x, sigma = states(6)
     trained = trained.double()
     free = TrajectoryDenoiser(trained, FRAMES, LENGTH)
-    balanced = TrajectoryDenoiser(trained, FRAMES, LENGTH, balanced=True)
+    balanced = TrajectoryDenoiser(trained, FRAMES, LENGTH, balance=1.0)
     linear = free.linear
     a, gain = linear.modes(x), linear.gain(sigma)
     size = (2, LENGTH, -1)  # on a grid of twenty points all functions are of one shell
@@ -243,7 +248,7 @@ def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
 def test_balance_leaves_scales_beyond_the_network_to_the_linear_part(trained):
     x = torch.randn(1, LENGTH, 8, 10, generator=torch.Generator().manual_seed(7)).double()
     sigma = torch.tensor([0.5], dtype=torch.float64)
-    balanced = TrajectoryDenoiser(trained.double(), FRAMES, LENGTH, balanced=True)
+    balanced = TrajectoryDenoiser(trained.double(), FRAMES, LENGTH, balance=1.0)
     linear = balanced.linear.at((8, 10))
     basis = linear.noise.basis
     beyond = torch.ones(basis.size, dtype=torch.bool)
