@@ -7,10 +7,10 @@ whole trajectory's), with its variances balanced too, and the Gaussian process o
 itself; energy of time differences and seams against trajectories of the solver that no model was
 trained on. *Given observations*: a share of all points of all frames, with noise of 10 % of the
 standard deviation: the trajectory's posterior beside that of every frame by itself (a package of
-single states), and that of the Gaussian process. The share of the balance is chosen on other
-trajectories, by their spread. All are drawn with some frames more at both ends, where windows reach
-to one side only, which are cut off. Packages differ in their normalisation by less than sampling
-error.
+single states), and that of the Gaussian process. The share of the balance is that of the least CRPS
+on other trajectories, if several are given. All are drawn with some frames more at both ends, where
+windows reach to one side only, which are cut off. Packages differ in their normalisation by less
+than sampling error.
 
     python benchmarks/trajectories.py --package kolmogorov_window --state kolmogorov64
 """
@@ -18,7 +18,7 @@ error.
 from __future__ import annotations
 
 import argparse
-import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -82,14 +82,13 @@ def _shares(count: int, most: int) -> list[int]:
     return [min(most, count - first) for first in range(0, count, most)]
 
 
-def free(
-    package: Package, truth: Tensor, count: int, steps: int, sigma_max: float | None
-) -> list[str]:
+def free(package: Package, truth: Tensor, options: argparse.Namespace) -> list[str]:
     """Rows of the table of free trajectories."""
+    count, steps = options.free, options.steps
     frames, margin = package.task.frames, package.task.frames - 1
     length = truth.shape[1] + 2 * margin
     joint = TrajectoryDenoiser(package.operator, frames, length)
-    scheduler = levels(package, joint, sigma_max)
+    scheduler = levels(package, joint, options.sigma_max)
     cases: dict[str, Tensor] = {"truth, other half": truth[1::2]}
     seconds = {"truth, other half": 0.0}
     reference = truth[::2]
@@ -168,13 +167,15 @@ def observed(
     rows.append(line("Gaussian process, exact", case, exact, time.perf_counter() - began))
     for iterations in options.iterations:
         kind = f"{iterations} iterations" if iterations else "linear covariance"
-        other, ratios = observe(tuning, options.fraction, seed=7), {}
-        for balance in options.balance:
-            members, seconds = find(other, balance, iterations)
-            tried.append(line(f"{kind}, balance {balance:g}", other, members, seconds))
-            ratios[balance] = scores(members, other, "").ratio
-        best = min(ratios, key=lambda b: abs(math.log(ratios[b])))
-        for balance in sorted({0.0, best}):
+        chosen = options.balance[0]
+        if len(options.balance) > 1:
+            other, crps = observe(tuning, options.fraction, seed=7), {}
+            for balance in options.balance:
+                members, seconds = find(other, balance, iterations)
+                tried.append(line(f"{kind}, balance {balance:g}", other, members, seconds))
+                crps[balance] = scores(members, other, "").crps
+            chosen = min(crps, key=lambda b: crps[b])
+        for balance in sorted({options.balance[0], chosen}):
             members, seconds = find(case, balance, iterations)
             name = f"**trajectory**, {kind}, balance {balance:g}"
             rows.append(line(name, case, members, seconds))
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--package", default="kolmogorov_window")
     parser.add_argument("--state", default=None, help="package of single states")
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--free", type=int, default=16, help="free trajectories")
+    parser.add_argument("--free", type=int, default=16, help="free trajectories, or 0")
     parser.add_argument("--truths", type=int, default=32, help="to compare them with")
     parser.add_argument("--trajectories", type=int, default=2, help="to be found")
     parser.add_argument("--tuning", type=int, default=2, help="others, to choose the balance by")
@@ -268,15 +269,18 @@ def main() -> None:
     package = Package.load(options.package, DEVICE)
     state = None if options.state is None else Package.load(options.state, DEVICE)
     truth = unseen(package, options.truths, options.length, options.spin_up)
-    drawn = free(package, truth, options.free, options.steps, options.sigma_max)
+    drawn = free(package, truth, options) if options.free else []
     found, other = truth[: options.trajectories], truth[-options.tuning :]
     posterior, tried = observed(package, state, found, other, options)
-    publish(
-        [
-            "# Trajectories from windows",
-            "",
-            f"{machine()}; windows of {package.task.frames}, trajectories of {options.length} "
-            f"frames, {options.steps} steps. `python benchmarks/trajectories.py`",
+    lines = [
+        "# Trajectories from windows",
+        "",
+        f"{machine()}; windows of {package.task.frames}, trajectories of {options.length} "
+        f"frames, {options.steps} steps. "
+        f"`python benchmarks/trajectories.py {' '.join(sys.argv[1:])}`",
+    ]
+    if drawn:
+        lines += [
             "",
             f"Free: {options.free} trajectories against half of {options.truths} true ones.",
             "",
@@ -284,24 +288,21 @@ def main() -> None:
             "| log-spectrum distance | s each |",
             "|---|---|---|---|---|---|",
             *drawn,
-            "",
-            f"{options.fraction:.0%} of all points observed, {options.trajectories} trajectories, "
-            f"{options.members} members; scores at the other points, in standard deviations; rank "
-            "histograms of one point of each frame.",
-            "",
-            "| | RMSE | CRPS | spread/RMSE | rank p | s |",
-            "|---|---|---|---|---|---|",
-            *posterior,
-            "",
-            f"The balance is that of a spread nearest to the RMSE in {options.tuning} other "
-            "trajectories:",
-            "",
-            "| | RMSE | CRPS | spread/RMSE | rank p | s |",
-            "|---|---|---|---|---|---|",
-            *tried,
-        ],
-        options.out,
-    )
+        ]
+    header = ["| | RMSE | CRPS | spread/RMSE | rank p | s |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        f"{options.fraction:.0%} of all points observed, {options.trajectories} trajectories, "
+        f"{options.members} members; scores at the other points, in standard deviations; rank "
+        "histograms of one point of each frame.",
+        "",
+        *header,
+        *posterior,
+    ]
+    if tried:
+        lines += ["", f"The choice of the balance, on {options.tuning} other trajectories:"]
+        lines += ["", *header, *tried]
+    publish(lines, options.out)
 
 
 if __name__ == "__main__":

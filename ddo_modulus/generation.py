@@ -167,7 +167,7 @@ def generate(
     statistics = package.normalization.to("cpu")
     physical = statistics.denormalize(states.flatten(0, 1), hours).unflatten(0, (ensemble, -1))
     attributes: dict[str, object] = {
-        "trajectory": str(margin > 0).lower(),
+        "trajectory": str(margin > 0 and len(times) > 1).lower(),
         "seed": seed,
         "steps": steps,
         "solver": solver,
