@@ -17,6 +17,7 @@ flow; spectra against those of the true states.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -244,7 +245,7 @@ def main() -> None:
             "",
             f"{machine()}; {options.states} unseen states of {size} x {size} points, factor "
             f"{coarse.factor:g}, {span} frames, {levels} steps. "
-            "`python benchmarks/coarse_to_fine.py`",
+            f"`python benchmarks/coarse_to_fine.py {' '.join(sys.argv[1:])}`",
             "",
             "| method | | RMSE | CRPS (or MAE) | spread/RMSE | rank p | log-spectrum | s |",
             "|---|---|---|---|---|---|---|---|",
