@@ -27,12 +27,17 @@ def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "DEVICE", benchmark.torch.device("cpu"))
     out = tmp_path / "speed.md"
     benchmark.main(["--only", "8x12", "--repeats", "1", "--no-compile", "--out", str(out)])
-    eager, half, *peers = json.loads(out.with_suffix(".json").read_text())
+    eager, half, quick, *peers = json.loads(out.with_suffix(".json").read_text())
     assert eager["speedup"] == 1 and eager["mean_change"] == 0
     assert eager["evaluations"] == 3 * 5 and eager["member"] > 0
     assert half["method"] == "ours, eager, bf16"
     assert 0 < half["mean_change"] < 0.02 and abs(half["spread_change"]) < 0.02
-    assert len(peers) == 1 and not peers[0]["note"] and peers[0]["member"] > 0
+    assert quick["method"] == "ours, eager, bf16, 1 iteration" and quick["evaluations"] == 3 * 3
+    assert [peer["method"].split(",")[1] for peer in peers] == [
+        " U-NO of equal parameters",
+        " U-NO of equal channels",
+    ]
+    assert all(not peer["note"] and peer["member"] > 0 for peer in peers)
     assert eager["parameters"] / 2 < peers[0]["parameters"] < 2 * eager["parameters"]
     assert "| 8x12, 2 x 4 |" in out.read_text()
 
