@@ -99,6 +99,7 @@ def assimilate(
     steps: int,
     covariance: str,
     iterations: int,
+    solver: str = "dpmpp_2m",
     seed: int = 5,
     batch: int = 512,
     condition: Tensor | None = None,
@@ -130,6 +131,7 @@ def assimilate(
             scheduler,
             members * len(chosen),
             steps=steps,
+            solver=solver,
             generator=generator,
             device=case.truth.device,
             condition=None

@@ -143,6 +143,7 @@ def observed(
             steps=options.steps,
             covariance="jacobian" if iterations else "linear",
             iterations=max(iterations, 1),
+            solver=options.solver,
             batch=options.batch // length,
         )
         return members[:, :, margin:-margin], time.perf_counter() - began
@@ -260,6 +261,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--solver", default="dpmpp_2m", help="of the trajectories' posteriors")
     parser.add_argument("--sigma-max", type=float, help="largest level; the package's if left out")
     parser.add_argument("--batch", type=int, default=1024, help="frames computed together")
     parser.add_argument("--spin-up", type=float, default=25.0)
