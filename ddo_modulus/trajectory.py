@@ -45,7 +45,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 
 # Windows that are denoised together: on a GPU a bound on the memory of a long trajectory, on a CPU
-# what its caches hold (twice as fast as many).
+# what its caches hold.
 _TOGETHER, _TOGETHER_ON_CPU = 256, 4
 
 # Functions of the first shell of the spectrum; each further one has twice as many. Fewer would
@@ -146,10 +146,10 @@ class TrajectoryDenoiser:
         linear: GaussianDenoiser,
     ) -> Float[Tensor, "B N"]:
         """Deviation without (a share of) what it would do to the variance of its state."""
-        gain = linear.gain(sigma)
         shell = self._shell(linear.noise.basis, a.device)
         size = (self.noise.channels, len(shell))
-        along = (a * (gain * (1 - gain)).sqrt()).unflatten(1, size)  # h of the module's page
+        h = linear.posterior_variance(sigma).sqrt() * linear.whitening(sigma) * a
+        along = h.unflatten(1, size)
         own = e.unflatten(1, size)
         total = own.new_zeros(len(own), size[0], int(shell.max()) + 1)
         both = total.index_add(2, shell, own * along)

@@ -245,6 +245,21 @@ def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
     torch.testing.assert_close(taken, share * h, atol=1e-6, rtol=1e-4)
 
 
+def test_balance_is_not_lost_to_round_off_where_noise_is_small(trained):
+    """At ``s / sigma^2`` of 3e8, where one minus the gain is nothing in single precision."""
+    x, sigma = states(6)
+    sigma = torch.full_like(sigma, 1e-4)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        window = trained.to(dtype)
+        free, balanced = (TrajectoryDenoiser(window, FRAMES, LENGTH, balance=b) for b in (0.0, 1.0))
+        taken = (d(x.to(dtype), sigma.to(dtype)).double() for d in (free, balanced))
+        found.append(next(taken) - next(taken))
+    exact, single = found
+    assert float(exact.abs().max()) > 1e-6
+    assert float((single - exact).norm() / exact.norm()) < 0.1
+
+
 def test_balance_leaves_scales_beyond_the_network_to_the_linear_part(trained):
     x = torch.randn(1, LENGTH, 8, 10, generator=torch.Generator().manual_seed(7)).double()
     sigma = torch.tensor([0.5], dtype=torch.float64)
