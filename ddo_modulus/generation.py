@@ -139,8 +139,6 @@ def generate(
     steps = own.steps if sampler.steps is None else sampler.steps
     solver = own.solver if sampler.solver is None else sampler.solver
     scheduler = sampler.scheduler(package, noise)
-    linear = denoiser.linear.at(shape)
-    last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])
     counted = StepCounter(steps * ensemble * len(starts), progress)
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
     drawn = draw(
@@ -160,7 +158,7 @@ def generate(
         batch=max(1, sampler.batch // length),
         progress=counted,
     )
-    fields = finished(package, drawn, linear, last)  # E*T P C H W
+    fields = finished(package, drawn, denoiser.linear, scheduler, steps)  # E*T P C H W
     shown = fields[:, margin:-margin] if margin else fields[:, task.frames // 2][:, None]
     states = shown.unflatten(0, (ensemble, -1)).flatten(1, 2)  # E T C H W
     hours = package.hours(np.tile(times, ensemble))
@@ -265,17 +263,24 @@ def _check_steps(times: np.ndarray, interval: float | None) -> None:
 
 
 def finished(
-    package: Package, drawn: Float[Tensor, "B PC H W"], linear: GaussianDenoiser, last: float
+    package: Package,
+    drawn: Float[Tensor, "B PC H W"],
+    linear: GaussianDenoiser,
+    scheduler: FieldNoiseScheduler,
+    steps: int,
 ) -> Float[Tensor, "B P C H W"]:
     """Draws of a package's own law as data on their grid would be: the same, on the package's own.
 
     Args:
         package: What they were drawn from.
         drawn: Normalised states; on another grid with scales that no network has a hand in.
-        linear: Gaussian part of what they were drawn from, on that grid.
-        last: Least noise level but zero.
+        linear: Gaussian part of what they were drawn from, on any grid.
+        scheduler: Noise levels that they were drawn with.
+        steps: Number of them.
     """
     if tuple(drawn.shape[-2:]) != package.grid.shape:
+        last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])  # the least but zero
+        linear = linear.at(drawn.shape[-2:])
         drawn = linear.uncovered(drawn, last, package.operator.basis)
     frames = drawn.unflatten(1, (-1, len(package.channels)))
     return package.operator.cell_means(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])

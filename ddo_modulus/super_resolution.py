@@ -345,10 +345,10 @@ def super_resolve(
             )
         )
     drawn = torch.cat(parts)
-    frames = drawn.unflatten(1, (-1, len(package.channels)))
     if cells is None:
-        last = float(scheduler.timesteps(steps, dtype=torch.float64)[-2])
-        frames = finished(package, drawn, package.operator.linear.at(grid.shape), last)
+        frames = finished(package, drawn, package.operator.linear, scheduler, steps)
+    else:
+        frames = drawn.unflatten(1, (-1, len(package.channels)))
     states = frames[:, package.task.frames // 2]
     hours = package.hours(times.repeat(members))
     physical = package.normalization.to("cpu").denormalize(states, hours)
