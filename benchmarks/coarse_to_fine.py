@@ -17,13 +17,12 @@ flow; spectra against those of the true states.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from report import machine, publish
+from report import command, machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.data.loader import Symmetry, TensorLoader
@@ -244,8 +243,7 @@ def main() -> None:
             "# Super-resolution of coarse fields",
             "",
             f"{machine()}; {options.states} unseen states of {size} x {size} points, factor "
-            f"{coarse.factor:g}, {span} frames, {levels} steps. "
-            f"`python benchmarks/coarse_to_fine.py {' '.join(sys.argv[1:])}`",
+            f"{coarse.factor:g}, {span} frames, {levels} steps. {command(__file__)}",
             "",
             "| method | | RMSE | CRPS (or MAE) | spread/RMSE | rank p | log-spectrum | s |",
             "|---|---|---|---|---|---|---|---|",

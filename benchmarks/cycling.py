@@ -567,7 +567,8 @@ def main() -> None:
     climate = records["climatology (free states)"].last()
     command = f"--interval {options.interval:g} --seeds {count} --cycles {options.cycles}"
     command += f" --members {options.members} --steps {options.steps}"
-    command += f" --iterations {options.iterations}"
+    command += f" --iterations {options.iterations} --share " + " ".join(map(str, options.share))
+    command += " --bridge " + " ".join(map(str, options.bridge))
     lines = [
         f"# Cycled assimilation of Kolmogorov flow, every {options.interval:g} units of time",
         "",

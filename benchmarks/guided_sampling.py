@@ -22,7 +22,6 @@ import gc
 import io
 import json
 import math
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from report import machine, publish
+from report import command, machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.denoiser import DiffusionOperator
@@ -500,15 +499,13 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(line(row), flush=True)
     present = [name for name, module in _PEERS.items() if find_spec(module)]
-    given = sys.argv[1:] if arguments is None else arguments
-    command = " ".join(["python benchmarks/guided_sampling.py", *given])
     steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
     publish(
         [
             "# Guided sampling: seconds of a posterior member",
             "",
-            f"{machine(*present)}. `{command}`, {steps}, truths drawn from the prior. "
-            "NFE: 1 a forward pass, 2 a vector-Jacobian product. *mean*, *spread*: relative "
+            f"{machine(*present)}. {command(__file__, arguments)}, {steps}, truths drawn from the "
+            "prior. NFE: 1 a forward pass, 2 a vector-Jacobian product. *mean*, *spread*: relative "
             "difference of the ensemble's from ours, eager in fp32.",
             "",
             *HEADER,

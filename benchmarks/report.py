@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,20 @@ def machine(*packages: str) -> str:
     software = ", ".join(f"{n} {version(n)}" for n in ("torch", *packages))
     cores = len(os.sched_getaffinity(0))
     return f"{gpu}; {cpu}, {cores} cores; Python {platform.python_version()}, {software}"
+
+
+def command(script: str, arguments: Sequence[str] | None = None) -> str:
+    """How a benchmark was called, but for where its results went, in Markdown.
+
+    Args:
+        script: Its file.
+        arguments: Of the command line, if not the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--out" in given:
+        place = given.index("--out")
+        del given[place : place + 2]
+    return f"`{' '.join(['python', f'benchmarks/{Path(script).name}', *given])}`"
 
 
 def publish(lines: Sequence[str], out: Path | None) -> None:

@@ -18,14 +18,13 @@ than sampling error.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from kolmogorov import TEST_SEED, Case, assimilate, interpolate, observe, scores
-from report import machine, publish
+from report import command, machine, publish
 from torch import Tensor
 
 from ddo_modulus.data.simulators import KolmogorovFlow
@@ -36,6 +35,7 @@ from ddo_modulus.package import Package
 from ddo_modulus.sampling import sample
 from ddo_modulus.trajectory import TrajectoryDenoiser
 from ddo_modulus.verification import (
+    Scores,
     log_spectrum_distance,
     rank_histogram,
     seam_ratio,
@@ -146,7 +146,7 @@ def observed(
             solver=options.solver,
             batch=options.batch // length,
         )
-        return members[:, :, margin:-margin], time.perf_counter() - began
+        return inner(members, margin), time.perf_counter() - began
 
     if state is not None:
         began = time.perf_counter()
@@ -161,11 +161,13 @@ def observed(
             batch=options.batch,
         )
         each = members.reshape(options.members, *truth.shape)
-        rows.append(line("every frame by itself", case, each, time.perf_counter() - began))
+        s = scores(each, case, "every frame by itself")
+        rows.append(line(s, case, each, time.perf_counter() - began))
     began = time.perf_counter()
     process = TrajectoryDenoiser(package.operator, frames, truth.shape[1]).linear
     exact = interpolate(process, case, options.members)
-    rows.append(line("Gaussian process, exact", case, exact, time.perf_counter() - began))
+    s = scores(exact, case, "Gaussian process, exact")
+    rows.append(line(s, case, exact, time.perf_counter() - began))
     for iterations in options.iterations:
         kind = f"{iterations} iterations" if iterations else "linear covariance"
         chosen = options.balance[0]
@@ -173,19 +175,19 @@ def observed(
             other, crps = observe(tuning, options.fraction, seed=7), {}
             for balance in options.balance:
                 members, seconds = find(other, balance, iterations)
-                tried.append(line(f"{kind}, balance {balance:g}", other, members, seconds))
-                crps[balance] = scores(members, other, "").crps
+                s = scores(members, other, f"{kind}, balance {balance:g}")
+                tried.append(line(s, other, members, seconds))
+                crps[balance] = s.crps
             chosen = min(crps, key=lambda b: crps[b])
         for balance in sorted({options.balance[0], chosen}):
             members, seconds = find(case, balance, iterations)
-            name = f"**trajectory**, {kind}, balance {balance:g}"
-            rows.append(line(name, case, members, seconds))
+            s = scores(members, case, f"**trajectory**, {kind}, balance {balance:g}")
+            rows.append(line(s, case, members, seconds))
     return rows, tried
 
 
-def line(name: str, case: Case, members: Tensor, seconds: float) -> str:
+def line(s: Scores, case: Case, members: Tensor, seconds: float) -> str:
     """A row: scores away from the observations; ranks of one such point of each frame."""
-    s = scores(members, case, name)
     ranks = rank_histogram(
         members.cpu(),
         case.truth.cpu(),
@@ -194,7 +196,7 @@ def line(name: str, case: Case, members: Tensor, seconds: float) -> str:
         points_per_field=1,
     )
     row = (
-        f"| {name} | {s.rmse:.4f} | {s.crps:.4f} | {s.ratio:.3f} | {ranks.p_value:.3f} "
+        f"| {s.label} | {s.rmse:.4f} | {s.crps:.4f} | {s.ratio:.3f} | {ranks.p_value:.3f} "
         f"| {seconds:.0f} |"
     )
     print(row, flush=True)
@@ -203,7 +205,7 @@ def line(name: str, case: Case, members: Tensor, seconds: float) -> str:
 
 def inner(x: Tensor, margin: int) -> Tensor:
     """Trajectories without the frames at their ends, where windows reach to one side only."""
-    return x[:, margin:-margin]
+    return x[..., margin:-margin, :, :]
 
 
 def widened(case: Case, margin: int) -> Case:
@@ -278,8 +280,7 @@ def main() -> None:
         "# Trajectories from windows",
         "",
         f"{machine()}; windows of {package.task.frames}, trajectories of {options.length} "
-        f"frames, {options.steps} steps. "
-        f"`python benchmarks/trajectories.py {' '.join(sys.argv[1:])}`",
+        f"frames, {options.steps} steps. {command(__file__)}",
     ]
     if drawn:
         lines += [
