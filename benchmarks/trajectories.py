@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--truths", type=int, default=32, help="to compare them with")
     parser.add_argument("--trajectories", type=int, default=2, help="to be found")
     parser.add_argument("--tuning", type=int, default=2, help="others, to choose the balance by")
-    parser.add_argument("--balance", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--balance", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--fraction", type=float, default=0.03)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--steps", type=int, default=24)
@@ -269,6 +269,8 @@ def main() -> None:
     parser.add_argument("--spin-up", type=float, default=25.0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if len(options.balance) > 1 and options.trajectories + options.tuning > options.truths:
+        parser.error("the balance is chosen on other trajectories: more --truths are needed")
     torch.set_float32_matmul_precision("high")
     package = Package.load(options.package, DEVICE)
     state = None if options.state is None else Package.load(options.state, DEVICE)
