@@ -7,8 +7,8 @@ whole trajectory's), with its variances balanced too, and the Gaussian process o
 itself; energy of time differences and seams against trajectories of the solver that no model was
 trained on. *Given observations*: a share of all points of all frames, with noise of 10 % of the
 standard deviation: the trajectory's posterior beside that of every frame by itself (a package of
-single states), and that of the Gaussian process. The share of the balance is that of the least CRPS
-on other trajectories, if several are given. All are drawn with some frames more at both ends, where
+single states), and that of the Gaussian process. The share of the balance is that whose spread is
+nearest to its RMSE on other trajectories, if several are given. All are drawn with some frames more at both ends, where
 windows reach to one side only, which are cut off. Packages differ in their normalisation by less
 than sampling error.
 
@@ -172,13 +172,13 @@ def observed(
         kind = f"{iterations} iterations" if iterations else "linear covariance"
         chosen = options.balance[0]
         if len(options.balance) > 1:
-            other, crps = observe(tuning, options.fraction, seed=7), {}
+            other, ratio = observe(tuning, options.fraction, seed=7), {}
             for balance in options.balance:
                 members, seconds = find(other, balance, iterations)
                 s = scores(members, other, f"{kind}, balance {balance:g}")
                 tried.append(line(s, other, members, seconds))
-                crps[balance] = s.crps
-            chosen = min(crps, key=lambda b: crps[b])
+                ratio[balance] = s.ratio
+            chosen = min(ratio, key=lambda b: abs(ratio[b] - 1))
         for balance in sorted({options.balance[0], chosen}):
             members, seconds = find(case, balance, iterations)
             s = scores(members, case, f"**trajectory**, {kind}, balance {balance:g}")

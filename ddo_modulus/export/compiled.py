@@ -3,14 +3,16 @@
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-The network is compiled part by part, with its weights in the precision that it computes in; the
-linear part around it stays in full precision. A posterior on top of the engine can be recorded as
-one CUDA graph (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
+The network runs in kernels of its own (:mod:`ddo_modulus.nn.fused`), or compiled by torch part by
+part, with its weights in the precision that it computes in; the linear part around it stays in full
+precision. A posterior on top of the engine can be recorded as one CUDA graph
+(:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
 """
 
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
@@ -29,13 +31,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class CompiledEngine(TorchEngine):
     """An operator with its network compiled and in the precision asked for.
 
-    The operator that is given stays as it is.
+    The operator that is given stays as it is. On a GPU in half precision the network is that of
+    :mod:`ddo_modulus.nn.fused`, where Triton is installed; else torch compiles it.
 
     Args:
         operator: A trained operator, where it is to compute.
         precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
             a GPU and fp32 elsewhere.
-        compile: Whether to compile the network, or a mode of :func:`torch.compile`.
+        compile: Whether to compile the network, or a mode of :func:`torch.compile`, which is then
+            what compiles it.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
@@ -65,10 +69,16 @@ class CompiledEngine(TorchEngine):
         self.precision = precision
         self.graphs = cuda if graphs is None else graphs
         super().__init__(copy.deepcopy(operator).eval().requires_grad_(False), shape)
+        network = self.operator.network
+        fused = compile is True and cuda and precision != "fp32" and find_spec("triton") is not None
+        if fused:
+            from ddo_modulus.nn.fused import FusedOperator
+
+            self.operator.network = FusedOperator(network, _DTYPES[precision])
         if precision != "fp32":
-            _round_weights(self.operator.network, _DTYPES[precision])
-        if compile:
-            self.operator.network.compile(mode=None if compile is True else compile)
+            _round_weights(network, _DTYPES[precision])
+        if compile:  # beside the fused one for grids that it is not made for
+            network.compile(mode=None if compile is True else compile)
 
     @classmethod
     def of(cls, package: Package, options: EngineOptions) -> CompiledEngine:

@@ -216,8 +216,8 @@ class NeuralOperator(Module):
         """Evaluate the operator on the grid of ``x``."""
         if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
             raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
-        embedding = self.embed(_noise_features(sigma, self.lift.weight.dtype))
-        h = self.lift(torch.cat([x, *self._places(x)], 1))
+        embedding = self.embed(noise_features(sigma, self.lift.weight.dtype))
+        h = self.lift(torch.cat([x, *self.places(x)], 1))
         kept: list[Tensor] = []
         levels, bridges = cast(list[Level], self.levels), cast(list[Bridge], self.bridges)
         for i, level in enumerate(levels):
@@ -246,7 +246,7 @@ class NeuralOperator(Module):
             if isinstance(part, Lift | Block | Bridge | Head):
                 part.compile(*args, **kwargs)
 
-    def _places(self, x: Tensor) -> list[Tensor]:
+    def places(self, x: Tensor) -> list[Tensor]:
         """Coordinate functions and learned fields on the grid of ``x``."""
         shape = (x.shape[-2], x.shape[-1])
         fields = []
@@ -260,7 +260,7 @@ class NeuralOperator(Module):
 _FREQUENCIES = 16
 
 
-def _noise_features(sigma: Float[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B E"]:
+def noise_features(sigma: Float[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B E"]:
     """Sines and cosines of log noise, over scales from the whole range of levels to a step."""
     octave = torch.arange(_FREQUENCIES, device=sigma.device, dtype=torch.float32)
     angle = sigma.float().log()[:, None] * (0.1 * 2 ** (octave / 3))

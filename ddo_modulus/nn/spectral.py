@@ -124,9 +124,12 @@ class SpectralLinear(nn.Module):
     def forward(self, y: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W D"]:
         """Filtered and mapped field on the same grid."""
         c = self.transform.analyze(y)
-        weight = self.weight.index_select(0, self.index).unflatten(0, self.transform.modes)
-        c = self.mix(c * weight.to(c.dtype))
+        c = self.mix(c * self.filter().to(c.dtype))
         return self.transform.synthesize(c, (y.shape[1], y.shape[2]))
+
+    def filter(self) -> Float[Tensor, "K1 K2 C"]:
+        """The number of each mode and channel."""
+        return self.weight.index_select(0, self.index).unflatten(0, self.transform.modes)
 
 
 def odd_band(shape: Sequence[int], most: int | None = None) -> tuple[int, int]:

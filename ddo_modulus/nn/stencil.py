@@ -53,12 +53,15 @@ class LocalLinear(nn.Linear):
         self, y: Float[Tensor, "B H W C"], basis: Basis
     ) -> Float[Tensor, "B H W D"]:
         """Apply the map on the grid of ``y``; ``basis`` as in :func:`neighbours`."""
+        values = torch.cat([y, *neighbours(y[..., : self.split[0]], basis)], -1)
+        return nn.functional.linear(values, self.stencil(), self.bias)
+
+    def stencil(self) -> Float[Tensor, "D S"]:
+        """Weights of the values at a point, and of those at its four :func:`neighbours`."""
         w, rest, x, v, xx, vv = self.weight.split(self.split, 1)
-        weight = torch.cat(
+        return torch.cat(
             [w - 2 * (xx + vv), rest, xx + x / 2, xx - x / 2, vv + v / 2, vv - v / 2], 1
         )
-        values = torch.cat([y, *neighbours(y[..., : self.split[0]], basis)], -1)
-        return nn.functional.linear(values, weight, self.bias)
 
 
 def _roll(y: Tensor, dim: int, distance: float) -> Tensor:
