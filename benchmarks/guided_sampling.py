@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Posterior ensembles: eager, compiled, and as CUDA graphs; beside azula's MMPS driving a U-NO.
+r"""Posterior ensembles: eager, compiled, in fused kernels; beside azula's MMPS driving a U-NO.
 
     python benchmarks/guided_sampling.py --out benchmarks/results/guided_sampling.md
 
-Three operators: the two shipped packages, and an untrained one on 256 x 512 points, with small
-random weights where untrained ones are zero. Truths are draws from the prior, observed at random
+Three operators: two shipped packages, and an untrained one on 256 x 512 points, whose channels grow
+as its grids shrink, with small random weights where untrained ones are zero. Truths are draws from the prior, observed at random
 grid points with an error of .1 standard deviations; scores are at the unobserved points. All rows
 of a case have the same observations, members and steps, and ours have the same noise. azula has
 white noise, an untrained U-NO (nothing of it counts but its cost), its own schedule, one GMRES
@@ -76,7 +76,7 @@ CASES = [
     Case("kolmogorov64", 1, 123, 24, 64),
     Case("uk_t2m", 64, 100, 16, 16),
     Case("uk_t2m", 1, 100, 16, 16),
-    Case("256x512", 1, 400, 32, 64),
+    Case("256x512", 1, 400, 32, 32),
 ]
 SMALL = [Case("uk_t2m", 2, 20, 8, 8), Case("8x12", 2, 10, 4, 8)]
 
@@ -123,7 +123,7 @@ class Row:
 def untrained(shape: tuple[int, int]) -> DiffusionOperator:
     """An operator on a torus with a Matérn prior, and a network that does something."""
     large = min(shape) >= 64
-    network = {"widths": [64, 96], "depths": [1, 2], "modes": [33, 33]}
+    network = {"widths": [32, 64, 128, 128], "depths": [1, 1, 2, 2], "modes": 4 * [33]}
     if not large:
         network = {"widths": [8], "depths": [1], "modes": [5]}
     operator = DiffusionOperator(
@@ -240,13 +240,16 @@ class Variant:
     precision: Precision
     compiled: bool | str
     graphs: bool
+    fused: bool = False
     iterations: int | None = None  # None: the method's own
 
     @property
     def name(self) -> str:
         """For the table."""
         how = ["compiled" if self.compiled else "eager"]
-        if isinstance(self.compiled, str):
+        if self.fused:
+            how = ["fused"]
+        elif isinstance(self.compiled, str):
             how[0] += f" ({self.compiled})"
         how += ["CUDA graph"] if self.graphs else []
         fewer = [] if self.iterations is None else [f"{self.iterations} iteration"]
@@ -261,11 +264,13 @@ def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool
     """Those of a case, eager first; what takes long to compile only if asked for."""
     cuda = DEVICE.type == "cuda"
     found = [Variant("fp32", False, False)]
-    if compiled and (thorough or (case.name == "kolmogorov64" and case.analyses > 1)):
+    if compiled and thorough:
         found.append(Variant("fp32", compiled, False))
     found.append(Variant("bf16", compiled, cuda))
+    if cuda:
+        found.append(Variant("bf16", True, True, fused=True))
     if method.covariance == "jacobian":  # the preconditioner leaves little to a second one
-        found.append(Variant("bf16", compiled, cuda, 1))
+        found.append(replace(found[-1], iterations=1))
     return found
 
 
@@ -322,7 +327,11 @@ def measured(
     """Cost of one variant: the row, the ensemble and the seconds of a run."""
     torch._dynamo.reset()
     engine = CompiledEngine(
-        operator, precision=variant.precision, compile=variant.compiled, graphs=variant.graphs
+        operator,
+        precision=variant.precision,
+        compile=variant.compiled,
+        fused=variant.fused,
+        graphs=variant.graphs,
     )
 
     def draw(steps: int) -> Callable[[], Tensor]:
@@ -366,7 +375,7 @@ def peers(
     kinds = [("parameters", equal_width(channels, case.modes, size), False)]
     if thorough or alone:
         kinds.append(("channels", case.channels, False))
-    if DEVICE.type == "cuda" and (thorough or (alone and case.name == "kolmogorov64")):
+    if DEVICE.type == "cuda" and thorough:
         kinds.append((*kinds[0][:2], True))
     for equal, hidden, compiled in kinds:
         torch._dynamo.reset()
@@ -485,28 +494,39 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mode", help="of torch.compile, for ours; max-autotune takes minutes")
     parser.add_argument("--no-compile", action="store_true", help="graphs of uncompiled networks")
     parser.add_argument("--out", type=Path, help="Markdown; the numbers go beside it as JSON")
+    parser.add_argument("--join", type=Path, nargs="+", help="tables (JSON) to put together only")
     options = parser.parse_args(arguments)
-    cases = CASES if DEVICE.type == "cuda" else SMALL
-    rows = []
-    print("\n".join(HEADER))
-    compiled: bool | str = DEVICE.type == "cuda" and not options.no_compile
-    if compiled and options.mode:
-        compiled = options.mode
-    for case in cases:
-        if options.only and case.name not in options.only:
-            continue
-        for row in ours(case, options.repeats, compiled=compiled, thorough=options.thorough):
-            rows.append(row)
-            print(line(row), flush=True)
-    present = [name for name, module in _PEERS.items() if find_spec(module)]
-    steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
+    if options.join:
+        parts = [json.loads(path.read_text()) for path in options.join]
+    else:
+        compiled: bool | str = DEVICE.type == "cuda" and not options.no_compile
+        if compiled and options.mode:
+            compiled = options.mode
+        rows = []
+        print("\n".join(HEADER))
+        for case in CASES if DEVICE.type == "cuda" else SMALL:
+            if options.only and case.name not in options.only:
+                continue
+            for row in ours(case, options.repeats, compiled=compiled, thorough=options.thorough):
+                rows.append(row)
+                print(line(row), flush=True)
+        present = [name for name, module in _PEERS.items() if find_spec(module)]
+        steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
+        how = f"{machine(*present)}. {command(__file__, arguments)}, {steps}."
+        known = [{k: None if v != v else v for k, v in asdict(r).items()} for r in rows]
+        parts = [{"how": how, "rows": known}]
+    rows = [
+        Row(**{k: math.nan if v is None else v for k, v in row.items()})
+        for part in parts
+        for row in part["rows"]
+    ]
     publish(
         [
             "# Guided sampling: seconds of a posterior member",
             "",
-            f"{machine(*present)}. {command(__file__, arguments)}, {steps}, truths drawn from the "
-            "prior. NFE: 1 a forward pass, 2 a vector-Jacobian product. *mean*, *spread*: relative "
-            "difference of the ensemble's from ours, eager in fp32.",
+            *(part["how"] for part in parts),
+            "Truths are drawn from the prior. NFE: 1 a forward pass, 2 a vector-Jacobian product. "
+            "*mean*, *spread*: relative difference of the ensemble's from ours, eager in fp32.",
             "",
             *HEADER,
             *(line(row) for row in rows),
@@ -515,12 +535,8 @@ def main(arguments: list[str] | None = None) -> None:
         ],
         options.out,
     )
-    if options.out is not None:
-        known = [
-            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
-            for r in rows
-        ]
-        options.out.with_suffix(".json").write_text(json.dumps(known, indent=1) + "\n")
+    if options.out is not None and not options.join:
+        options.out.with_suffix(".json").write_text(json.dumps(parts[0], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-The network runs in kernels of its own (:mod:`ddo_modulus.nn.fused`), or compiled by torch part by
-part, with its weights in the precision that it computes in; the linear part around it stays in full
-precision. A posterior on top of the engine can be recorded as one CUDA graph
+The network runs in few kernels (:mod:`ddo_modulus.nn.fused`) or compiled by torch part by part, with
+its weights in the precision that it computes in; the linear part around it stays in full precision. A posterior on top of the engine can be recorded as one CUDA graph
 (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
 """
 
@@ -31,20 +30,20 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class CompiledEngine(TorchEngine):
     """An operator with its network compiled and in the precision asked for.
 
-    The operator that is given stays as it is. On a GPU in half precision the network is that of
-    :mod:`ddo_modulus.nn.fused`, where Triton is installed; else torch compiles it.
+    The operator that is given stays as it is.
 
     Args:
         operator: A trained operator, where it is to compute.
         precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
             a GPU and fp32 elsewhere.
-        compile: Whether to compile the network, or a mode of :func:`torch.compile`, which is then
-            what compiles it.
+        compile: Whether to compile the network, or a mode of :func:`torch.compile`.
+        fused: Whether the network is that of few kernels; None in half precision on a GPU that they
+            are cut for (Hopper, Blackwell), if no mode is asked for.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
     Raises:
-        InputError: On another precision, or graphs without a GPU.
+        InputError: On another precision, graphs without a GPU, or fused kernels without Triton.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class CompiledEngine(TorchEngine):
         *,
         precision: Precision | None = None,
         compile: bool | str = True,
+        fused: bool | None = None,
         graphs: bool | None = None,
         shape: tuple[int, int] | None = None,
     ) -> None:
@@ -69,15 +69,18 @@ class CompiledEngine(TorchEngine):
         self.precision = precision
         self.graphs = cuda if graphs is None else graphs
         super().__init__(copy.deepcopy(operator).eval().requires_grad_(False), shape)
-        network = self.operator.network
-        fused = compile is True and cuda and precision != "fp32" and find_spec("triton") is not None
+        network, dtype = self.operator.network, _DTYPES[precision]
+        if fused is None:
+            fused = compile is True and precision != "fp32" and _fast(operator.device)
         if fused:
+            if find_spec("triton") is None:
+                raise InputError("fused kernels need Triton, which comes with torch on Linux")
             from ddo_modulus.nn.fused import FusedOperator
 
-            self.operator.network = FusedOperator(network, _DTYPES[precision])
+            self.operator.network = FusedOperator(network, dtype)
         if precision != "fp32":
-            _round_weights(network, _DTYPES[precision])
-        if compile:  # beside the fused one for grids that it is not made for
+            _round_weights(network, dtype)
+        if compile:  # beside the fused one for what that leaves to it
             network.compile(mode=None if compile is True else compile)
 
     @classmethod
@@ -111,6 +114,16 @@ class CompiledEngine(TorchEngine):
     def captured(self, denoiser: Denoiser) -> Denoiser:
         """A denoiser that calls this engine as a CUDA graph, or itself without graphs."""
         return Captured(denoiser) if self.graphs else denoiser
+
+
+def _fast(device: torch.device) -> bool:
+    """Whether fused kernels are to be expected quicker: on data-centre GPUs since Hopper.
+
+    Others have less shared memory than the kernels were cut for.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:

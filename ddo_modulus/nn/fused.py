@@ -32,6 +32,8 @@ from ddo_modulus.nn.stencil import neighbours
 class FusedOperator(nn.Module):
     """A neural operator in few kernels, on its training grid; as it is on any other.
 
+    Blocks of more than 128 channels remain what they are, compiled or not.
+
     Args:
         network: A trained network; its weights are copied, in the precision asked for.
         dtype: Of fields and products. Sums, normalisations and the embedding are in float32.
@@ -47,20 +49,27 @@ class FusedOperator(nn.Module):
     def __init__(self, network: NeuralOperator, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.shape, self.dtype = network, network.basis.shape, dtype
+        original = cast(list[Level], network.levels)
         network = copy.deepcopy(network)  # the one kept may be rounded afterwards
-        blocks = [m for m in network.modules() if isinstance(m, Block)]
-        fused = {block: _FusedBlock(block, dtype) for block in blocks}
-        levels = cast(list[Level], network.levels)
-        self.down = [[fused[cast(Block, b)] for b in level.down] for level in levels]
-        self.up = [[fused[cast(Block, b)] for b in level.up] for level in levels]
+        narrow: list[Block] = []
+
+        def of(block: nn.Module, same: nn.Module) -> _FusedBlock | Block:
+            assert isinstance(block, Block) and isinstance(same, Block)
+            if block.out.out_features > _WIDEST:
+                return same
+            narrow.append(block)
+            return _FusedBlock(block, dtype, len(narrow) - 1)
+
+        pairs = list(zip(cast(list[Level], network.levels), original, strict=True))
+        self.down = [[of(*b) for b in zip(new.down, old.down, strict=True)] for new, old in pairs]
+        self.up = [[of(*b) for b in zip(new.up, old.up, strict=True)] for new, old in pairs]
         self.bridges = [_FusedBridge(b, dtype) for b in cast(list[Bridge], network.bridges)]
         self.embed = network.embed
         # Factors and shifts of all blocks at once; what a factor is apart from one was learned.
-        self.modulation = torch.cat([b.modulation.weight for b in blocks])
-        ones = [b.modulation.bias.unflatten(0, (2, -1)) + _ONE.to(b.out.weight) for b in blocks]
+        self.modulation = torch.cat([b.modulation.weight for b in narrow])
+        ones = [b.modulation.bias.unflatten(0, (2, -1)) + _ONE.to(b.out.weight) for b in narrow]
         self.modulation_bias = torch.cat([bias.flatten() for bias in ones])
-        self.widths = [2 * b.out.out_features for b in blocks]
-        self.order = {fused[b]: i for i, b in enumerate(blocks)}
+        self.widths = [2 * b.out.out_features for b in narrow]
         self.lift = _Pointwise(network.lift.weight, network.lift.bias, dtype)
         self.head = _Pointwise(network.head.project.weight, network.head.project.bias, dtype)
         weight = network.lift.weight
@@ -70,7 +79,7 @@ class FusedOperator(nn.Module):
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
-        if x.shape[-2:] != self.shape:
+        if x.shape[-2:] != self.shape or len(x) > _MOST_STATES:
             return self.network(x, sigma)
         with torch.autocast(x.device.type, enabled=False):
             embedding = self.embed(noise_features(sigma, torch.float32))
@@ -78,8 +87,12 @@ class FusedOperator(nn.Module):
             places = [field.to(x.dtype).expand(len(x), -1, -1, -1) for field in self.places]
             h = _Lift.apply(torch.cat([x, *places], 1), self.lift, self.dtype)
 
-            def run(block: _FusedBlock, h: Tensor) -> Tensor:
-                return _RunBlock.apply(h, rows[self.order[block]], block)
+            def run(block: _FusedBlock | Block, h: Tensor) -> Tensor:
+                if isinstance(block, _FusedBlock):
+                    return _RunBlock.apply(h, rows[block.order], block)
+                half = self.dtype != torch.float32
+                with torch.autocast(h.device.type, self.dtype if half else None, enabled=half):
+                    return block(h, embedding)
 
             kept = []
             for i, blocks in enumerate(self.down):
@@ -97,6 +110,10 @@ class FusedOperator(nn.Module):
             return _Project.apply(h, self.head, self.shape)
 
 
+_MOST_STATES = 65535  # second dimension of a grid of programs
+# Channels of a level above which its blocks are left as they are: their weights are more than the
+# kernels can keep at hand, and their arithmetic is enough to keep a GPU busy.
+_WIDEST = 128
 _ONE = torch.tensor([[1.0], [0.0]])
 
 
@@ -135,7 +152,7 @@ class _Resampling:
         batch, lines, points, channels = onto.shape
         size, (_, number, _) = _power(channels), modes.shape[1:]
         _SYNTHESIS.tiled(
-            kernels.add_synthesis, batch, points, lines, True, onto, modes, self.outward, out,
+            kernels.add_synthesis, batch, points, lines, onto, modes, self.outward, out,
             k_stride=channels, line_stride=number * channels, batch_stride=modes.stride(0),
             C=channels, C_=size, K=number, K_=_piece(number),
         )  # fmt: skip
@@ -185,21 +202,24 @@ class _FusedBridge:
 
 
 class _FusedBlock:
-    """Constants of a block, and their sizes as the kernels name them."""
+    """Constants of a block, its place among all, and their sizes as the kernels name them."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, order: int) -> None:
+        self.order = order
         transform, mix = block.spectral.transform, block.spectral.mix.weight
         hidden, width = mix.shape
         near = block.local.split[0]
         side, size, wide = _power(max(near, width - near)), _power(width), _power(hidden)
-        piece, small = _cut(hidden), _cut(width)
+        piece = _cut(hidden)
         padded = -(-hidden // piece) * piece
         self.width = {"C": width, "C_": size}
         self.local = {"L": near, "S_": side}
-        self.hidden = {"N": hidden, "N_": padded, "J_": piece}
-        self.there = {**self.width, **self.hidden}
-        self.back = {"C": hidden, "C_": wide, "N": width, "N_": -(-width // small) * small}
-        self.back |= {"J_": small}
+        self.there = {**self.width, "N": hidden, "N_": padded, "J_": piece}
+        whole = padded if padded <= 128 else piece
+        self.whole = {**self.there, "J_": whole}
+        self.pieces = {"N": hidden, "J_": min(_BACKWARD, whole)}
+        self.wide = {"D": hidden, "D_": wide}
+        self.back = {"C": hidden, "C_": wide, "D": width, "D_": size}
         rows, columns, rows_back, columns_back = (
             m.to(dtype).contiguous() for m in _matrices(transform, "fine")
         )
@@ -213,50 +233,39 @@ class _FusedBlock:
         self.rows, self.rows_back = rows, rows_back
         self.rows_turned, self.rows_back_turned = (m.mT.contiguous() for m in (rows, rows_back))
         self.filter = block.spectral.filter().transpose(0, 1).to(dtype).contiguous()
-        self.mix = _padded(mix.mT, size, padded, dtype)
-        self.mix_back = _padded(mix, wide, self.back["N_"], dtype)
+        self.mix = _padded(mix.mT, size, wide, dtype)
+        self.mix_back = self.mix.mT.contiguous()
         table = _table(transform.basis)
-        self.table = table.contiguous().to(mix.device)
-        self.sources = _sources(table).contiguous().to(mix.device)
+        here = torch.arange(table.shape[1], dtype=table.dtype)[None]
+        self.seen = torch.cat([here, here, table]).contiguous().to(mix.device)
+        self.sources = _sources(torch.cat([here, table])).contiguous().to(mix.device)
         parts = block.local.stencil().split([near, width - near, *4 * [near]], 1)
         parts = [_padded(w.mT, side, padded, dtype) for w in parts]
         self.weight = torch.stack(parts)
-        self.weight_back = self.weight.mT.contiguous()
+        rows_back = -(-hidden // self.pieces["J_"]) * self.pieces["J_"]
+        back = self.weight[:, :, :rows_back].mT.contiguous()
+        self.far, self.weight_back = back[1], torch.cat([back[:1], back[2:]])
         self.bias = pad(block.local.bias, (0, padded - hidden))
         self.out = _padded(block.out.weight.mT, padded, size, dtype)
         self.out_back, self.out_bias = self.out.mT.contiguous(), block.out.bias
-        self.lined = _lined(transform.fine[1])
-        weights = self.weight.numel() + self.out.numel()
-        self.kept = weights * self.weight.element_size() <= _MOST_KEPT
 
-    def filtered(
-        self, modes: Tensor, analysis: Tensor, mix: Tensor, synthesis: Tensor, last: Tensor,
-        channels: int, **sizes: int,
-    ) -> Tensor:  # fmt: skip
-        """The filter from its first product to its last but one; to its last where lines are short.
+    def filtered(self, modes: Tensor, analysis: Tensor, mix: Tensor, synthesis: Tensor, **sizes: int) -> Tensor:
+        """The filter from its second product to its last but one.
 
         Args:
             modes: ``(B, K, H, C)``.
             analysis: Its second product.
             mix: Map of the channels.
             synthesis: First product of the synthesis.
-            last: Its last.
-            channels: That come out.
             sizes: As the kernel names them.
         """
         batch, number, lines, _ = modes.shape
-        if self.lined:
-            out = modes.new_empty(batch, number, lines, channels)
-            strides = {"k_stride": lines * channels, "line_stride": channels}
-        else:
-            out = modes.new_empty(batch, lines, number, channels)
-            strides = {"k_stride": channels, "line_stride": number * channels}
+        out = modes.new_empty(batch, number, lines, sizes["D"])
         _FILTERED.run(
-            kernels.filtered, _FILTERED.programs(batch * number, modes), lines, modes, analysis,
-            self.filter, mix, synthesis, out, batch, lines, self.page, **strides, **self.across,
-            **sizes,
+            kernels.filtered, (number, batch), lines, modes, analysis, self.filter, mix, synthesis,
+            out, lines, self.page, **self.across, **sizes,
         )  # fmt: skip
-        return out if self.lined else torch.matmul(last, out)
+        return out
 
 
 def _table(basis: Basis) -> Int[Tensor, "4 P"]:
@@ -290,7 +299,7 @@ class _RunBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, modulation: Tensor, block: _FusedBlock) -> Tensor:
         batch, lines, points, width = h.shape
-        hidden, number = block.hidden["N"], block.modes["K"]
+        hidden, number = block.there["N"], block.modes["K"]
         factor, shift = modulation.chunk(2, 1)
         y, modes = torch.empty_like(h), h.new_empty(batch, number, lines, width)
         _NORMALISE.run(
@@ -298,16 +307,15 @@ class _RunBlock(torch.autograd.Function):
             points, lines, modulation.stride(0), **block.width, **block.lines,
         )  # fmt: skip
         modes = block.filtered(
-            modes, block.rows, block.mix, block.rows_back, block.synthesis, hidden, **block.there,
-            FIRST=True,
-        )  # fmt: skip
+            modes, block.rows, block.mix, block.rows_back, **block.width, **block.wide, FIRST=True
+        )
         keep = ctx.needs_input_grad[0]
         mixed = h.new_empty(*h.shape[:3], hidden) if keep else h
         out = torch.empty_like(h)
         _BLOCK.tiled(
-            kernels.block, batch, points, lines, block.lined, h, y, modes, block.synthesis,
-            block.table, block.weight, block.bias, block.out, block.out_bias, mixed, out,
-            **block.there, **block.local, **block.modes, KEPT=block.kept, KEEP=keep,
+            kernels.block, batch, points, lines, h, y, modes, block.synthesis,
+            block.seen, block.weight, block.bias, block.out, block.out_bias, mixed, out,
+            **block.whole, **block.local, **block.modes, KEEP=keep,
         )  # fmt: skip
         if keep:
             ctx.save_for_backward(h, modulation, mixed)
@@ -319,23 +327,23 @@ class _RunBlock(torch.autograd.Function):
         (h, modulation, mixed), block = ctx.saved_tensors, ctx.block
         (g,) = (gradient.contiguous() for gradient in gradients)
         batch, lines, points, width = h.shape
-        hidden, number = block.hidden["N"], block.modes["K"]
+        hidden, number = block.there["N"], block.modes["K"]
         inner, modes = torch.empty_like(mixed), h.new_empty(batch, number, lines, hidden)
+        pieces = triton.cdiv(hidden, block.there["J_"])
         _GATE.run(
-            kernels.gate_backward, _GATE.programs(batch * lines, h), points, g, mixed,
-            block.out_back, block.synthesis_back, inner, modes, batch, points, lines,
-            **block.there, **block.lines,
+            kernels.gate_backward, (lines * pieces, batch), points, g, mixed, block.out_back,
+            block.synthesis_back, inner, modes, points, lines, **block.there, **block.lines,
         )  # fmt: skip
         modes = block.filtered(
-            modes, block.rows_back_turned, block.mix_back, block.rows_turned, block.analysis_back,
-            width, **block.back, FIRST=False,
+            modes, block.rows_back_turned, block.mix_back, block.rows_turned, **block.back,
+            FIRST=False,
         )  # fmt: skip
         out = torch.empty_like(h)
         _BLOCK_BACKWARD.tiled(
-            kernels.block_backward, batch, points, lines, block.lined, g, inner, h, modulation,
-            modes, block.analysis_back, block.sources, block.weight_back, out,
-            row_stride=modulation.stride(0), C=width, **block.local, **block.hidden,
-            **block.modes, KEPT=block.kept, PAIRS=len(block.sources) > 1,
+            kernels.block_backward, batch, points, lines, g, inner, h, modulation,
+            modes, block.analysis_back, block.sources, block.weight_back, block.far, out,
+            row_stride=modulation.stride(0), C=width, **block.local, **block.pieces,
+            **block.modes, PAIRS=len(block.sources) > 1,
         )  # fmt: skip
         return out, None, None
 
@@ -441,16 +449,8 @@ def _piece(modes: int) -> int:
 
 
 def _cut(channels: int) -> int:
-    """Size of the pieces that channels are taken in: of the largest that pad them least."""
-    return min((64, 32, 16), key=lambda piece: -channels % piece)
-
-
-def _lined(points: int) -> bool:
-    """Whether tiles are parts of lines: little of them lies beyond the lines' ends then."""
-    return points / (64 * triton.cdiv(points, 64)) > 0.75
-
-
-_MOST_KEPT = 120 * 1024  # bytes of weights, of an SM's 228 KB
+    """Size of the pieces that channels are taken in."""
+    return min(64, _power(channels))
 
 
 @dataclass(frozen=True)
@@ -460,21 +460,12 @@ class _Launch:
     Attributes:
         points: Points, or lines, of a tile.
         warps: Of a program.
-        several: Programs of a multiprocessor, where they go through many tiles each.
         stages: Loads under way at once.
     """
 
     points: int = 64
     warps: int = 4
-    several: int = 3
-    stages: int = 1
-
-    def programs(self, tiles: int, like: Tensor) -> tuple[int]:
-        """A grid for so many tiles."""
-        if like.device.type != "cuda":
-            return (min(tiles, 2),)
-        sms = torch.cuda.get_device_properties(like.device).multi_processor_count
-        return (min(tiles, self.several * sms),)
+    stages: int = 3
 
     def run(
         self, kernel: Any, grid: tuple[int, ...], number: int, *inputs: object, **sizes: object
@@ -489,17 +480,20 @@ class _Launch:
         self.run(kernel, grid, self.points, *inputs, **sizes)
 
     def tiled(
-        self, kernel: Any, batch: int, points: int, lines: int, lined: bool,
-        *inputs: Any, **sizes: object,
-    ) -> None:  # fmt: skip
-        """Over all points of all states, many tiles in each program."""
-        part = min(self.points, _power(points)) if lined else self.points
-        tiles = triton.cdiv(points, part) * lines * batch
-        if not lined:
-            tiles = triton.cdiv(points * lines * batch, part)
-        sizes |= {"tiles": tiles, "batch": batch, "points": points, "lines": lines}
-        self.run(kernel, self.programs(tiles, inputs[0]), part, *inputs, **sizes, LINED=lined)
+        self, kernel: Any, batch: int, points: int, lines: int, *inputs: object, **sizes: object
+    ) -> None:
+        """Over all points of all states, a tile in each program."""
+        tile = min(self.points, _power(points * lines))
+        if points % tile == 0 or tile % points == 0:
+            touched = max(tile // points, 1)
+        else:
+            touched = (tile - 2) // points + 2
+        sizes |= {"points": points, "lines": lines, "LINES": touched}
+        grid = (triton.cdiv(points * lines, tile), batch)
+        self.run(kernel, grid, tile, *inputs, **sizes)
 
 
-_NORMALISE, _FILTERED, _BLOCK, _GATE, _BLOCK_BACKWARD, _SYNTHESIS = 6 * (_Launch(),)
+_BACKWARD = 64  # hidden channels at once in the kernel of a block's derivative
+_NORMALISE = _FILTERED = _BLOCK = _SYNTHESIS = _Launch()
+_GATE = _BLOCK_BACKWARD = _Launch(stages=2)
 _POINTWISE = _Launch(128)

@@ -10,10 +10,6 @@ of the fields, sums are in float32. A *line* is a row of the grid, ``lines`` of 
 first product of an analysis and the last of a synthesis are along it, with ``K`` modes; the others
 are across the lines, with ``Q``.
 
-Weights are kept by programs that go through many *tiles* of points one after the other: they would
-otherwise be most of what is read. A tile is a part of a line, with the last product of a synthesis
-in it; where lines are short it is any points, and the synthesis is done before.
-
 Sizes that end in ``_`` are those of the arrays in registers: powers of two from 16 up, or multiples
 of ``J_``; what is beyond the true ones is zero. A tensor cannot be sliced there, so the channels of
 which neighbours are seen (``L``, the *near* ones) are kept apart from the rest, the *far* ones.
@@ -83,41 +79,29 @@ def _rows(weight, column, i: tl.constexpr, C_: tl.constexpr, J_: tl.constexpr):
 
 
 @triton.jit
-def _tile(tile, points, lines, batch, M: tl.constexpr, LINED: tl.constexpr):
-    """Points of a tile: a part of a line, or any.
-
-    Returns:
-        The line (of all states'), where along it, whether there; the state of the first point, the
-        points counted from its beginning, and how many of them are of states before.
-    """
-    P = points * lines
-    if LINED:
-        parts = tl.cdiv(points, M)
-        line, along = tile // parts, (tile % parts) * M + tl.arange(0, M)
-        state, inside = line // lines, along < points
-        place = (line % lines) * points + along
-        before = tl.zeros((M,), tl.int32)
-    else:
-        line, along = 0, tl.arange(0, M)
-        start = tl.cast(tile, tl.int64) * M
-        state = tl.cast(start // P, tl.int32)
-        place = (start - tl.cast(state, tl.int64) * P).to(tl.int32) + along
-        before = place // P
-        inside = state + before < batch
-        before *= P
-    return line, along, inside, tl.cast(state, tl.int64), place, before
+def _tile(points, P, M: tl.constexpr):
+    """Points of this program, whether they are there, their lines and where along those."""
+    place = tl.program_id(0) * M + tl.arange(0, M)
+    return place, place < P, place // points, place % points
 
 
 @triton.jit
 def _synthesis(
-    sums, matrix, modes, along, inside, channel, width, k_stride, K: tl.constexpr, K_: tl.constexpr
-):
-    """Add the last product of a synthesis, that along a line: ``matrix @ modes``."""
-    for first in tl.static_range(0, K, K_):
-        k = first + tl.arange(0, K_)
-        s = _load(matrix, along, inside, 0, k, K, K)
+    sums, matrix, modes, line, along, inside, channel, width, points, lines, k_stride, line_stride,
+    K: tl.constexpr, K_: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """Add the last product of a synthesis, that along lines: ``matrix @ modes`` of each.
+
+    ``LINES`` are those that a tile may have points of.
+    """
+    begin = tl.program_id(0) * line.shape[0] // points
+    for i in range(LINES * ((K + K_ - 1) // K_)):
+        k, this = (i // LINES) * K_ + tl.arange(0, K_), begin + i % LINES
+        s = _load(matrix, along, inside & (line == this), 0, k, K, K)
+        # Of lines beyond the last, of which no point is there, something is read all the same.
+        there = modes + tl.minimum(this, lines - 1) * line_stride
         known = (k < K)[:, None] & (channel < width)[None, :]
-        c = tl.load(modes + k[:, None] * k_stride + channel[None, :], mask=known, other=0)
+        c = tl.load(there + k[:, None] * k_stride + channel[None, :], mask=known, other=0)
         sums = tl.dot(s, c, sums, input_precision="ieee")
     return sums
 
@@ -151,113 +135,83 @@ def normalise(
 
 @triton.jit
 def filtered(
-    modes, analysis, weight, mix, synthesis, out, batch, lines, page, k_stride, line_stride,
-    K: tl.constexpr, C: tl.constexpr, C_: tl.constexpr,
-    N: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr,
+    modes, analysis, weight, mix, synthesis, out, lines, page,
+    K: tl.constexpr, C: tl.constexpr, C_: tl.constexpr, D: tl.constexpr, D_: tl.constexpr,
     Q: tl.constexpr, Q_: tl.constexpr, M: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Second product of an analysis, a filter and a map of the channels, first of a synthesis.
 
-    From ``(B, K, lines, C)`` to ``N`` channels by way of ``Q`` modes across the lines, whose
+    From ``(B, K, lines, C)`` to ``(B, K, lines, D)`` by way of ``Q`` modes across the lines, whose
     matrices are of one page for each mode along them, or of one for all (``page`` zero). The filter
     comes first, or after the map (in the derivative).
     """
-    channel, q, j = tl.arange(0, C_), tl.arange(0, Q_), tl.arange(0, J_)
-    kept = ()
-    for i in tl.static_range(N_ // J_):
-        kept = kept + (_columns(mix, channel, i, N_, J_),)  # noqa: RUF005 - Triton unpacks nothing
-    for item in range(tl.program_id(0), batch * K, tl.num_programs(0)):
-        k, state = item % K, tl.cast(item // K, tl.int64)
-        source = modes + tl.cast(item, tl.int64) * lines * C
-        target = out + state * lines * K * N + k * k_stride
-        c = tl.zeros((Q_, C_), tl.float32)
-        for first in range(0, lines, M):
-            line = first + tl.arange(0, M)
-            w = _load(analysis + k * page, q, q < Q, 0, line, lines, lines)
-            x = _load(source, line, line < lines, 0, channel, C, C)
-            c = tl.dot(w, x, c, input_precision="ieee")
-        if FIRST:
-            c *= _load(weight + k * Q * C, q, q < Q, 0, channel, C, C).to(tl.float32)
-        a = c.to(out.dtype.element_ty)
-        for i in tl.static_range(N_ // J_):
-            d = tl.dot(a, kept[i], input_precision="ieee")
-            if not FIRST:
-                d *= _load(weight + k * Q * N, q, q < Q, i * J_, j, N - i * J_, N).to(tl.float32)
-            e = d.to(out.dtype.element_ty)
-            for first in range(0, lines, M):
-                line = first + tl.arange(0, M)
-                s = _load(synthesis + k * page, line, line < lines, 0, q, Q, Q)
-                y = tl.dot(s, e, input_precision="ieee").to(out.dtype.element_ty)
-                known = (line < lines)[:, None] & (i * J_ + j < N)[None, :]
-                tl.store(target + line[:, None] * line_stride + (i * J_ + j)[None, :], y, known)
+    k, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    channel, d, q = tl.arange(0, C_), tl.arange(0, D_), tl.arange(0, Q_)
+    modes, out = modes + (batch * K + k) * lines * C, out + (batch * K + k) * lines * D
+    analysis, synthesis = analysis + k * page, synthesis + k * page
+    c = tl.zeros((Q_, C_), tl.float32)
+    for first in range(0, lines, M):
+        line = first + tl.arange(0, M)
+        x = _load(modes, line, line < lines, 0, channel, C, C)
+        c = tl.dot(_load(analysis, q, q < Q, 0, line, lines, lines), x, c, input_precision="ieee")
+    if FIRST:
+        c *= _load(weight + k * Q * C, q, q < Q, 0, channel, C, C).to(tl.float32)
+    w = tl.load(mix + channel[:, None] * D_ + d[None, :])
+    c = tl.dot(c.to(w.dtype), w, input_precision="ieee")
+    if not FIRST:
+        c *= _load(weight + k * Q * D, q, q < Q, 0, d, D, D).to(tl.float32)
+    c = c.to(w.dtype)
+    for first in range(0, lines, M):
+        line = first + tl.arange(0, M)
+        s = _load(synthesis, line, line < lines, 0, q, Q, Q)
+        x = tl.dot(s, c, input_precision="ieee")
+        _store(out, x, line, line < lines, 0, d, D, D)
 
 
 @triton.jit
 def block(
-    h, y, modes, synthesis, table, weight, bias, w_out, b_out, mixed, out,
-    tiles, batch, points, lines, C: tl.constexpr, C_: tl.constexpr, L: tl.constexpr,
-    S_: tl.constexpr, N: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr,
-    K: tl.constexpr, K_: tl.constexpr, M: tl.constexpr, LINED: tl.constexpr, KEPT: tl.constexpr,
-    KEEP: tl.constexpr,
+    h, y, modes, synthesis, seen, weight, bias, w_out, b_out, mixed, out, points, lines,
+    C: tl.constexpr, C_: tl.constexpr, L: tl.constexpr, S_: tl.constexpr,
+    N: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr, K: tl.constexpr, K_: tl.constexpr,
+    LINES: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """``out = h + W2 silu(mixed) + b2`` with ``mixed = W1 [y, neighbours of y] + b1 + filtered``.
 
-    ``filtered`` is the synthesis of ``modes``; where tiles are no lines, they are it themselves.
-    ``mixed`` is written where it is wanted: the derivative starts from it.
+    ``seen`` are the points whose values are taken: near channels, far ones, those of four
+    neighbours. ``filtered`` is the synthesis of ``modes``. ``mixed`` is written where it is wanted:
+    the derivative starts from it.
     """
-    P, R = points * lines, C - L
+    state, P = tl.program_id(1).to(tl.int64), points * lines
     channel, s, j = tl.arange(0, C_), tl.arange(0, S_), tl.arange(0, J_)
-    size: tl.constexpr = S_ * N_
-    kept = ()
-    if KEPT:
-        for i in tl.static_range(N_ // J_):
-            for part in tl.static_range(6):
-                piece = _columns(weight + part * size, s, i, N_, J_)
-                kept = kept + (piece,)  # noqa: RUF005
-            kept = kept + (_rows(w_out, channel, i, C_, J_),)  # noqa: RUF005
-    out_b = _row(b_out, channel, C)
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        line, along, inside, state, place, before = _tile(tile, points, lines, batch, M, LINED)
-        spot = table + place - before
-        field = y + state * P * C
-        near, far = _load(field, place, inside, 0, s, L, C), _load(field, place, inside, L, s, R, C)
-        seen = (near, far)
-        for side in tl.static_range(4):
-            there = before + tl.load(spot + side * P, inside, 0)
-            seen = seen + (_load(field, there, inside, 0, s, L, C),)  # noqa: RUF005
-        total = tl.zeros((M, C_), tl.float32)
-        for i in tl.static_range(N_ // J_):
-            x = tl.zeros((M, J_), tl.float32)
-            for part in tl.static_range(6):
-                if KEPT:
-                    w = kept[7 * i + part]
-                else:
-                    w = _columns(weight + part * size, s, i, N_, J_)
-                x = tl.dot(seen[part], w, x, input_precision="ieee")
-            if LINED:
-                there = modes + state * K * lines * N + (line % lines) * N + i * J_
-                x = _synthesis(
-                    x, synthesis, there, along, inside, j, N - i * J_, lines * N, K, K_
-                )
-            else:
-                there = modes + state * P * N
-                x += _load(there, place, inside, i * J_, j, N - i * J_, N).to(tl.float32)
-            x += _row(bias + i * J_, j, N_)
-            if KEEP:
-                _store(mixed + state * P * N, x, place, inside, i * J_, j, N - i * J_, N)
-            x = (x * _logistic(x)).to(w_out.dtype.element_ty)
-            if KEPT:
-                back = kept[7 * i + 6]
-            else:
-                back = _rows(w_out, channel, i, C_, J_)
-            total = tl.dot(x, back, total, input_precision="ieee")
-        rest = _load(h + state * P * C, place, inside, 0, channel, C, C).to(tl.float32)
-        _store(out + state * P * C, total + out_b + rest, place, inside, 0, channel, C, C)
+    place, inside, line, along = _tile(points, P, M)
+    h, y, out, mixed = h + state * P * C, y + state * P * C, out + state * P * C, mixed + state * P * N
+    modes += state * K * lines * N
+    total = tl.zeros((M, C_), tl.float32)
+    for i in tl.static_range(N_ // J_):
+        x = tl.zeros((M, J_), tl.float32)
+        for part in range(6):
+            begin, width = tl.where(part == 1, L, 0), tl.where(part == 1, C - L, L)
+            there = tl.load(seen + part * P + place, inside, 0)
+            a = _load(y, there, inside, begin, s, width, C)
+            w = _columns(weight + part * S_ * N_, s, i, N_, J_)
+            x = tl.dot(a, w, x, input_precision="ieee")
+        x = _synthesis(
+            x, synthesis, modes + i * J_, line, along, inside, j, N - i * J_, points, lines,
+            lines * N, N, K, K_, LINES,
+        )  # fmt: skip
+        x += _row(bias + i * J_, j, N_)
+        if KEEP:
+            _store(mixed, x, place, inside, i * J_, j, N - i * J_, N)
+        x = (x * _logistic(x)).to(w_out.dtype.element_ty)
+        total = tl.dot(x, _rows(w_out, channel, i, C_, J_), total, input_precision="ieee")
+    total += _row(b_out, channel, C)
+    total += _load(h, place, inside, 0, channel, C, C).to(tl.float32)
+    _store(out, total, place, inside, 0, channel, C, C)
 
 
 @triton.jit
 def gate_backward(
-    g, mixed, w_out, matrix, out, modes, batch, points, lines, C: tl.constexpr, C_: tl.constexpr,
+    g, mixed, w_out, matrix, out, modes, points, lines, C: tl.constexpr, C_: tl.constexpr,
     N: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr, K: tl.constexpr, Q_: tl.constexpr,
     M: tl.constexpr,
 ):  # fmt: skip
@@ -265,124 +219,97 @@ def gate_backward(
 
     And the first product of the transpose of the synthesis, as in :func:`normalise`.
     """
+    batch, P, pieces = tl.program_id(1).to(tl.int64), points * lines, tl.cdiv(N, J_)
+    line, begin = tl.program_id(0) // pieces, (tl.program_id(0) % pieces) * J_
     channel, q, j = tl.arange(0, C_), tl.arange(0, Q_), tl.arange(0, J_)
-    kept = ()
-    for i in tl.static_range(N_ // J_):
-        kept = kept + (_columns(w_out, channel, i, N_, J_),)  # noqa: RUF005
-    for line in range(tl.program_id(0), batch * lines, tl.num_programs(0)):
-        begin = tl.cast(line, tl.int64) * points
-        sums = ()
-        for i in tl.static_range(N_ // J_):
-            sums = sums + (tl.zeros((Q_, J_), tl.float32),)  # noqa: RUF005
-        for first in range(0, points, M):
-            along = first + tl.arange(0, M)
-            inside, more = along < points, ()
-            up = _load(g + begin * C, along, inside, 0, channel, C, C)
-            w = _load(matrix, q, q < K, 0, along, points, points)
-            for i in tl.static_range(N_ // J_):
-                m = _load(mixed + begin * N, along, inside, i * J_, j, N - i * J_, N).to(tl.float32)
-                s = _logistic(m)
-                x = tl.dot(up, kept[i], input_precision="ieee") * (s + m * (s - s * s))
-                x = x.to(out.dtype.element_ty)
-                _store(out + begin * N, x, along, inside, i * J_, j, N - i * J_, N)
-                more = more + (tl.dot(w, x, sums[i], input_precision="ieee"),)  # noqa: RUF005
-            sums = more
-        there = modes + tl.cast(line // lines, tl.int64) * K * lines * N
-        for i in tl.static_range(N_ // J_):
-            place = q * lines + line % lines
-            _store(there, sums[i], place, q < K, i * J_, j, N - i * J_, N)
+    g, mixed, out = g + batch * P * C, mixed + batch * P * N, out + batch * P * N
+    w_out = tl.load(w_out + channel[:, None] * N_ + (begin + j)[None, :])
+    sums = tl.zeros((Q_, J_), tl.float32)
+    for first in range(0, points, M):
+        along = first + tl.arange(0, M)
+        place, inside = line * points + along, along < points
+        m = _load(mixed, place, inside, begin, j, N - begin, N).to(tl.float32)
+        s = _logistic(m)
+        x = _load(g, place, inside, 0, channel, C, C)
+        x = tl.dot(x, w_out, input_precision="ieee") * (s + m * (s - s * s))
+        x = x.to(out.dtype.element_ty)
+        _store(out, x, place, inside, begin, j, N - begin, N)
+        w = _load(matrix, q, q < K, 0, along, points, points)
+        sums = tl.dot(w, x, sums, input_precision="ieee")
+    modes += batch * K * lines * N
+    _store(modes, sums, q * lines + line, q < K, begin, j, N - begin, N)
 
 
 @triton.jit
 def block_backward(
-    g, g_mixed, h, factor, modes, analysis, sources, weight, out,
-    tiles, batch, points, lines, row_stride, C: tl.constexpr, L: tl.constexpr, S_: tl.constexpr,
-    N: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr, K: tl.constexpr, K_: tl.constexpr,
-    M: tl.constexpr, LINED: tl.constexpr, KEPT: tl.constexpr, PAIRS: tl.constexpr,
+    g, g_mixed, h, factor, modes, analysis, sources, weight, w_far, out, points, lines, row_stride,
+    C: tl.constexpr, L: tl.constexpr, S_: tl.constexpr, N: tl.constexpr, J_: tl.constexpr,
+    K: tl.constexpr, K_: tl.constexpr, LINES: tl.constexpr, M: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Gradient by ``h`` from those by the block (``g``) and by ``mixed``.
 
-    ``modes`` are the gradients by the coefficients, but for the last product, that of ``analysis``;
-    with it where tiles are no lines. ``sources`` are who sees a point as its neighbour.
+    ``modes`` are the gradients by the coefficients, but for the last product, that of ``analysis``.
+    ``sources`` are the points that see these as themselves and as their four neighbours: one, at
+    borders two or none (-1).
     """
-    P, R = points * lines, C - L
-    s, j = tl.arange(0, S_), tl.arange(0, J_)
-    size: tl.constexpr = S_ * N_
-    kept = ()
-    if KEPT:
-        for i in tl.static_range(N_ // J_):
-            for part in tl.static_range(6):
-                kept = kept + (_rows(weight + part * size, s, i, S_, J_),)  # noqa: RUF005
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        line, along, inside, state, place, before = _tile(tile, points, lines, batch, M, LINED)
-        field = g_mixed + state * P * N
-        near, far = tl.zeros((M, S_), tl.float32), tl.zeros((M, S_), tl.float32)
-        for i in tl.static_range(N_ // J_):
-            for part in tl.static_range(6):
-                if KEPT:
-                    w = kept[6 * i + part]
-                else:
-                    w = _rows(weight + part * size, s, i, S_, J_)
-                if part < 2:
-                    x = _load(field, place, inside, i * J_, j, N - i * J_, N)
-                else:
-                    there = sources + (part - 2) * P + place - before
-                    source = tl.load(there, inside, -1)
-                    x = _load(field, before + source, source >= 0, i * J_, j, N - i * J_, N)
-                    if PAIRS:
-                        source = tl.load(there + 4 * P, inside, -1)
-                        x += _load(field, before + source, source >= 0, i * J_, j, N - i * J_, N)
-                if part == 1:
-                    far = tl.dot(x, w, far, input_precision="ieee")
-                else:
-                    near = tl.dot(x, w, near, input_precision="ieee")
-        if LINED:
-            there = modes + state * K * lines * C + (line % lines) * C
-            near = _synthesis(near, analysis, there, along, inside, s, L, lines * C, K, K_)
-            far = _synthesis(far, analysis, there + L, along, inside, s, R, lines * C, K, K_)
-            near *= _row(factor + state * row_stride, s, L)
-            far *= _row(factor + state * row_stride + L, s, R)
-        else:
-            there = modes + state * P * C
-            near += _load(there, place, inside, 0, s, L, C).to(tl.float32)
-            far += _load(there, place, inside, L, s, R, C).to(tl.float32)
-            there = factor + state * row_stride
-            near *= _load(there, before // P, inside, 0, s, L, row_stride)
-            far *= _load(there, before // P, inside, L, s, R, row_stride)
-        # Back through the normalisation over all channels.
-        field = h + state * P * C
-        x = _load(field, place, inside, 0, s, L, C).to(tl.float32)
-        z = _load(field, place, inside, L, s, R, C).to(tl.float32)
-        mean = ((tl.sum(x, 1) + tl.sum(z, 1)) / C)[:, None]
-        x = tl.where((s < L)[None, :], x - mean, 0.0)
-        z = tl.where((s < R)[None, :], z - mean, 0.0)
-        scale = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(z * z, 1)) / C + _EPS)[:, None]
-        x, z = x * scale, z * scale
-        mean = ((tl.sum(near, 1) + tl.sum(far, 1)) / C)[:, None]
-        slope = ((tl.sum(near * x, 1) + tl.sum(far * z, 1)) / C)[:, None]
-        near, far = (near - mean - x * slope) * scale, (far - mean - z * slope) * scale
-        field = g + state * P * C
-        near += _load(field, place, inside, 0, s, L, C).to(tl.float32)
-        far += _load(field, place, inside, L, s, R, C).to(tl.float32)
-        _store(out + state * P * C, near, place, inside, 0, s, L, C)
-        _store(out + state * P * C, far, place, inside, L, s, R, C)
+    state, P = tl.program_id(1).to(tl.int64), points * lines
+    s, j, R, pieces = tl.arange(0, S_), tl.arange(0, J_), C - L, tl.cdiv(N, J_)
+    place, inside, line, along = _tile(points, P, M)
+    g, h, out = g + state * P * C, h + state * P * C, out + state * P * C
+    g_mixed, modes = g_mixed + state * P * N, modes + state * K * lines * C
+    near, far = tl.zeros((M, S_), tl.float32), tl.zeros((M, S_), tl.float32)
+    for i in range(5 * pieces):
+        part, first = i // pieces, (i % pieces) * J_
+        source = tl.load(sources + part * P + place, inside, -1)
+        x = _load(g_mixed, source, source >= 0, first, j, N - first, N)
+        if PAIRS:
+            source = tl.load(sources + (5 + part) * P + place, inside, -1)
+            x += _load(g_mixed, source, source >= 0, first, j, N - first, N)
+        near = tl.dot(x, _rows(weight, s, i, S_, J_), near, input_precision="ieee")
+    for i in range(pieces):
+        x = _load(g_mixed, place, inside, i * J_, j, N - i * J_, N)
+        far = tl.dot(x, _rows(w_far, s, i, S_, J_), far, input_precision="ieee")
+    near = _synthesis(
+        near, analysis, modes, line, along, inside, s, L, points, lines, lines * C, C, K, K_, LINES
+    )
+    modes += L
+    far = _synthesis(
+        far, analysis, modes, line, along, inside, s, R, points, lines, lines * C, C, K, K_, LINES
+    )
+    near *= _row(factor + state * row_stride, s, L)
+    far *= _row(factor + state * row_stride + L, s, R)
+    # Back through the normalisation over all channels.
+    x = _load(h, place, inside, 0, s, L, C).to(tl.float32)
+    z = _load(h, place, inside, L, s, R, C).to(tl.float32)
+    mean = ((tl.sum(x, 1) + tl.sum(z, 1)) / C)[:, None]
+    x = tl.where((s < L)[None, :], x - mean, 0.0)
+    z = tl.where((s < R)[None, :], z - mean, 0.0)
+    scale = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(z * z, 1)) / C + _EPS)[:, None]
+    x, z = x * scale, z * scale
+    mean = ((tl.sum(near, 1) + tl.sum(far, 1)) / C)[:, None]
+    slope = ((tl.sum(near * x, 1) + tl.sum(far * z, 1)) / C)[:, None]
+    near = (near - mean - x * slope) * scale + _load(g, place, inside, 0, s, L, C).to(tl.float32)
+    far = (far - mean - z * slope) * scale + _load(g, place, inside, L, s, R, C).to(tl.float32)
+    _store(out, near, place, inside, 0, s, L, C)
+    _store(out, far, place, inside, L, s, R, C)
 
 
 @triton.jit
 def add_synthesis(
-    field, modes, synthesis, out, tiles, batch, points, lines, k_stride, line_stride, batch_stride,
-    C: tl.constexpr, C_: tl.constexpr, K: tl.constexpr, K_: tl.constexpr, M: tl.constexpr,
-    LINED: tl.constexpr,
+    field, modes, synthesis, out, points, lines, k_stride, line_stride, batch_stride,
+    C: tl.constexpr, C_: tl.constexpr, K: tl.constexpr, K_: tl.constexpr, LINES: tl.constexpr,
+    M: tl.constexpr,
 ):  # fmt: skip
     """``out = field + synthesis``."""
-    P, channel = points * lines, tl.arange(0, C_)
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        line, along, inside, state, place, _ = _tile(tile, points, lines, batch, M, LINED)
-        there = modes + state * batch_stride + (line % lines) * line_stride
-        x = tl.zeros((M, C_), tl.float32)
-        x = _synthesis(x, synthesis, there, along, inside, channel, C, k_stride, K, K_)
-        x += _load(field + state * P * C, place, inside, 0, channel, C, C).to(tl.float32)
-        _store(out + state * P * C, x, place, inside, 0, channel, C, C)
+    state, P, channel = tl.program_id(1).to(tl.int64), points * lines, tl.arange(0, C_)
+    place, inside, line, along = _tile(points, P, M)
+    x = tl.zeros((M, C_), tl.float32)
+    x = _synthesis(
+        x, synthesis, modes + state * batch_stride, line, along, inside, channel, C, points, lines,
+        k_stride, line_stride, K, K_, LINES,
+    )  # fmt: skip
+    x += _load(field + state * P * C, place, inside, 0, channel, C, C).to(tl.float32)
+    _store(out + state * P * C, x, place, inside, 0, channel, C, C)
 
 
 @triton.jit
