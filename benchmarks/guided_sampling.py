@@ -4,11 +4,12 @@ r"""Posterior ensembles: eager, compiled, in fused kernels; beside azula's MMPS 
     python benchmarks/guided_sampling.py --out benchmarks/results/guided_sampling.md
 
 Three operators: two shipped packages, and an untrained one on 256 x 512 points, whose channels grow
-as its grids shrink, with small random weights where untrained ones are zero. Truths are draws from the prior, observed at random
-grid points with an error of .1 standard deviations; scores are at the unobserved points. All rows
-of a case have the same observations, members and steps, and ours have the same noise. azula has
-white noise, an untrained U-NO (nothing of it counts but its cost), its own schedule, one GMRES
-iteration (its default); it runs in fp32, since the transforms of U-NO do not take bf16.
+as its grids shrink, with small random weights where untrained ones are zero. Truths are draws from
+the prior, observed at random grid points with an error of .1 standard deviations; scores are at the
+unobserved points. All rows of a case have the same observations, members and steps, and ours have
+the same noise. azula has white noise, an untrained U-NO (nothing of it counts but its cost), its
+own schedule, one GMRES iteration (its default); it runs in fp32, since the transforms of U-NO do
+not take bf16.
 
 Idle is the share of the time between the first and the last kernel in which the GPU does nothing,
 from a trace of a shorter run.
@@ -524,7 +525,7 @@ def main(arguments: list[str] | None = None) -> None:
         [
             "# Guided sampling: seconds of a posterior member",
             "",
-            *(part["how"] for part in parts),
+            *(text for part in parts for text in (part["how"], "")),
             "Truths are drawn from the prior. NFE: 1 a forward pass, 2 a vector-Jacobian product. "
             "*mean*, *spread*: relative difference of the ensemble's from ours, eager in fp32.",
             "",

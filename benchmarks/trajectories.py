@@ -8,9 +8,9 @@ itself; energy of time differences and seams against trajectories of the solver 
 trained on. *Given observations*: a share of all points of all frames, with noise of 10 % of the
 standard deviation: the trajectory's posterior beside that of every frame by itself (a package of
 single states), and that of the Gaussian process. The share of the balance is that whose spread is
-nearest to its RMSE on other trajectories, if several are given. All are drawn with some frames more at both ends, where
-windows reach to one side only, which are cut off. Packages differ in their normalisation by less
-than sampling error.
+nearest to its RMSE on other trajectories, if several are given. All are drawn with some frames more
+at both ends, where windows reach to one side only, which are cut off. Packages differ in their
+normalisation by less than sampling error.
 
     python benchmarks/trajectories.py --package kolmogorov_window --state kolmogorov64
 """

@@ -3,8 +3,9 @@
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-The network runs in few kernels (:mod:`ddo_modulus.nn.fused`) or compiled by torch part by part, with
-its weights in the precision that it computes in; the linear part around it stays in full precision. A posterior on top of the engine can be recorded as one CUDA graph
+The network runs in few kernels (:mod:`ddo_modulus.nn.fused`) or compiled by torch part by part,
+with its weights in the precision that it computes in; the linear part around it stays in full
+precision. A posterior on top of the engine can be recorded as one CUDA graph
 (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
 """
 
@@ -71,13 +72,13 @@ class CompiledEngine(TorchEngine):
         super().__init__(copy.deepcopy(operator).eval().requires_grad_(False), shape)
         network, dtype = self.operator.network, _DTYPES[precision]
         if fused is None:
-            fused = compile is True and precision != "fp32" and _fast(operator.device)
+            fused = compile is True and precision != "fp32" and _fast(operator)
         if fused:
             if find_spec("triton") is None:
                 raise InputError("fused kernels need Triton, which comes with torch on Linux")
             from ddo_modulus.nn.fused import FusedOperator
 
-            self.operator.network = FusedOperator(network, dtype)
+            self.operator.network = FusedOperator(network, dtype)  # type: ignore[assignment]
         if precision != "fp32":
             _round_weights(network, dtype)
         if compile:  # beside the fused one for what that leaves to it
@@ -116,14 +117,18 @@ class CompiledEngine(TorchEngine):
         return Captured(denoiser) if self.graphs else denoiser
 
 
-def _fast(device: torch.device) -> bool:
+def _fast(operator: DiffusionOperator) -> bool:
     """Whether fused kernels are to be expected quicker: on data-centre GPUs since Hopper.
 
     Others have less shared memory than the kernels were cut for.
     """
-    if device.type != "cuda" or find_spec("triton") is None:
+    if operator.device.type != "cuda" or find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+    from ddo_modulus.nn.fused import fits
+
+    return torch.cuda.get_device_capability(operator.device)[0] in (9, 10) and fits(
+        operator.network
+    )
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:

@@ -4,11 +4,13 @@ r"""The neural operator in few kernels, for inference and its derivative by the 
 Axes: ``B`` batch, ``H W`` grid, ``C`` channels of a level, ``N`` hidden ones, ``K1 K2`` modes.
 
 A block of :class:`~ddo_modulus.nn.operator.NeuralOperator` moves some twenty fields to the GPU's
-memory and back, while its arithmetic would take a fraction of that time. Here it is its
-normalisation, the analysis of its filter, and one kernel for all the rest
-(:mod:`ddo_modulus.nn.kernels`); its derivative is two kernels and an analysis. Weights are
-constants, so nothing is kept for their gradients.
+memory and back, while its arithmetic would take a fraction of that time. Here it is three kernels
+(:mod:`ddo_modulus.nn.kernels`): its normalisation, the middle of its filter, and all the rest; its
+derivative is three as well. Weights are constants, so nothing is kept for their gradients.
 """
+
+# Contexts of automatic differentiation and Triton's kernels have no types.
+# ruff: noqa: ANN401
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ from torch.nn.functional import linear, pad
 from ddo_modulus.basis import Basis
 from ddo_modulus.nn import kernels
 from ddo_modulus.nn.operator import Block, Bridge, Level, NeuralOperator, noise_features
-from ddo_modulus.nn.spectral import Transform
+from ddo_modulus.nn.spectral import SpectralLinear, Transform
 from ddo_modulus.nn.stencil import neighbours
 
 
 class FusedOperator(nn.Module):
     """A neural operator in few kernels, on its training grid; as it is on any other.
 
-    Blocks of more than 128 channels remain what they are, compiled or not.
+    Blocks of more than 128 channels remain what they are, compiled or not (:func:`fits`).
 
     Args:
         network: A trained network; its weights are copied, in the precision asked for.
@@ -70,8 +72,8 @@ class FusedOperator(nn.Module):
         ones = [b.modulation.bias.unflatten(0, (2, -1)) + _ONE.to(b.out.weight) for b in narrow]
         self.modulation_bias = torch.cat([bias.flatten() for bias in ones])
         self.widths = [2 * b.out.out_features for b in narrow]
-        self.lift = _Pointwise(network.lift.weight, network.lift.bias, dtype)
-        self.head = _Pointwise(network.head.project.weight, network.head.project.bias, dtype)
+        self.lift = _Pointwise(network.lift, dtype)
+        self.head = _Pointwise(network.head.project, dtype)
         weight = network.lift.weight
         self.places = network.places(weight.new_empty(1, network.in_channels, *self.shape))
 
@@ -81,11 +83,12 @@ class FusedOperator(nn.Module):
         """Evaluate the operator on the grid of ``x``."""
         if x.shape[-2:] != self.shape or len(x) > _MOST_STATES:
             return self.network(x, sigma)
-        with torch.autocast(x.device.type, enabled=False):
+        # Triton launches on the current device, whatever its arguments are on.
+        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             embedding = self.embed(noise_features(sigma, torch.float32))
             rows = linear(embedding, self.modulation, self.modulation_bias).split(self.widths, 1)
             places = [field.to(x.dtype).expand(len(x), -1, -1, -1) for field in self.places]
-            h = _Lift.apply(torch.cat([x, *places], 1), self.lift, self.dtype)
+            h = _Lift.apply(torch.cat([x, *places], 1), self.lift)
 
             def run(block: _FusedBlock | Block, h: Tensor) -> Tensor:
                 if isinstance(block, _FusedBlock):
@@ -107,7 +110,14 @@ class FusedOperator(nn.Module):
                     h = _Ascend.apply(kept.pop(), self.bridges[i].grow(h), self.bridges[i])
                 for block in self.up[i]:
                     h = run(block, h)
-            return _Project.apply(h, self.head, self.shape)
+            return _Project.apply(h, self.head)
+
+
+def fits(network: NeuralOperator) -> bool:
+    """Whether the finest level, which most of the time is spent on, is one of the kernels'."""
+    finest = cast(list[Level], network.levels)[0]
+    widths = [cast(Block, block).out.out_features for block in finest.down]
+    return bool(widths) and widths[0] <= _WIDEST
 
 
 _MOST_STATES = 65535  # second dimension of a grid of programs
@@ -150,11 +160,11 @@ class _Resampling:
             return torch.matmul(self.outward, modes)
         out, onto = torch.empty_like(onto), onto.contiguous()
         batch, lines, points, channels = onto.shape
-        size, (_, number, _) = _power(channels), modes.shape[1:]
+        number = modes.shape[2]
         _SYNTHESIS.tiled(
             kernels.add_synthesis, batch, points, lines, onto, modes, self.outward, out,
             k_stride=channels, line_stride=number * channels, batch_stride=modes.stride(0),
-            C=channels, C_=size, K=number, K_=_piece(number),
+            C=channels, C_=_power(channels), **_last(number),
         )  # fmt: skip
         return out
 
@@ -163,7 +173,10 @@ def _matrices(transform: Transform, grid: str) -> list[Tensor]:
     """Of analysis and synthesis: rows and columns of each, the rows with pages in front."""
     names = [f"{grid}_{way}_{axis}" for way in ("analysis", "synthesis") for axis in _AXES]
     found = [transform.get_buffer(name) for name in names]
-    return [m[None] if axis == "rows" and m.ndim == 2 else m for m, axis in zip(found, 2 * _AXES)]
+    return [
+        m[None] if axis == "rows" and m.ndim == 2 else m
+        for m, axis in zip(found, 2 * _AXES, strict=True)
+    ]
 
 
 _AXES = ("rows", "columns")
@@ -172,22 +185,25 @@ _AXES = ("rows", "columns")
 class _Pointwise:
     """A linear map between channels in front and channels behind."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.sizes = (weight.shape[1], weight.shape[0])
-        self.weight = _padded(weight.mT, _power(weight.shape[1]), _power(weight.shape[0]), dtype)
-        self.back = self.weight.mT.contiguous()
-        self.bias, self.none = bias.float(), torch.zeros_like(self.weight[:, 0], dtype=torch.float)
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        self.weight = _padded(layer.weight.mT, dtype)
+        self.adjoint = _turned(self.weight)
+        self.bias, self.no_bias = layer.bias, torch.zeros_like(self.weight[:, 0], dtype=torch.float)
+        self.out = layer.out_features
 
 
 class _FusedBridge:
     """Constants of a way to the next coarser level and back."""
 
     def __init__(self, bridge: Bridge, dtype: torch.dtype) -> None:
-        down_rows, down, rows, columns = _matrices(bridge.transform, "fine")
-        up_rows, up, coarse_rows, coarse_columns = _matrices(bridge.transform, "coarse")
-        inward = coarse_rows @ down_rows
-        self.down = _Resampling(*(m.to(dtype) for m in (down, inward, coarse_columns)))
-        self.up = _Resampling(*(m.to(dtype) for m in (up, rows @ up_rows, columns)))
+        down_rows, columns, rows, columns_back = _matrices(bridge.transform, "fine")
+        up_rows, coarse, coarse_rows, coarse_back = _matrices(bridge.transform, "coarse")
+        down, up = (
+            (columns, coarse_rows @ down_rows, coarse_back),
+            (coarse, rows @ up_rows, columns_back),
+        )
+        self.down = _Resampling(*(matrix.to(dtype) for matrix in down))
+        self.up = _Resampling(*(matrix.to(dtype) for matrix in up))
         self.down_back, self.up_back = self.down.transpose, self.up.transpose
         self._shrink = bridge.shrink.weight.to(dtype), bridge.shrink.bias.to(dtype)
         self._grow = bridge.grow.weight.to(dtype), bridge.grow.bias.to(dtype)
@@ -201,71 +217,87 @@ class _FusedBridge:
         return linear(h, *self._grow)
 
 
+class _Filter:
+    """Constants of a spectral filter, and all of it between its first product and its last.
+
+    Attributes:
+        analysis: Columns of the first product, ``(K, W)``.
+        synthesis: Of the last, ``(W, K)``.
+        first, last: Sizes as kernels name them that take the first product, or the last.
+    """
+
+    def __init__(self, spectral: SpectralLinear, dtype: torch.dtype) -> None:
+        rows, columns, rows_back, columns_back = (
+            matrix.to(dtype).contiguous() for matrix in _matrices(spectral.transform, "fine")
+        )
+        self.analysis, self.analysis_adjoint = columns, _turned(columns)
+        self.synthesis, self.synthesis_adjoint = columns_back, _turned(columns_back)
+        number, across = len(columns), rows.shape[1]
+        self.first = {"K": number, "Q_": _power(number)}
+        self.last = _last(number)
+        self._inner = {"K": number, "Q": across, "Q_": _power(across)}
+        self._page = rows[0].numel() if len(rows) > 1 else 0
+        self._weight = spectral.filter().transpose(0, 1).to(dtype).contiguous()
+        mix = _padded(spectral.mix.weight.mT, dtype)
+        self._there = rows, mix, rows_back
+        self._back = _turned(rows_back), _turned(mix), _turned(rows)
+        self.channels = spectral.mix.in_features, spectral.mix.out_features
+
+    def __call__(self, modes: Float[Tensor, "B K H C"]) -> Float[Tensor, "B K H N"]:
+        """From the first product to what the last is taken of."""
+        return self._run(modes, *self._there, self.channels[1], first=True)
+
+    def adjoint(self, modes: Float[Tensor, "B K H N"]) -> Float[Tensor, "B K H C"]:
+        """The way back of gradients."""
+        return self._run(modes, *self._back, self.channels[0], first=False)
+
+    def _run(
+        self,
+        modes: Tensor,
+        analysis: Tensor,
+        mix: Tensor,
+        synthesis: Tensor,
+        channels: int,
+        *,
+        first: bool,
+    ) -> Tensor:
+        batch, number, lines, width = modes.shape
+        out = modes.new_empty(batch, number, lines, channels)
+        _FILTERED.run(
+            kernels.filtered, (number, batch), lines, modes, analysis, self._weight, mix, synthesis,
+            out, lines, self._page, **self._inner, C=width, C_=_power(width),
+            D=channels, D_=_power(channels), FIRST=first,
+        )  # fmt: skip
+        return out
+
+
 class _FusedBlock:
-    """Constants of a block, its place among all, and their sizes as the kernels name them."""
+    """Constants of a block, its place among all, and sizes as the kernels name them."""
 
     def __init__(self, block: Block, dtype: torch.dtype, order: int) -> None:
         self.order = order
-        transform, mix = block.spectral.transform, block.spectral.mix.weight
-        hidden, width = mix.shape
+        self.filter = _Filter(block.spectral, dtype)
+        width, hidden = self.filter.channels
         near = block.local.split[0]
-        side, size, wide = _power(max(near, width - near)), _power(width), _power(hidden)
-        piece = _cut(hidden)
+        side, wide = _power(max(near, width - near)), _power(width)
+        piece = min(64, _power(hidden))
         padded = -(-hidden // piece) * piece
-        self.width = {"C": width, "C_": size}
         self.local = {"L": near, "S_": side}
-        self.there = {**self.width, "N": hidden, "N_": padded, "J_": piece}
-        whole = padded if padded <= 128 else piece
-        self.whole = {**self.there, "J_": whole}
-        self.pieces = {"N": hidden, "J_": min(_BACKWARD, whole)}
-        self.wide = {"D": hidden, "D_": wide}
-        self.back = {"C": hidden, "C_": wide, "D": width, "D_": size}
-        rows, columns, rows_back, columns_back = (
-            m.to(dtype).contiguous() for m in _matrices(transform, "fine")
-        )
-        number, across = columns.shape[0], rows.shape[1]
-        self.modes = {"K": number, "K_": _piece(number)}
-        self.lines = {"K": number, "Q_": _power(number)}
-        self.across = {"K": number, "Q": across, "Q_": _power(across)}
-        self.page = rows[0].numel() if len(rows) > 1 else 0
-        self.analysis, self.synthesis = columns, columns_back
-        self.analysis_back, self.synthesis_back = (m.mT.contiguous() for m in (columns, columns_back))
-        self.rows, self.rows_back = rows, rows_back
-        self.rows_turned, self.rows_back_turned = (m.mT.contiguous() for m in (rows, rows_back))
-        self.filter = block.spectral.filter().transpose(0, 1).to(dtype).contiguous()
-        self.mix = _padded(mix.mT, size, wide, dtype)
-        self.mix_back = self.mix.mT.contiguous()
-        table = _table(transform.basis)
+        self.gate = {"C": width, "C_": wide, "N": hidden, "N_": padded, "J_": piece}
+        self.forward = self.gate | {"J_": padded if padded <= 128 else piece}
+        self.backward = {"C": width, "N": hidden, "J_": piece}
+        device = block.out.weight.device
+        table = _table(block.spectral.transform.basis)
         here = torch.arange(table.shape[1], dtype=table.dtype)[None]
-        self.seen = torch.cat([here, here, table]).contiguous().to(mix.device)
-        self.sources = _sources(torch.cat([here, table])).contiguous().to(mix.device)
+        self.seen = torch.cat([here, here, table]).to(device)
+        self.sources = _sources(torch.cat([here, table])).to(device)
         parts = block.local.stencil().split([near, width - near, *4 * [near]], 1)
-        parts = [_padded(w.mT, side, padded, dtype) for w in parts]
-        self.weight = torch.stack(parts)
-        rows_back = -(-hidden // self.pieces["J_"]) * self.pieces["J_"]
-        back = self.weight[:, :, :rows_back].mT.contiguous()
-        self.far, self.weight_back = back[1], torch.cat([back[:1], back[2:]])
-        self.bias = pad(block.local.bias, (0, padded - hidden))
-        self.out = _padded(block.out.weight.mT, padded, size, dtype)
-        self.out_back, self.out_bias = self.out.mT.contiguous(), block.out.bias
-
-    def filtered(self, modes: Tensor, analysis: Tensor, mix: Tensor, synthesis: Tensor, **sizes: int) -> Tensor:
-        """The filter from its second product to its last but one.
-
-        Args:
-            modes: ``(B, K, H, C)``.
-            analysis: Its second product.
-            mix: Map of the channels.
-            synthesis: First product of the synthesis.
-            sizes: As the kernel names them.
-        """
-        batch, number, lines, _ = modes.shape
-        out = modes.new_empty(batch, number, lines, sizes["D"])
-        _FILTERED.run(
-            kernels.filtered, (number, batch), lines, modes, analysis, self.filter, mix, synthesis,
-            out, lines, self.page, **self.across, **sizes,
-        )  # fmt: skip
-        return out
+        self.weight = torch.stack([_padded(w.mT, dtype, side, padded) for w in parts])
+        adjoint = _turned(self.weight)
+        self.adjoint, self.far_adjoint = torch.cat([adjoint[:1], adjoint[2:]]), adjoint[1]
+        self.bias, self.out_bias = pad(block.local.bias, (0, padded - hidden)), block.out.bias
+        self.out = _padded(block.out.weight.mT, dtype, padded, wide)
+        self.out_adjoint = _turned(self.out)
 
 
 def _table(basis: Basis) -> Int[Tensor, "4 P"]:
@@ -299,23 +331,20 @@ class _RunBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, modulation: Tensor, block: _FusedBlock) -> Tensor:
         batch, lines, points, width = h.shape
-        hidden, number = block.there["N"], block.modes["K"]
         factor, shift = modulation.chunk(2, 1)
-        y, modes = torch.empty_like(h), h.new_empty(batch, number, lines, width)
+        y, out = torch.empty_like(h), torch.empty_like(h)
+        modes = h.new_empty(batch, block.filter.first["K"], lines, width)
         _NORMALISE.run(
-            kernels.normalise, (lines, batch), points, h, factor, shift, block.analysis, y, modes,
-            points, lines, modulation.stride(0), **block.width, **block.lines,
+            kernels.normalise, (lines, batch), points, h, factor, shift, block.filter.analysis, y,
+            modes, points, lines, modulation.stride(0), C=width, C_=_power(width),
+            **block.filter.first,
         )  # fmt: skip
-        modes = block.filtered(
-            modes, block.rows, block.mix, block.rows_back, **block.width, **block.wide, FIRST=True
-        )
         keep = ctx.needs_input_grad[0]
-        mixed = h.new_empty(*h.shape[:3], hidden) if keep else h
-        out = torch.empty_like(h)
+        mixed = h.new_empty(*h.shape[:3], block.gate["N"]) if keep else h
         _BLOCK.tiled(
-            kernels.block, batch, points, lines, h, y, modes, block.synthesis,
+            kernels.block, batch, points, lines, h, y, block.filter(modes), block.filter.synthesis,
             block.seen, block.weight, block.bias, block.out, block.out_bias, mixed, out,
-            **block.whole, **block.local, **block.modes, KEEP=keep,
+            **block.forward, **block.local, **block.filter.last, KEEP=keep,
         )  # fmt: skip
         if keep:
             ctx.save_for_backward(h, modulation, mixed)
@@ -326,24 +355,21 @@ class _RunBlock(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (h, modulation, mixed), block = ctx.saved_tensors, ctx.block
         (g,) = (gradient.contiguous() for gradient in gradients)
-        batch, lines, points, width = h.shape
-        hidden, number = block.there["N"], block.modes["K"]
-        inner, modes = torch.empty_like(mixed), h.new_empty(batch, number, lines, hidden)
-        pieces = triton.cdiv(hidden, block.there["J_"])
+        batch, lines, points, _ = h.shape
+        inner, hidden = torch.empty_like(mixed), block.gate["N"]
+        modes = h.new_empty(batch, block.filter.first["K"], lines, hidden)
+        pieces = triton.cdiv(hidden, block.gate["J_"])
         _GATE.run(
-            kernels.gate_backward, (lines * pieces, batch), points, g, mixed, block.out_back,
-            block.synthesis_back, inner, modes, points, lines, **block.there, **block.lines,
-        )  # fmt: skip
-        modes = block.filtered(
-            modes, block.rows_back_turned, block.mix_back, block.rows_turned, **block.back,
-            FIRST=False,
+            kernels.gate_backward, (lines * pieces, batch), points, g, mixed, block.out_adjoint,
+            block.filter.synthesis_adjoint, inner, modes, points, lines, **block.gate,
+            **block.filter.first,
         )  # fmt: skip
         out = torch.empty_like(h)
         _BLOCK_BACKWARD.tiled(
             kernels.block_backward, batch, points, lines, g, inner, h, modulation,
-            modes, block.analysis_back, block.sources, block.weight_back, block.far, out,
-            row_stride=modulation.stride(0), C=width, **block.local, **block.pieces,
-            **block.modes, PAIRS=len(block.sources) > 1,
+            block.filter.adjoint(modes), block.filter.analysis_adjoint, block.sources,
+            block.adjoint, block.far_adjoint, out, row_stride=modulation.stride(0),
+            **block.backward, **block.local, **block.filter.last, PAIRS=len(block.sources) > 1,
         )  # fmt: skip
         return out, None, None
 
@@ -380,57 +406,62 @@ class _Lift(torch.autograd.Function):
     """Channels behind, in the dtype of the network."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lift: _Pointwise, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, lift: _Pointwise) -> Tensor:
         ctx.lift, ctx.like = lift, x
         batch, channels, height, width = x.shape
-        h = x.new_empty(batch, height, width, lift.sizes[1], dtype=dtype)
-        known, size = lift.weight.shape
+        h = x.new_empty(batch, height, width, lift.out, dtype=lift.weight.dtype)
         _POINTWISE.flat(
             kernels.lift, height * width, batch, x.contiguous(), lift.weight, lift.bias, h,
-            height * width, D=channels, D_=known, C=lift.sizes[1], C_=size,
+            height * width, **_sizes(channels, lift.out),
         )  # fmt: skip
         return h
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,), lift = gradients, ctx.lift
         out = torch.empty_like(ctx.like, memory_format=torch.contiguous_format)
         points = out.shape[2] * out.shape[3]
-        known, size = lift.weight.shape
         _POINTWISE.flat(
-            kernels.project, points, len(out), g.contiguous(), lift.back, lift.none, out, points,
-            D=out.shape[1], D_=known, C=g.shape[-1], C_=size, NORM=False,
+            kernels.project, points, len(out), g.contiguous(), lift.adjoint, lift.no_bias, out,
+            points, **_sizes(out.shape[1], lift.out), NORM=False,
         )  # fmt: skip
-        return out, None, None
+        return out, None
 
 
 class _Project(torch.autograd.Function):
     """Normalised, and the channels in front again, in float32."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, head: _Pointwise, shape: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, h: Tensor, head: _Pointwise) -> Tensor:
         ctx.save_for_backward(h)
         ctx.head = head
-        channels = head.sizes[1]
-        out = h.new_empty(len(h), channels, *shape, dtype=torch.float32)
-        size, known = head.weight.shape
-        points = shape[0] * shape[1]
+        batch, height, width, channels = h.shape
+        out = h.new_empty(batch, head.out, height, width, dtype=torch.float32)
         _POINTWISE.flat(
-            kernels.project, points, len(h), h, head.weight, head.bias, out, points,
-            D=channels, D_=known, C=h.shape[-1], C_=size, NORM=True,
+            kernels.project, height * width, batch, h, head.weight, head.bias, out, height * width,
+            **_sizes(head.out, channels), NORM=True,
         )  # fmt: skip
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,), (h,), head = gradients, ctx.saved_tensors, ctx.head
         out, points = torch.empty_like(h), h.shape[1] * h.shape[2]
-        size, known = head.weight.shape
         _POINTWISE.flat(
-            kernels.project_backward, points, len(h), g.contiguous(), h, head.back, out, points,
-            D=g.shape[1], D_=known, C=h.shape[-1], C_=size,
+            kernels.project_backward, points, len(h), g.contiguous(), h, head.adjoint, out, points,
+            **_sizes(head.out, h.shape[-1]),
         )  # fmt: skip
-        return out, None, None
+        return out, None
+
+
+def _sizes(front: int, behind: int) -> dict[str, int]:
+    """Channels in front and behind, as the kernels name them."""
+    return {"D": front, "D_": _power(front), "C": behind, "C_": _power(behind)}
+
+
+def _last(modes: int) -> dict[str, int]:
+    """Modes of a last product of a synthesis, and how many are taken at once."""
+    return {"K": modes, "K_": 32 if -modes % 32 < 16 else 16}
 
 
 def _power(size: int) -> int:
@@ -438,19 +469,18 @@ def _power(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _padded(weight: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    more = (0, columns - weight.shape[1], 0, rows - weight.shape[0])
-    return pad(weight, more).to(dtype).contiguous()
+def _padded(
+    weight: Tensor, dtype: torch.dtype, rows: int | None = None, columns: int | None = None
+) -> Tensor:
+    """A matrix with zeros behind, up to the sizes of arrays in registers if none are given."""
+    height, width = weight.shape
+    rows = _power(height) if rows is None else rows
+    columns = _power(width) if columns is None else columns
+    return pad(weight, (0, columns - width, 0, rows - height)).to(dtype).contiguous()
 
 
-def _piece(modes: int) -> int:
-    """Modes that a product takes at once."""
-    return 32 if -modes % 32 < 16 else 16
-
-
-def _cut(channels: int) -> int:
-    """Size of the pieces that channels are taken in."""
-    return min(64, _power(channels))
+def _turned(matrix: Tensor) -> Tensor:
+    return matrix.mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -493,7 +523,6 @@ class _Launch:
         self.run(kernel, grid, tile, *inputs, **sizes)
 
 
-_BACKWARD = 64  # hidden channels at once in the kernel of a block's derivative
 _NORMALISE = _FILTERED = _BLOCK = _SYNTHESIS = _Launch()
 _GATE = _BLOCK_BACKWARD = _Launch(stages=2)
 _POINTWISE = _Launch(128)

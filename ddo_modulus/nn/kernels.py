@@ -16,7 +16,7 @@ which neighbours are seen (``L``, the *near* ones) are kept apart from the rest,
 """
 
 # Triton takes the types of arguments from the call, and asks for `tl.constexpr` as what they are.
-# ruff: noqa: ANN001, ANN202, E741
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def"
 
 import triton
@@ -184,7 +184,12 @@ def block(
     state, P = tl.program_id(1).to(tl.int64), points * lines
     channel, s, j = tl.arange(0, C_), tl.arange(0, S_), tl.arange(0, J_)
     place, inside, line, along = _tile(points, P, M)
-    h, y, out, mixed = h + state * P * C, y + state * P * C, out + state * P * C, mixed + state * P * N
+    h, y, out, mixed = (
+        h + state * P * C,
+        y + state * P * C,
+        out + state * P * C,
+        mixed + state * P * N,
+    )
     modes += state * K * lines * N
     total = tl.zeros((M, C_), tl.float32)
     for i in tl.static_range(N_ // J_):

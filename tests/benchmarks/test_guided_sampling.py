@@ -27,7 +27,8 @@ def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "DEVICE", benchmark.torch.device("cpu"))
     out = tmp_path / "speed.md"
     benchmark.main(["--only", "8x12", "--repeats", "1", "--no-compile", "--out", str(out)])
-    eager, half, quick, *peers = json.loads(out.with_suffix(".json").read_text())
+    measured = json.loads(out.with_suffix(".json").read_text())
+    eager, half, quick, *peers = measured["rows"]
     assert eager["speedup"] == 1 and eager["mean_change"] == 0
     assert eager["evaluations"] == 3 * 5 and eager["member"] > 0
     assert half["method"] == "ours, eager, bf16"
@@ -40,6 +41,11 @@ def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
     assert all(not peer["note"] and peer["member"] > 0 for peer in peers)
     assert eager["parameters"] / 2 < peers[0]["parameters"] < 2 * eager["parameters"]
     assert "| 8x12, 2 x 4 |" in out.read_text()
+    twice = tmp_path / "twice.md"
+    benchmark.main(["--join", *2 * [str(out.with_suffix(".json"))], "--out", str(twice)])
+    lines = out.read_text().splitlines()
+    row = next(line for line in lines if "eager, fp32" in line)
+    assert measured["how"] in lines and twice.read_text().count(row) == 2
 
 
 def test_a_peer_that_fails_is_told(benchmark, monkeypatch):

@@ -90,6 +90,13 @@ def test_without_derivatives_nothing_is_kept(fused):
     torch.testing.assert_close(operator(x, sigma), network(x, sigma), rtol=1e-5, atol=1e-5)
 
 
+def test_the_finest_level_must_fit(fused):
+    from ddo_modulus.nn.fused import fits
+
+    assert fits(build("torus", [6, 10])) and fits(build("torus", [6, 10], widths=[16, 136]))
+    assert not fits(build("torus", [6, 10], widths=[136, 16]))
+
+
 def test_other_grids_are_left_to_the_network(fused):
     network = build("torus", [6, 10])
     x, sigma, _ = states([8, 12])
