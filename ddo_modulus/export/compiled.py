@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,9 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.export.engines import EngineOptions, Precision, TorchEngine
 from ddo_modulus.nn.stencil import LocalLinear
 from ddo_modulus.package import Package
+
+if TYPE_CHECKING:
+    from ddo_modulus.nn.fused import FusedOperator
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,13 +42,14 @@ class CompiledEngine(TorchEngine):
         precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
             a GPU and fp32 elsewhere.
         compile: Whether to compile the network, or a mode of :func:`torch.compile`.
-        fused: Whether the network is that of few kernels; None in half precision on a GPU that they
-            are cut for (Hopper, Blackwell), if no mode is asked for.
+        fused: Whether the network is that of few kernels, if it :func:`~ddo_modulus.nn.fused.fits`;
+            None in half precision on a GPU that they are cut for (Hopper, Blackwell), if
+            ``compile`` is True.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
     Raises:
-        InputError: On another precision, graphs without a GPU, or fused kernels without Triton.
+        InputError: On another precision, graphs without a GPU, or fused kernels that cannot be had.
     """
 
     def __init__(
@@ -74,11 +79,8 @@ class CompiledEngine(TorchEngine):
         if fused is None:
             fused = compile is True and precision != "fp32" and _fast(operator)
         if fused:
-            if find_spec("triton") is None:
-                raise InputError("fused kernels need Triton, which comes with torch on Linux")
-            from ddo_modulus.nn.fused import FusedOperator
-
-            self.operator.network = FusedOperator(network, dtype)  # type: ignore[assignment]
+            made = _fused_operator(operator, precision)(network, dtype)
+            self.operator.network = made  # type: ignore[assignment]
         if precision != "fp32":
             _round_weights(network, dtype)
         if compile:  # beside the fused one for what that leaves to it
@@ -122,13 +124,30 @@ def _fast(operator: DiffusionOperator) -> bool:
 
     Others have less shared memory than the kernels were cut for.
     """
-    if operator.device.type != "cuda" or find_spec("triton") is None:
+    if operator.device.type != "cuda" or torch.version.hip or find_spec("triton") is None:
         return False
     from ddo_modulus.nn.fused import fits
 
-    return torch.cuda.get_device_capability(operator.device)[0] in (9, 10) and fits(
-        operator.network
-    )
+    capability = torch.cuda.get_device_capability(operator.device)
+    return capability[0] in (9, 10) and fits(operator.network)
+
+
+def _fused_operator(operator: DiffusionOperator, precision: Precision) -> type[FusedOperator]:
+    """The class, where it can be used."""
+    if find_spec("triton") is None:
+        raise InputError("fused kernels need Triton, which comes with torch on Linux")
+    import triton
+
+    from ddo_modulus.nn.fused import FusedOperator, fits
+
+    cuda = operator.device.type == "cuda"
+    if not cuda and not triton.knobs.runtime.interpret:
+        raise InputError(f"fused kernels need a GPU, and the operator is on {operator.device}")
+    if cuda and precision == "fp32":
+        raise InputError("fused kernels are for precision=bf16 or fp16")
+    if not fits(operator.network):
+        raise InputError("fused kernels are not cut for this network; leave fused out")
+    return FusedOperator
 
 
 def _round_weights(network: nn.Module, dtype: torch.dtype) -> None:

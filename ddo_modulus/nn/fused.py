@@ -15,7 +15,9 @@ derivative is three as well. Weights are constants, so nothing is kept for their
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -34,25 +36,28 @@ from ddo_modulus.nn.stencil import neighbours
 class FusedOperator(nn.Module):
     """A neural operator in few kernels, on its training grid; as it is on any other.
 
-    Blocks of more than 128 channels remain what they are, compiled or not (:func:`fits`).
+    Blocks of more than 128 channels are those of the network that is given, compiled or not; all
+    else is copied, and stays on the device and in the precision that it was made for.
 
     Args:
-        network: A trained network; its weights are copied, in the precision asked for.
+        network: A trained network that :func:`fits`.
         dtype: Of fields and products. Sums, normalisations and the embedding are in float32.
 
     Forward:
         x: ``(B, in_channels, H, W)``.
-        sigma: ``(B,)`` noise levels.
+        sigma: ``(B,)`` noise levels, or one for all; not differentiated by.
 
     Outputs:
-        ``(B, out_channels, H, W)`` in float32. Differentiable by ``x``, once.
+        ``(B, out_channels, H, W)`` in float32; what the network gives on another grid, or for more
+        than 65535 states. Derivatives by ``x`` alone, of first order, in reverse mode.
     """
 
     def __init__(self, network: NeuralOperator, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.shape, self.dtype = network, network.basis.shape, dtype
         original = cast(list[Level], network.levels)
-        network = copy.deepcopy(network)  # the one kept may be rounded afterwards
+        # The one kept may be rounded afterwards.
+        network = copy.deepcopy(network).float().requires_grad_(False)
         narrow: list[Block] = []
 
         def of(block: nn.Module, same: nn.Module) -> _FusedBlock | Block:
@@ -81,8 +86,12 @@ class FusedOperator(nn.Module):
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
-        if x.shape[-2:] != self.shape or len(x) > _MOST_STATES:
+        known = (self.network.in_channels, *self.shape)
+        if (
+            x.shape[1:] != known or len(x) > _MOST_STATES
+        ):  # which tells of a wrong number of channels
             return self.network(x, sigma)
+        sigma = sigma.detach().expand(len(x))
         # Triton launches on the current device, whatever its arguments are on.
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             embedding = self.embed(noise_features(sigma, torch.float32))
@@ -114,16 +123,28 @@ class FusedOperator(nn.Module):
 
 
 def fits(network: NeuralOperator) -> bool:
-    """Whether the finest level, which most of the time is spent on, is one of the kernels'."""
-    finest = cast(list[Level], network.levels)[0]
-    widths = [cast(Block, block).out.out_features for block in finest.down]
-    return bool(widths) and widths[0] <= _WIDEST
+    """Whether kernels are cut for a network: for its finest level, where most of the time goes.
+
+    And for the modes of all levels that are not too wide for them, and the channels at both ends.
+    """
+    ends = network.lift.in_features, network.head.project.out_features
+    blocks = [m for m in network.modules() if isinstance(m, Block)]
+    narrow = [block for block in blocks if block.out.out_features <= _WIDEST]
+    points = network.basis.shape[0] * network.basis.shape[1]
+    return (
+        max(ends) <= _WIDEST
+        and bool(narrow)
+        and blocks[0] is narrow[0]
+        and max(max(block.spectral.transform.modes) for block in narrow) <= _MOST_MODES
+        and points * max(block.out.in_features for block in narrow) < 2**31  # offsets in a state
+    )
 
 
 _MOST_STATES = 65535  # second dimension of a grid of programs
 # Channels of a level above which its blocks are left as they are: their weights are more than the
 # kernels can keep at hand, and their arithmetic is enough to keep a GPU busy.
 _WIDEST = 128
+_MOST_MODES = 64  # along an axis, of which sums are kept in registers
 _ONE = torch.tensor([[1.0], [0.0]])
 
 
@@ -150,6 +171,10 @@ class _Resampling:
         self, y: Float[Tensor, "B H W C"], onto: Float[Tensor, "B h w C"] | None = None
     ) -> Float[Tensor, "B h w C"]:
         """The field on the other grid, added to one there if that is given."""
+        with torch.autocast(y.device.type, enabled=False):  # derivatives are taken anywhere
+            return self._resample(y, onto)
+
+    def _resample(self, y: Tensor, onto: Tensor | None) -> Tensor:
         modes = torch.matmul(self.inward, y)  # (B, H, K, C)
         if len(self.across) == 1:
             modes = torch.bmm(self.across.expand(len(y), -1, -1), modes.flatten(2))
@@ -158,7 +183,10 @@ class _Resampling:
             modes = torch.einsum("khj,bjkc->bhkc", self.across, modes).contiguous()
         if onto is None:
             return torch.matmul(self.outward, modes)
-        out, onto = torch.empty_like(onto), onto.contiguous()
+        if onto.shape[-1] > _WIDEST:
+            return onto + torch.matmul(self.outward, modes)
+        onto = onto.contiguous()
+        out = torch.empty_like(onto)
         batch, lines, points, channels = onto.shape
         number = modes.shape[2]
         _SYNTHESIS.tiled(
@@ -223,7 +251,8 @@ class _Filter:
     Attributes:
         analysis: Columns of the first product, ``(K, W)``.
         synthesis: Of the last, ``(W, K)``.
-        first, last: Sizes as kernels name them that take the first product, or the last.
+        first: Its sizes as the kernels name them that take the first product.
+        last: The same of those that take the last.
     """
 
     def __init__(self, spectral: SpectralLinear, dtype: torch.dtype) -> None:
@@ -320,9 +349,22 @@ def _sources(table: Int[Tensor, "4 P"]) -> Int[Tensor, "S 4 P"]:
         ]
         found.append(pairs)
     most = max(len(pairs) for pairs in found)
+    assert most <= 2  # what the kernel takes
     nobody = torch.full_like(found[0][0], -1)
     rows = [torch.stack([p[i] if i < len(p) else nobody for p in found]) for i in range(most)]
     return torch.stack(rows).int()
+
+
+def _first_order(backward: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Refuse a derivative of the derivative, which nothing is kept for."""
+
+    @wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor) -> tuple:
+        if torch.is_grad_enabled():
+            raise RuntimeError("fused kernels have first derivatives only: leave create_graph out")
+        return backward(ctx, *gradients)
+
+    return checked
 
 
 class _RunBlock(torch.autograd.Function):
@@ -330,6 +372,7 @@ class _RunBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, modulation: Tensor, block: _FusedBlock) -> Tensor:
+        h = h.contiguous()
         batch, lines, points, width = h.shape
         factor, shift = modulation.chunk(2, 1)
         y, out = torch.empty_like(h), torch.empty_like(h)
@@ -352,6 +395,7 @@ class _RunBlock(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (h, modulation, mixed), block = ctx.saved_tensors, ctx.block
         (g,) = (gradient.contiguous() for gradient in gradients)
@@ -383,6 +427,7 @@ class _Descend(torch.autograd.Function):
         return h.view_as(h), bridge.down(h)
 
     @staticmethod
+    @_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         fine, coarse = gradients
         return ctx.bridge.down_back(coarse, onto=fine), None
@@ -397,6 +442,7 @@ class _Ascend(torch.autograd.Function):
         return bridge.up(coarse, onto=fine)
 
     @staticmethod
+    @_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (g,) = gradients
         return g, ctx.bridge.up_back(g), None
@@ -407,8 +453,8 @@ class _Lift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lift: _Pointwise) -> Tensor:
-        ctx.lift, ctx.like = lift, x
-        batch, channels, height, width = x.shape
+        ctx.lift, ctx.like = lift, x.new_empty(0)
+        ctx.size = batch, channels, height, width = x.shape
         h = x.new_empty(batch, height, width, lift.out, dtype=lift.weight.dtype)
         _POINTWISE.flat(
             kernels.lift, height * width, batch, x.contiguous(), lift.weight, lift.bias, h,
@@ -417,9 +463,10 @@ class _Lift(torch.autograd.Function):
         return h
 
     @staticmethod
+    @_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,), lift = gradients, ctx.lift
-        out = torch.empty_like(ctx.like, memory_format=torch.contiguous_format)
+        out = ctx.like.new_empty(ctx.size)
         points = out.shape[2] * out.shape[3]
         _POINTWISE.flat(
             kernels.project, points, len(out), g.contiguous(), lift.adjoint, lift.no_bias, out,
@@ -433,6 +480,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, head: _Pointwise) -> Tensor:
+        h = h.contiguous()
         ctx.save_for_backward(h)
         ctx.head = head
         batch, height, width, channels = h.shape
@@ -444,6 +492,7 @@ class _Project(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,), (h,), head = gradients, ctx.saved_tensors, ctx.head
         out, points = torch.empty_like(h), h.shape[1] * h.shape[2]
@@ -512,7 +561,7 @@ class _Launch:
     def tiled(
         self, kernel: Any, batch: int, points: int, lines: int, *inputs: object, **sizes: object
     ) -> None:
-        """Over all points of all states, a tile in each program."""
+        """The same, tiles of which lines are taken apart: no larger than the grid."""
         tile = min(self.points, _power(points * lines))
         if points % tile == 0 or tile % points == 0:
             touched = max(tile // points, 1)

@@ -4,15 +4,16 @@
 Axes: ``B`` batch, ``P = H W`` points (row by row), ``C`` channels of a field, ``N`` hidden ones,
 ``D`` channels in front, ``K Q`` modes.
 
-A kernel reads a field once and writes one once; what lies between (neighbours, the synthesis of a
-filter, sums before and after a nonlinearity) stays in registers. Operands of products have the type
-of the fields, sums are in float32. A *line* is a row of the grid, ``lines`` of ``points`` each. The
-first product of an analysis and the last of a synthesis are along it, with ``K`` modes; the others
-are across the lines, with ``Q``.
+A kernel has a field from the GPU's memory once and writes one once (neighbours come from its
+caches); what lies between, the synthesis of a filter and sums before and after a nonlinearity,
+stays in registers. Operands of products have the type of the fields, sums are in float32. A *line*
+is a row of the grid, ``lines`` of ``points`` each. The first product of an analysis and the last of
+a synthesis are along it, with ``K`` modes; the others are across the lines, with ``Q``.
 
-Sizes that end in ``_`` are those of the arrays in registers: powers of two from 16 up, or multiples
-of ``J_``; what is beyond the true ones is zero. A tensor cannot be sliced there, so the channels of
-which neighbours are seen (``L``, the *near* ones) are kept apart from the rest, the *far* ones.
+Sizes that end in ``_`` are those of arrays in registers, powers of two from 16 up; what is beyond
+the true ones is zero. ``J_`` and ``K_`` are pieces of hidden channels and of modes, ``N_`` is a
+multiple of ``J_``, ``Q_`` holds all modes of either kind. A tensor cannot be sliced there, so the
+channels of which neighbours are seen (``L``, the *near* ones) are kept apart from the *far* ones.
 """
 
 # Triton takes the types of arguments from the call, and asks for `tl.constexpr` as what they are.
@@ -57,7 +58,7 @@ def _standard(x, channel, size: tl.constexpr):
 
 @triton.jit
 def _logistic(x):
-    """``1 / (1 + exp(-x))``, within half precision."""
+    """``1 / (1 + exp(-x))``, on a GPU to about ``2**-12``."""
     if _HARDWARE:
         tanh: tl.constexpr = "tanh.approx.f32 $0, $1;"
         x = tl.inline_asm_elementwise(tanh, "=f,f", [0.5 * x], tl.float32, is_pure=True, pack=1)
@@ -73,7 +74,7 @@ def _columns(weight, row, i: tl.constexpr, N_: tl.constexpr, J_: tl.constexpr):
 
 
 @triton.jit
-def _rows(weight, column, i: tl.constexpr, C_: tl.constexpr, J_: tl.constexpr):
+def _rows(weight, column, i, C_: tl.constexpr, J_: tl.constexpr):
     """A piece of a weight ``(N_, C_)``: ``J_`` rows."""
     return tl.load(weight + (i * J_ + tl.arange(0, J_))[:, None] * C_ + column[None, :])
 

@@ -127,15 +127,24 @@ def test_graphs_need_a_gpu(operator):
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("covariance", ["jacobian", "linear"])
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.02)])
-def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precision, bound):
+@pytest.mark.parametrize(
+    ("precision", "fused", "bound"),
+    [
+        ("fp32", False, 1e-3),
+        ("bf16", False, 0.05),
+        ("bf16", True, 0.05),
+        ("fp16", False, 0.02),
+        ("fp16", True, 0.02),
+    ],
+)
+def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precision, fused, bound):
     torch._dynamo.reset()
     operator = copy.deepcopy(operator).to("cuda")
     scheduler = FieldNoiseScheduler(operator.noise, sigma_min=0.02)
     twin = Twin.draw(operator, scheduler, 2, 10, steps=8, device="cuda")
     method = Method(steps=8, ensemble=16, covariance=covariance)
     expected = method.draw(method.posterior(operator, operator.noise, twin), scheduler, twin)
-    engine = CompiledEngine(operator, precision=precision)
+    engine = CompiledEngine(operator, precision=precision, fused=fused)
     assert engine.graphs
     posterior = engine.captured(method.posterior(engine, engine.noise, twin))
     for _ in range(2):

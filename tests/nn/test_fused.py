@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddo_modulus.denoiser import value_and_pullback
+from ddo_modulus.errors import InputError
 from ddo_modulus.export.compiled import CompiledEngine
 from ddo_modulus.nn.operator import NeuralOperator
 from ddo_modulus.package import Package
@@ -14,6 +15,7 @@ from ddo_modulus.package import Package
 pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
 CUDA = torch.cuda.is_available()
 GPU = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+INTERPRETED = pytest.mark.skipif(CUDA, reason="kernels are interpreted where there is no GPU")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,12 @@ def evaluate(network, x, sigma, v):
     return clean, pullback(v[0]), pullback(v[1])
 
 
+SINGLE = {"widths": [8], "depths": [1]}
 CASES = {
     "torus": ("torus", [10, 12], {}),
-    "several tiles a line": ("torus", [6, 70], {"widths": [8], "depths": [1], "modes": [5]}),
+    "several tiles a line": ("torus", [6, 70], SINGLE | {"modes": [5]}),
+    "lines in parts": ("torus", [70, 6], SINGLE | {"modes": [5]}),
+    "modes in pieces": ("torus", [6, 96], SINGLE | {"modes": [45]}),
     "mirrored": ("box", [9, 11], {}),
     "poles": ("sphere", [7, 16], {}),
     "no poles": ("sphere", [8, 12], {}),
@@ -68,11 +73,11 @@ CASES = {
 }
 
 
-@pytest.mark.skipif(CUDA, reason="products are not in full precision on a GPU")
+@INTERPRETED
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # of what is masked
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_values_and_derivatives(fused, case):
-    """Both, and the derivative more than once, to round-off: every domain, every cut."""
+    """Both, and the derivative more than once, to round-off: every domain, and all that is cut."""
     domain, shape, options = case
     network = build(domain, shape, **options)
     arguments = states(shape)
@@ -81,20 +86,84 @@ def test_values_and_derivatives(fused, case):
     assert max(relative(*pair) for pair in zip(found, expected, strict=True)) < 5e-6
 
 
-@pytest.mark.skipif(CUDA, reason="products are not in full precision on a GPU")
-def test_without_derivatives_nothing_is_kept(fused):
-    network = build("torus", [6, 10])
+@INTERPRETED
+@pytest.mark.parametrize(("domain", "shape"), [("torus", [6, 10]), ("sphere", [5, 8])])
+def test_one_state_and_one_level(fused, domain, shape):
+    network = build(domain, shape)
+    operator = fused(network, torch.float32)
+    x, sigma, v = states(shape)
+    pairs = [
+        (evaluate(f, x[:1], sigma[:1], v[:, :1]), evaluate(f, x, sigma[:1], v))
+        for f in (operator, network)
+    ]
+    for found, expected in zip(*pairs, strict=True):
+        assert max(relative(*pair) for pair in zip(found, expected, strict=True)) < 5e-6
+
+
+@INTERPRETED
+def test_without_derivatives_nothing_is_kept(fused, monkeypatch):
+    from ddo_modulus.nn import fused as module
+
+    kept, tiled = [], module._Launch.tiled
+
+    def spy(self, *inputs, **sizes):
+        kept.append(sizes.get("KEEP"))
+        return tiled(self, *inputs, **sizes)
+
+    monkeypatch.setattr(module._Launch, "tiled", spy)
+    network = build("torus", [6, 10], **SINGLE, modes=[5])
     x, sigma, _ = states([6, 10])
     operator = fused(network, torch.float32)
-    assert not operator(x, sigma).requires_grad
     torch.testing.assert_close(operator(x, sigma), network(x, sigma), rtol=1e-5, atol=1e-5)
+    assert kept == [False, False]
+    operator(x.requires_grad_(), sigma)
+    assert kept[2:] == [True, True]
 
 
-def test_the_finest_level_must_fit(fused):
+@INTERPRETED
+def test_weights_that_were_being_trained(fused):
+    network = build("torus", [6, 10], **SINGLE, modes=[5])
+    x, sigma, _ = states([6, 10])
+    operator = copy.deepcopy(fused(network.requires_grad_(True), torch.float32))
+    assert not operator(x, sigma).requires_grad
+
+
+@INTERPRETED
+def test_second_derivatives_are_refused(fused):
+    x, sigma, v = states([6, 10])
+    operator = fused(build("torus", [6, 10], **SINGLE, modes=[5]), torch.float32)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(operator(x, sigma), x, v[0], create_graph=True)
+
+
+def test_wrong_channels_are_told(fused):
+    operator = fused(build("torus", [6, 10], **SINGLE, modes=[5]), torch.float32)
+    x, sigma, _ = states([6, 10])
+    with pytest.raises(ValueError, match="expected 3 input channels"):
+        operator(x[:, :2], sigma)
+
+
+def test_what_fits(fused):
     from ddo_modulus.nn.fused import fits
 
     assert fits(build("torus", [6, 10])) and fits(build("torus", [6, 10], widths=[16, 136]))
     assert not fits(build("torus", [6, 10], widths=[136, 16]))
+    assert not fits(build("torus", [4, 80], **SINGLE, modes=[79]))
+    assert not fits(NeuralOperator(130, 1, [4, 4], **SINGLE, modes=[3]))
+
+
+def test_engines_that_cannot_be_had(fused, monkeypatch):
+    import triton
+
+    operator = Package.load("uk_t2m").operator
+    assert not isinstance(CompiledEngine(operator, precision="bf16").operator.network, fused)
+    operator.network = build("box", [33, 49], widths=[136, 16])
+    with pytest.raises(InputError, match="not cut for this network"):
+        CompiledEngine(operator, fused=True, precision="bf16")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(InputError, match="need a GPU, and the operator is on cpu"):
+        CompiledEngine(operator, fused=True)
 
 
 def test_other_grids_are_left_to_the_network(fused):
@@ -103,7 +172,7 @@ def test_other_grids_are_left_to_the_network(fused):
     assert torch.equal(fused(network, torch.float32)(x, sigma), network(x, sigma))
 
 
-@pytest.mark.skipif(CUDA, reason="products are not in full precision on a GPU")
+@INTERPRETED
 def test_the_network_is_copied(fused):
     """What is done to the network afterwards changes nothing: an engine rounds its weights."""
     network = build("torus", [6, 10])
@@ -117,7 +186,7 @@ def test_the_network_is_copied(fused):
     assert torch.equal(operator(x, sigma), expected)
 
 
-@pytest.mark.skipif(CUDA, reason="the interpreter's case; a GPU's is below")
+@INTERPRETED
 def test_as_an_engine(fused):
     package = Package.load("uk_t2m")
     engine = CompiledEngine(package.operator, precision="fp32", compile=False, fused=True)
