@@ -251,8 +251,8 @@ class _Filter:
     Attributes:
         analysis: Columns of the first product, ``(K, W)``.
         synthesis: Of the last, ``(W, K)``.
-        first: Its sizes as the kernels name them that take the first product.
-        last: The same of those that take the last.
+        first_sizes: As the kernels name them that take the first product.
+        last_sizes: As those do that take the last.
     """
 
     def __init__(self, spectral: SpectralLinear, dtype: torch.dtype) -> None:
@@ -262,8 +262,8 @@ class _Filter:
         self.analysis, self.analysis_adjoint = columns, _turned(columns)
         self.synthesis, self.synthesis_adjoint = columns_back, _turned(columns_back)
         number, across = len(columns), rows.shape[1]
-        self.first = {"K": number, "Q_": _power(number)}
-        self.last = _last(number)
+        self.first_sizes = {"K": number, "Q_": _power(number)}
+        self.last_sizes = _last(number)
         self._inner = {"K": number, "Q": across, "Q_": _power(across)}
         self._page = rows[0].numel() if len(rows) > 1 else 0
         self._weight = spectral.filter().transpose(0, 1).to(dtype).contiguous()
@@ -311,10 +311,10 @@ class _FusedBlock:
         side, wide = _power(max(near, width - near)), _power(width)
         piece = min(64, _power(hidden))
         padded = -(-hidden // piece) * piece
-        self.local = {"L": near, "S_": side}
-        self.gate = {"C": width, "C_": wide, "N": hidden, "N_": padded, "J_": piece}
-        self.forward = self.gate | {"J_": padded if padded <= 128 else piece}
-        self.backward = {"C": width, "N": hidden, "J_": piece}
+        self.local_sizes = {"L": near, "S_": side}
+        self.gate_sizes = {"C": width, "C_": wide, "N": hidden, "N_": padded, "J_": piece}
+        self.forward_sizes = self.gate_sizes | {"J_": padded if padded <= 128 else piece}
+        self.backward_sizes = {"C": width, "N": hidden, "J_": piece}
         device = block.out.weight.device
         table = _table(block.spectral.transform.basis)
         here = torch.arange(table.shape[1], dtype=table.dtype)[None]
@@ -376,18 +376,18 @@ class _RunBlock(torch.autograd.Function):
         batch, lines, points, width = h.shape
         factor, shift = modulation.chunk(2, 1)
         y, out = torch.empty_like(h), torch.empty_like(h)
-        modes = h.new_empty(batch, block.filter.first["K"], lines, width)
+        modes = h.new_empty(batch, block.filter.first_sizes["K"], lines, width)
         _NORMALISE.run(
             kernels.normalise, (lines, batch), points, h, factor, shift, block.filter.analysis, y,
             modes, points, lines, modulation.stride(0), C=width, C_=_power(width),
-            **block.filter.first,
+            **block.filter.first_sizes,
         )  # fmt: skip
         keep = ctx.needs_input_grad[0]
-        mixed = h.new_empty(*h.shape[:3], block.gate["N"]) if keep else h
+        mixed = h.new_empty(*h.shape[:3], block.gate_sizes["N"]) if keep else h
         _BLOCK.tiled(
             kernels.block, batch, points, lines, h, y, block.filter(modes), block.filter.synthesis,
             block.seen, block.weight, block.bias, block.out, block.out_bias, mixed, out,
-            **block.forward, **block.local, **block.filter.last, KEEP=keep,
+            **block.forward_sizes, **block.local_sizes, **block.filter.last_sizes, KEEP=keep,
         )  # fmt: skip
         if keep:
             ctx.save_for_backward(h, modulation, mixed)
@@ -400,20 +400,21 @@ class _RunBlock(torch.autograd.Function):
         (h, modulation, mixed), block = ctx.saved_tensors, ctx.block
         (g,) = (gradient.contiguous() for gradient in gradients)
         batch, lines, points, _ = h.shape
-        inner, hidden = torch.empty_like(mixed), block.gate["N"]
-        modes = h.new_empty(batch, block.filter.first["K"], lines, hidden)
-        pieces = triton.cdiv(hidden, block.gate["J_"])
+        inner, hidden = torch.empty_like(mixed), block.gate_sizes["N"]
+        modes = h.new_empty(batch, block.filter.first_sizes["K"], lines, hidden)
+        pieces = triton.cdiv(hidden, block.gate_sizes["J_"])
         _GATE.run(
             kernels.gate_backward, (lines * pieces, batch), points, g, mixed, block.out_adjoint,
-            block.filter.synthesis_adjoint, inner, modes, points, lines, **block.gate,
-            **block.filter.first,
+            block.filter.synthesis_adjoint, inner, modes, points, lines, **block.gate_sizes,
+            **block.filter.first_sizes,
         )  # fmt: skip
         out = torch.empty_like(h)
         _BLOCK_BACKWARD.tiled(
             kernels.block_backward, batch, points, lines, g, inner, h, modulation,
             block.filter.adjoint(modes), block.filter.analysis_adjoint, block.sources,
             block.adjoint, block.far_adjoint, out, row_stride=modulation.stride(0),
-            **block.backward, **block.local, **block.filter.last, PAIRS=len(block.sources) > 1,
+            **block.backward_sizes, **block.local_sizes, **block.filter.last_sizes,
+            PAIRS=len(block.sources) > 1,
         )  # fmt: skip
         return out, None, None
 
