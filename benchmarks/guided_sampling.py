@@ -269,7 +269,7 @@ def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool
         found.append(Variant("fp32", compiled, False))
     found.append(Variant("bf16", compiled, cuda))
     if cuda:
-        found.append(Variant("bf16", True, True, fused=True))
+        found.append(Variant("bf16", compiled, True, fused=True))
     if method.covariance == "jacobian":  # the preconditioner leaves little to a second one
         found.append(replace(found[-1], iterations=1))
     return found
@@ -514,7 +514,10 @@ def main(arguments: list[str] | None = None) -> None:
         present = [name for name, module in _PEERS.items() if find_spec(module)]
         steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
         how = f"{machine(*present)}. {command(__file__, arguments)}, {steps}."
-        known = [{k: None if v != v else v for k, v in asdict(r).items()} for r in rows]
+        known = [
+            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
+            for r in rows
+        ]
         parts = [{"how": how, "rows": known}]
     rows = [
         Row(**{k: math.nan if v is None else v for k, v in row.items()})

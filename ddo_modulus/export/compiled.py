@@ -142,7 +142,10 @@ def _fused_operator(operator: DiffusionOperator, precision: Precision) -> type[F
 
     cuda = operator.device.type == "cuda"
     if not cuda and not triton.knobs.runtime.interpret:
-        raise InputError(f"fused kernels need a GPU, and the operator is on {operator.device}")
+        raise InputError(
+            f"fused kernels need a GPU, and the operator is on {operator.device}; load it with "
+            "device=cuda, or leave fused out"
+        )
     if cuda and precision == "fp32":
         raise InputError("fused kernels are for precision=bf16 or fp16")
     if not fits(operator.network):

@@ -32,6 +32,12 @@ from ddo_modulus.nn.operator import Block, Bridge, Level, NeuralOperator, noise_
 from ddo_modulus.nn.spectral import SpectralLinear, Transform
 from ddo_modulus.nn.stencil import neighbours
 
+# Channels of a level above which its blocks are left as they are: their weights are more than the
+# kernels can keep at hand, and their arithmetic is enough to keep a GPU busy.
+_WIDEST = 128
+_MOST_MODES = 64  # along an axis, of which sums are kept in registers
+_MOST_STATES = 65535  # second dimension of a grid of programs
+
 
 class FusedOperator(nn.Module):
     """A neural operator in few kernels, on its training grid; as it is on any other.
@@ -74,8 +80,10 @@ class FusedOperator(nn.Module):
         self.embed = network.embed
         # Factors and shifts of all blocks at once; what a factor is apart from one was learned.
         self.modulation = torch.cat([b.modulation.weight for b in narrow])
-        ones = [b.modulation.bias.unflatten(0, (2, -1)) + _ONE.to(b.out.weight) for b in narrow]
-        self.modulation_bias = torch.cat([bias.flatten() for bias in ones])
+        learned = [b.modulation.bias.chunk(2) for b in narrow]
+        self.modulation_bias = torch.cat(
+            [b for scale, shift in learned for b in (1 + scale, shift)]
+        )
         self.widths = [2 * b.out.out_features for b in narrow]
         self.lift = _Pointwise(network.lift, dtype)
         self.head = _Pointwise(network.head.project, dtype)
@@ -87,10 +95,8 @@ class FusedOperator(nn.Module):
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
         known = (self.network.in_channels, *self.shape)
-        if (
-            x.shape[1:] != known or len(x) > _MOST_STATES
-        ):  # which tells of a wrong number of channels
-            return self.network(x, sigma)
+        if x.shape[1:] != known or len(x) > _MOST_STATES:
+            return self.network(x, sigma)  # which refuses a wrong number of channels
         sigma = sigma.detach().expand(len(x))
         # Triton launches on the current device, whatever its arguments are on.
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
@@ -138,14 +144,6 @@ def fits(network: NeuralOperator) -> bool:
         and max(max(block.spectral.transform.modes) for block in narrow) <= _MOST_MODES
         and points * max(block.out.in_features for block in narrow) < 2**31  # offsets in a state
     )
-
-
-_MOST_STATES = 65535  # second dimension of a grid of programs
-# Channels of a level above which its blocks are left as they are: their weights are more than the
-# kernels can keep at hand, and their arithmetic is enough to keep a GPU busy.
-_WIDEST = 128
-_MOST_MODES = 64  # along an axis, of which sums are kept in registers
-_ONE = torch.tensor([[1.0], [0.0]])
 
 
 class _Resampling:

@@ -319,10 +319,13 @@ def add_synthesis(
 
 
 @triton.jit
-def _load_front(field, place, channel, P, width: tl.constexpr):
-    """Places of a field ``(width, P)``, channels behind."""
-    known = (place < P)[:, None] & (channel < width)[None, :]
-    return tl.load(field + channel[None, :] * P + place[:, None], mask=known, other=0)
+def _from_front(field, weight, place, channel, P, D: tl.constexpr, D_: tl.constexpr, C_):
+    """A linear map of a field ``(D, P)`` to ``C_`` channels behind."""
+    d = tl.arange(0, D_)
+    known = (place < P)[:, None] & (d < D)[None, :]
+    f = tl.load(field + d[None, :] * P + place[:, None], mask=known, other=0)
+    w = tl.load(weight + d[:, None] * C_ + channel[None, :])
+    return tl.dot(f.to(weight.dtype.element_ty), w, input_precision="ieee")
 
 
 @triton.jit
@@ -333,10 +336,8 @@ def lift(
     """``h = W x + b``: a field with its ``D`` channels in front to one with ``C`` behind."""
     batch = tl.program_id(1).to(tl.int64)
     place, channel = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, C_)
-    d = tl.arange(0, D_)
-    f = _load_front(x + batch * P * D, place, d, P, D).to(weight.dtype.element_ty)
-    w = tl.load(weight + d[:, None] * C_ + channel[None, :])
-    out = tl.dot(f, w, input_precision="ieee") + _row(bias, channel, C)
+    out = _from_front(x + batch * P * D, weight, place, channel, P, D, D_, C_)
+    out += _row(bias, channel, C)
     _store(h + batch * P * C, out, place, place < P, 0, channel, C, C)
 
 
@@ -366,9 +367,7 @@ def project_backward(
     """Gradient by ``h`` of the projection of its normalised values."""
     batch = tl.program_id(1).to(tl.int64)
     place, channel = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, C_)
-    d = tl.arange(0, D_)
-    f = _load_front(g + batch * P * D, place, d, P, D).to(weight.dtype.element_ty)
-    up = tl.dot(f, tl.load(weight + d[:, None] * C_ + channel[None, :]), input_precision="ieee")
+    up = _from_front(g + batch * P * D, weight, place, channel, P, D, D_, C_)
     x = _load(h + batch * P * C, place, place < P, 0, channel, C, C).to(tl.float32)
     x, scale = _standard(x, channel, C)
     up = (up - (tl.sum(up, 1) / C)[:, None] - x * (tl.sum(up * x, 1) / C)[:, None]) * scale
