@@ -77,6 +77,7 @@ def assimilate(
     solver: str | None = None,
     covariance: str | None = None,
     iterations: int | None = None,
+    jacobian_range: Sequence[float] | None = None,
     batch: int = 256,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -123,6 +124,7 @@ def assimilate(
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
+        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`.
         batch: States computed together; bounds the memory.
         engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
             itself if None.
@@ -195,6 +197,7 @@ def assimilate(
         "solver": own.solver if solver is None else solver,
         "covariance": own.covariance if covariance is None else covariance,
         "iterations": own.iterations if iterations is None else iterations,
+        "jacobian_range": own.jacobian_range if jacobian_range is None else jacobian_range,
     }
     denoiser = package.operator if engine is None else engine
     counted = StepCounter(len(times) * ensemble * options["steps"], progress)
@@ -229,6 +232,7 @@ def assimilate(
                     observations,
                     covariance=options["covariance"],
                     iterations=options["iterations"],
+                    jacobian_range=options["jacobian_range"],
                 )
             if isinstance(engine, Recorder):
                 posterior = engine.captured(posterior)
@@ -263,7 +267,7 @@ def assimilate(
         diagnostics += rows
     attributes = {
         "provenance": json.dumps(package.provenance),
-        **options,
+        **{name: value for name, value in options.items() if value is not None},
         "dropped": json.dumps(dropped),
         "notes": json.dumps(notes),
         "software": f"ddo_modulus {__version__}",

@@ -11,8 +11,9 @@ recorded may not wait for the GPU, and reads and writes the same memory at each 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, Scheduled
 from ddo_modulus.linalg import one_level
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 
 class Replay:
@@ -32,6 +36,7 @@ class Replay:
         warm_up: Runs before the recording: compiled code, caches and workspaces are made in them.
         watched: Whether waiting for the GPU is an error already in the last of them, of which a
             recording recovers less well. The watch is on the whole process.
+        pool: Memory to share with graphs that are replayed in turn with these; its own if None.
     """
 
     def __init__(
@@ -41,13 +46,14 @@ class Replay:
         *,
         warm_up: int = 3,
         watched: bool = False,
+        pool: _POOL_HANDLE | None = None,
     ) -> None:
         self.function, self.kept = function, kept
         self.warm_up, self.watched = warm_up, watched
         self._recorded: dict[
             Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]
         ] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle() if pool is None else pool
 
     def __call__(self, key: Hashable, *inputs: Tensor | None) -> Tensor:
         """What the function returns for these inputs."""
@@ -111,20 +117,21 @@ class Captured:
 
     Args:
         denoiser: What to record; its state must not change afterwards.
+        pool: Memory to share with other graphs (:class:`Replay`).
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, pool: _POOL_HANDLE | None = None) -> None:
         self.denoiser = denoiser
         self._failure: str | None = None
         self._replay: Replay | None = None
-        self._scheduled: tuple[Denoiser, Captured] | None = None
+        self._pool = pool
+        self._scheduled: tuple[Mapping[float, Denoiser], dict[float, Captured]] | None = None
 
     @property
     def failure(self) -> str | None:
         """Why it could not be recorded; None as long as it could."""
-        if self._failure is None and self._scheduled is not None:
-            return self._scheduled[1].failure
-        return self._failure
+        parts = [] if self._scheduled is None else self._scheduled[1].values()
+        return next((p.failure for p in parts if p.failure is not None), self._failure)
 
     @property
     def linear(self) -> GaussianDenoiser:
@@ -146,7 +153,9 @@ class Captured:
         key = (one, x.shape, x.dtype, given)
         try:
             if self._replay is None:
-                self._replay = Replay(_function(self.denoiser), warm_up=2, watched=True)
+                self._replay = Replay(
+                    _function(self.denoiser), warm_up=2, watched=True, pool=self._pool
+                )
             return self._replay(key, x, sigma[:1] if one else sigma, condition)
         except RuntimeError as error:
             self._failure = str(error).strip().splitlines()[0]
@@ -159,15 +168,17 @@ class Captured:
             )
             return self.denoiser(x, sigma, condition)
 
-    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Captured:
+    def scheduled(
+        self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
+    ) -> Mapping[float, Denoiser]:
         """As the denoiser's own (:class:`~ddo_modulus.denoiser.Scheduled`), recorded."""
         if not isinstance(self.denoiser, Scheduled):
-            return self
+            return {}
         prepared = self.denoiser.scheduled(levels, like)
-        if prepared is self.denoiser:
-            return self
         if self._scheduled is None or self._scheduled[0] is not prepared:
-            self._scheduled = prepared, Captured(prepared)
+            pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
+            own = {id(d): Captured(d, pool) for d in prepared.values()}
+            self._scheduled = prepared, {level: own[id(d)] for level, d in prepared.items()}
         return self._scheduled[1]
 
 

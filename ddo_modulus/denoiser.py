@@ -107,8 +107,12 @@ class Recorder(Engine, Protocol):
 class Scheduled(Protocol):
     """A denoiser that can prepare for the noise levels that it will be asked at."""
 
-    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Denoiser:
-        """The same denoiser at these levels only, quicker; members of a batch share theirs.
+    def scheduled(
+        self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
+    ) -> Mapping[float, Denoiser]:
+        """The same denoiser for each of these levels, quicker; members of a batch share theirs.
+
+        Levels may have one in common, which then tells them apart by itself.
 
         Args:
             levels: Noise levels, on the CPU; in any order, repetitions do not matter.

@@ -25,8 +25,8 @@ def gmres(
     apply: Callable[[Float[Tensor, "B M"]], tuple[Float[Tensor, "B M"], Tensor]],
     b: Float[Tensor, "B M"],
     iterations: int,
-) -> Tensor:
-    r"""Minimise :math:`\|b - A w\|` over a Krylov space, and return an image of the minimiser.
+) -> tuple[Tensor, Float[Tensor, "B M"]]:
+    r"""Minimise :math:`\|b - A w\|` over a Krylov space; an image of the minimiser, and the rest.
 
     Often what is wanted is not :math:`w` but a linear image of it that every product with
     :math:`A` computes on its way, so the products hand it out and it is combined here at no
@@ -39,7 +39,8 @@ def gmres(
             batch stays in step and the loop can be captured in a graph.
 
     Returns:
-        Image of the minimiser. A system that is solved early stays solved.
+        Image of the minimiser, and the residual :math:`b - A w` that it leaves. A system that is
+        solved early stays solved.
 
     Source: Saad & Schultz (1986), with the Arnoldi basis orthogonalised twice.
     """
@@ -66,9 +67,12 @@ def gmres(
     gram = h.mT @ h
     ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-200)
     gram = gram + ridge[:, None, None] * torch.eye(iterations, dtype=h.dtype, device=h.device)
-    y = _eliminate(gram, h[:, 0]).to(b.dtype) * size
-    stacked = torch.stack(images, 1)
-    return torch.einsum("bj,bj...->b...", y, stacked)
+    y = _eliminate(gram, h[:, 0])
+    first = torch.zeros_like(h[:, :, 0])
+    first[:, 0] = 1.0
+    rest = (first - (h @ y[..., None])[..., 0]).to(b.dtype) * size
+    image = torch.einsum("bj,bj...->b...", y.to(b.dtype) * size, torch.stack(images, 1))
+    return image, torch.einsum("bj,bjm->bm", rest, torch.stack(vectors, 1))
 
 
 def _eliminate(matrix: Float[Tensor, "B n n"], right: Float[Tensor, "B n"]) -> Tensor:

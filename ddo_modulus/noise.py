@@ -134,6 +134,23 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         return torch.tensor(levels, device=device, dtype=dtype)
 
 
+def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float] | None:
+    """A range of noise levels, the least and the largest; None for all of them.
+
+    Raises:
+        InputError: If it is none; ``name`` is what the message calls it.
+    """
+    if levels is None:
+        return None
+    try:
+        low, high = (float(level) for level in levels)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 <= low <= high:
+        raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
+    return low, high
+
+
 def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
     """Levels at even times of the VP process whose range is the one wanted."""
     first = 1e-3  # its smallest time

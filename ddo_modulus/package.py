@@ -31,7 +31,7 @@ from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import MeasuredSpectrum
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid, resampled
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.noise import FieldNoiseScheduler, level_range
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.observations.atmosphere import GRAVITY
 from ddo_modulus.observations.reports import check_orography
@@ -68,6 +68,10 @@ class Sampling:
         solver: Name of the solver.
         covariance: ``covariance`` of :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: Its GMRES iterations.
+        jacobian_range: Its range of noise levels.
+
+    Raises:
+        InputError: If that is none.
     """
 
     steps: int = 32
@@ -77,6 +81,12 @@ class Sampling:
     solver: str = "dpmpp_2m"
     covariance: str = "jacobian"
     iterations: int = 2
+    jacobian_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what is a list in JSON."""
+        found = level_range(self.jacobian_range, "jacobian_range")
+        object.__setattr__(self, "jacobian_range", found)
 
 
 @dataclass

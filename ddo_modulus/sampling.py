@@ -11,7 +11,7 @@ that is drawn knows the field. Any denoiser goes in, conditioned on observations
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -219,13 +219,16 @@ def sample(
     starts = sigmas[:-1]
     if churn is not None:
         starts = torch.stack([churn.raised(sigma, steps) for sigma in starts])
+    at: Mapping[float, Denoiser] = {}
     if isinstance(denoiser, Scheduled):
         levels = torch.cat([starts, sigmas[1:-1]]) if solver == "heun" else starts
-        denoiser = denoiser.scheduled(levels, like)
+        at = denoiser.scheduled(levels, like)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        level = torch.full((1,), float(sigma), device=device, dtype=dtype)
-        return denoiser(x, level.expand(batch), condition)  # expanded: plainly one level
+        value = float(sigma)
+        level = torch.full((1,), value, device=device, dtype=dtype)
+        # Expanded: plainly one level.
+        return at.get(value, denoiser)(x, level.expand(batch), condition)
 
     def draw() -> Tensor:
         return scheduler.draw(like, generator)

@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import LinearOperator, Observations
+from ddo_modulus.package import Sampling
 from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.posterior.moment_matching import Covariance
 from ddo_modulus.sampling import sample
@@ -124,6 +125,7 @@ class Method:
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`.
     """
 
     steps: int = 32
@@ -131,12 +133,25 @@ class Method:
     covariance: Covariance = "jacobian"
     iterations: int = 2
     solver: str = "dpmpp_2m"
+    jacobian_range: tuple[float, float] | None = None
 
-    @property
-    def evaluations(self) -> int:
-        """NFE of a member."""
-        calls = 2 * self.steps - 1 if self.solver == "heun" else self.steps
-        return calls * (1 if self.covariance == "linear" else 1 + 2 * self.iterations)
+    @classmethod
+    def of(cls, sampling: Sampling, *, steps: int | None = None, ensemble: int = 32) -> Method:
+        """As the maker of a package found it to be enough, unless told otherwise."""
+        own = {f.name: getattr(sampling, f.name) for f in fields(cls) if hasattr(sampling, f.name)}
+        return cls(**own | {"steps": steps or sampling.steps, "ensemble": ensemble})
+
+    def evaluations(self, scheduler: FieldNoiseScheduler) -> int:
+        """NFE of a member at the noise levels of a scheduler."""
+        levels = scheduler.timesteps(self.steps, dtype=torch.float64)
+        calls = levels[:-1]
+        if self.solver == "heun":
+            calls = torch.cat([calls, levels[1:-1]])
+        low, high = (0.0, math.inf) if self.jacobian_range is None else self.jacobian_range
+        derived = int(((calls >= low) & (calls <= high)).sum())
+        if self.covariance == "linear":
+            derived = 0
+        return len(calls) + 2 * self.iterations * derived
 
     def posterior(self, prior: Denoiser, noise: GaussianField, twin: Twin) -> MomentMatching:
         """A prior conditioned on the observations of a twin experiment."""
@@ -146,6 +161,7 @@ class Method:
             twin.observations,
             covariance=self.covariance,
             iterations=self.iterations,
+            jacobian_range=self.jacobian_range,
         )
 
     def draw(

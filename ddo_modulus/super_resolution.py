@@ -183,6 +183,7 @@ def conditioned(
     inflation: Inflation = "adaptive",
     covariance: str | None = None,
     iterations: int | None = None,
+    jacobian_range: Sequence[float] | None = None,
     engine: Engine | None = None,
 ) -> MomentMatching:
     """A prior of single states given the means over coarse cells.
@@ -198,6 +199,7 @@ def conditioned(
             :func:`~ddo_modulus.assimilation.assimilate`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`; the package's own if None.
         iterations: As `covariance`.
+        jacobian_range: As `covariance`.
         engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
             itself if None.
 
@@ -248,6 +250,7 @@ def conditioned(
         observations,
         covariance=own.covariance if covariance is None else covariance,  # type: ignore[arg-type]
         iterations=own.iterations if iterations is None else iterations,
+        jacobian_range=own.jacobian_range if jacobian_range is None else jacobian_range,
     )
 
 
@@ -263,6 +266,7 @@ def super_resolve(
     inflation: Inflation = "adaptive",
     covariance: str | None = None,
     iterations: int | None = None,
+    jacobian_range: Sequence[float] | None = None,
     sampler: Sampler | None = None,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -279,10 +283,11 @@ def super_resolve(
         generators: ``T`` lists of ``E``, one for each draw.
         cells: The coarse cells, for a prior.
         shape: Grid of the draws, the package's own if None.
-        error: See :func:`conditioned`, and so the next three; for a prior.
+        error: See :func:`conditioned`, and so the next four; for a prior.
         inflation: See there.
         covariance: See there.
         iterations: See there.
+        jacobian_range: See there.
         sampler: How to draw; with the package's own settings if None.
         engine: See :func:`conditioned`.
         progress: Called with the number of steps of states done and their total.
@@ -323,6 +328,7 @@ def super_resolve(
                 inflation=inflation,
                 covariance=covariance,
                 iterations=iterations,
+                jacobian_range=jacobian_range,
                 engine=engine,
             )
         if isinstance(engine, Recorder):

@@ -96,14 +96,17 @@ class Watched:
             return self.denoiser(x, sigma, condition)
 
     def scheduled(self, levels, like):
-        return Watched(self.denoiser.scheduled(levels, like))
+        prepared = self.denoiser.scheduled(levels, like)
+        return {level: Watched(denoiser) for level, denoiser in prepared.items()}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("covariance", ["jacobian", "linear"])
-def test_a_step_never_looks_at_a_value(operator, solver, covariance):
+@pytest.mark.parametrize(
+    "options", [{}, {"covariance": "linear"}, {"jacobian_range": (0.1, 4)}], ids=str
+)
+def test_a_step_never_looks_at_a_value(operator, solver, options):
     prior = Inflated(operator, torch.tensor([0.7, 2.0]))
-    posterior = MomentMatching(prior, operator.noise, observe(), covariance=covariance)
+    posterior = MomentMatching(prior, operator.noise, observe(), **options)
     draws(Watched(posterior), operator, solver=solver)
 
 
@@ -134,7 +137,9 @@ def test_prepared_levels_change_nothing(operator, covariance, solver, churn):
 def test_a_level_that_was_not_prepared_is_not_answered(operator):
     posterior = MomentMatching(operator, operator.noise, observe())
     x = torch.zeros(6, 1, *SHAPE)
-    prepared = posterior.scheduled(torch.tensor([0.1, 1.0], dtype=torch.float64), x)
+    (prepared,) = set(
+        posterior.scheduled(torch.tensor([0.1, 1.0], dtype=torch.float64), x).values()
+    )
     assert prepared(x, torch.tensor([0.1]).expand(6)).isfinite().all()
     assert prepared(x, torch.tensor([0.11]).expand(6)).isnan().all()
     assert prepared(x, torch.tensor([3.0]).expand(6)).isnan().all()
@@ -157,7 +162,8 @@ def test_many_factors_are_found_in_pieces_or_not_kept(operator, monkeypatch):
     monkeypatch.setattr(f"{module}._MOST_AT_ONCE", 2 * 6**2)
     torch.testing.assert_close(draws(other, operator), expected)
     monkeypatch.setattr(f"{module}._MOST_KEPT", 5 * 2 * 6**2 - 1)
-    assert other.scheduled(torch.arange(1.0, 6.0), torch.empty(6, 1, *SHAPE)) is other
+    (prepared,) = set(other.scheduled(torch.arange(1.0, 6.0), torch.empty(6, 1, *SHAPE)).values())
+    assert isinstance(prepared, MomentMatching)  # which finds its factors level by level
 
 
 def test_tangents_of_states_to_come_are_not_prepared():
@@ -167,8 +173,9 @@ def test_tangents_of_states_to_come_are_not_prepared():
     u, v = (PointOperator(grid, [0.3], [0.4], channel) for channel in (0, 1))
     posterior = MomentMatching(prior, noise, Observations(wind_speed(u, v), torch.ones(1), 0.1))
     like = torch.zeros(2, 2, *SHAPE)
-    assert posterior.scheduled(torch.tensor([1.0]), like) is posterior
-    assert Captured(posterior).scheduled(torch.tensor([1.0]), like).denoiser is posterior
+    prepared = posterior.scheduled(torch.tensor([1.0]), like)
+    assert isinstance(prepared[1.0], MomentMatching)
+    assert Captured(posterior).scheduled(torch.tensor([1.0]), like)[1.0].denoiser is prepared[1.0]
 
 
 def test_inverse_factors():
@@ -223,8 +230,22 @@ def test_a_graph_draws_what_eager_code_draws(on_gpu, solver, covariance):
         options["generator"] = generator(seed)
         found = draws(captured, on_gpu, "cuda", **options)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    _, recorded = captured._scheduled
+    (recorded,) = set(captured._scheduled[1].values())
     assert captured.failure is None and len(recorded._replay._recorded) == 1
+
+
+@pytest.mark.gpu
+@GPU
+def test_levels_with_and_without_the_derivative_are_two_graphs(on_gpu):
+    posterior = MomentMatching(on_gpu, on_gpu.noise, observe(), jacobian_range=(0.1, 4))
+    captured = Captured(posterior)
+    for _ in range(2):
+        expected = draws(posterior, on_gpu, "cuda", generator=generator(2))
+        found = draws(captured, on_gpu, "cuda", generator=generator(2))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    parts = set(captured._scheduled[1].values())
+    assert captured.failure is None
+    assert [len(part._replay._recorded) for part in parts] == [1, 1]
 
 
 @pytest.mark.gpu
@@ -237,7 +258,8 @@ def test_the_host_never_waits_in_the_loop(on_gpu, covariance):
 
     class Strict:
         def scheduled(self, levels, like):
-            return Strict.around(posterior.scheduled(levels, like))
+            prepared = posterior.scheduled(levels, like)
+            return {level: Strict.around(denoiser) for level, denoiser in prepared.items()}
 
         def __call__(self, x, sigma, condition=None):
             raise AssertionError("levels were not prepared")

@@ -72,10 +72,12 @@ def test_evaluations(prior, scheduler, twin):
         Method(3, 1, iterations=4),
         Method(3, 1, covariance="linear"),
         Method(3, 1, solver="heun"),
+        Method(4, 1, jacobian_range=(0.01, 10.0)),
+        Method(4, 1, solver="heun", jacobian_range=(0.01, 10.0)),
     ):
         calls.update(forward=0, back=0)
         method.draw(method.posterior(Counted(), prior.noise, twin), scheduler, twin)
-        assert calls["forward"] + 2 * calls["back"] == method.evaluations
+        assert calls["forward"] + 2 * calls["back"] == method.evaluations(scheduler)
 
 
 def test_more_observations_than_points(prior, scheduler):

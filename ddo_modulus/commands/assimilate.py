@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ddo_modulus.data.table import NO_TOLERANCE, read_table
 from ddo_modulus.errors import InputError
 from ddo_modulus.export import EngineOptions, open_engine, pick_precision
 from ddo_modulus.grid import LatLonGrid
+from ddo_modulus.noise import level_range
 from ddo_modulus.package import Package
 
 _ROWS_SHOWN = 24
@@ -90,6 +92,7 @@ def run(config: DictConfig) -> None:
             iterations=(
                 None if posterior.iterations is None else integer(config, "posterior.iterations")
             ),
+            jacobian_range=_levels(posterior.jacobian_range),
             batch=integer(config, "batch"),
             engine=engine,
             progress=progress,
@@ -106,6 +109,12 @@ def run(config: DictConfig) -> None:
     if rejects is not None:
         print(rejects)
     print(out)
+
+
+def _levels(value: object) -> Sequence[float] | None:
+    """``posterior.jacobian_range``."""
+    found = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+    return level_range(found, "posterior.jacobian_range")  # type: ignore[arg-type]
 
 
 def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:

@@ -92,13 +92,7 @@ def run(config: DictConfig) -> None:
     rows: list[Measurement] = []
     for analyses, ensemble, levels in itertools.product(*sizes, steps):
         twin = _twin(package, config, analyses)
-        method = Method(
-            levels,
-            ensemble,
-            package.sampling.covariance,  # type: ignore[arg-type]
-            package.sampling.iterations,
-            package.sampling.solver,
-        )
+        method = Method.of(package.sampling, steps=levels, ensemble=ensemble)
         rows += _compare(package, config, twin, method, chosen, precisions)
     show(table(rows, str(config.package)))
     for row in rows:
@@ -130,7 +124,7 @@ def _compare(
             len(twin.truth),
             method.ensemble,
             method.steps,
-            method.evaluations,
+            method.evaluations(package.scheduler()),
         )
         tell(f"benchmark {name} {precision}, {row.analyses} x {row.ensemble}, {row.steps} steps")
         try:

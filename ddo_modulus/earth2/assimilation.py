@@ -25,6 +25,7 @@ from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
 from ddo_modulus.first_guess import LENGTH_KM, background_error_field
 from ddo_modulus.grid import LatLonGrid
+from ddo_modulus.noise import level_range
 from ddo_modulus.package import Package
 from ddo_modulus.preparation import working_shape
 from ddo_modulus.quality import GROSS_ERROR, QualityControl
@@ -94,6 +95,7 @@ class DDOAssimilation(PackagedModel):
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
+        jacobian_range: See there.
         batch: States computed together; bounds the memory.
         engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
@@ -127,6 +129,7 @@ class DDOAssimilation(PackagedModel):
         solver: str | None = None,
         covariance: str | None = None,
         iterations: int | None = None,
+        jacobian_range: Sequence[float] | None = None,
         batch: int = 256,
         engine: str = "torch",
         precision: str = "fp32",
@@ -145,6 +148,7 @@ class DDOAssimilation(PackagedModel):
             "solver": solver,
             "covariance": covariance,
             "iterations": iterations,
+            "jacobian_range": None if jacobian_range is None else list(map(float, jacobian_range)),
             "batch": batch,
         }
         super().__init__(
@@ -179,6 +183,7 @@ class DDOAssimilation(PackagedModel):
                 raise InputError(f"{name}={value!r} must be a whole number from {low} up")
         if solver is not None and solver not in SOLVERS:
             raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+        level_range(jacobian_range, "jacobian_range")
         QualityControl(gross_error, duplicates, thinning_km, superob_km)
         if quality is not None and not (len(quality) == 2 and quality[0] <= quality[1]):
             raise InputError(f"quality={list(quality)} must be a range, low and high")

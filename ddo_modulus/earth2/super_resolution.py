@@ -21,6 +21,7 @@ from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
 from ddo_modulus.generation import Sampler
+from ddo_modulus.noise import level_range
 from ddo_modulus.package import Package
 from ddo_modulus.sampling import SOLVERS
 from ddo_modulus.super_resolution import CoarseGrid, super_resolve
@@ -84,11 +85,12 @@ class DDOSuperResolution(PackagedModel):
         steps: Noise levels; the package's own if None, and so below.
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         coarse_error: Standard deviation of a coarse value's error, in standard deviations of its
-            variable; for a prior, and so the next three.
+            variable; for a prior, and so the next four.
         inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
             most probable one given the coarse field.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
+        jacobian_range: See there.
         batch: States computed together; bounds the memory.
         engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
@@ -113,6 +115,7 @@ class DDOSuperResolution(PackagedModel):
         inflation: Inflation = "adaptive",
         covariance: str | None = None,
         iterations: int | None = None,
+        jacobian_range: Sequence[float] | None = None,
         batch: int = 64,
         engine: str = "torch",
         precision: str = "fp32",
@@ -132,6 +135,7 @@ class DDOSuperResolution(PackagedModel):
             inflation=inflation,
             covariance=covariance,
             iterations=iterations,
+            jacobian_range=None if jacobian_range is None else list(map(float, jacobian_range)),
             batch=batch,
             engine=engine,
             precision=precision,
@@ -172,6 +176,7 @@ class DDOSuperResolution(PackagedModel):
             "inflation": inflation,
             "covariance": covariance,
             "iterations": iterations,
+            "jacobian_range": level_range(jacobian_range, "jacobian_range"),
         }
 
     def _coarse_grid(

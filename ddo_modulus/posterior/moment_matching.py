@@ -12,6 +12,15 @@ Given :math:`y = H(x_0) + \epsilon`, :math:`\epsilon \sim N(0, R)`, and the firs
 what methods written for white noise leave out. Nonlinear operators are linearised at :math:`D`
 (one Gauss-Newton step at every noise level).
 
+A few iterations with :math:`V` leave a part of the innovation unexplained. The covariance
+:math:`V_{lin}` of the denoiser's Gaussian part, which costs nothing, takes that up:
+
+.. math:: D_y = D + V H^T u + V_{lin} H^T S_{lin}^{-1} \bigl(y - H(D) - (H V H^T + R) u\bigr),
+    \qquad S_{lin} = H V_{lin} H^T + R .
+
+After :math:`k` iterations the error is of order :math:`k + 1` in :math:`V - V_{lin}`; with none at
+all this is optimal interpolation of the innovation with :math:`V_{lin}`.
+
 For linear operators all that the Gaussian part contributes is known before the states: ``sample``
 tells its noise levels (:class:`~ddo_modulus.denoiser.Scheduled`), the factors of all of them are
 found at once, and a step is then nothing but products, which a GPU does without a word to the host.
@@ -20,6 +29,7 @@ found at once, and a step is then nothing but products, which a GPU does without
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Literal
 
@@ -31,6 +41,7 @@ from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part, value_
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
+from ddo_modulus.noise import level_range
 from ddo_modulus.observations import LinearOperator, Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]
@@ -57,9 +68,14 @@ class MomentMatching:
             ``"linear"`` takes :math:`V_{lin}` itself: no derivative, no iteration, exact where the
             prior is Gaussian.
         iterations: GMRES iterations, one vector-Jacobian product each.
+        jacobian_range: Least and largest noise level at which the derivative is taken;
+            :math:`V_{lin}` stands in at the others. At high noise little but the Gaussian part of
+            the prior is seen, at low noise the observations have told what they can. None: at all
+            levels.
 
     Raises:
-        InputError: On unknown ``covariance`` or ``iterations`` below one.
+        InputError: On unknown ``covariance``, ``iterations`` below one, or a ``jacobian_range``
+            that is none.
     """
 
     def __init__(
@@ -70,6 +86,7 @@ class MomentMatching:
         *,
         covariance: Covariance = "jacobian",
         iterations: int = 2,
+        jacobian_range: Sequence[float] | None = None,
     ) -> None:
         if covariance not in ("jacobian", "linear"):
             raise InputError(f"covariance must be 'jacobian' or 'linear', got {covariance!r}")
@@ -80,9 +97,10 @@ class MomentMatching:
         self.observations = observations
         self.covariance = covariance
         self.iterations = iterations
+        self.jacobian_range = level_range(jacobian_range, "jacobian_range")
         self._rows: dict[tuple, tuple[LinearOperator | None, Tensor]] = {}
         self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._schedules: dict[tuple, _Scheduled] = {}
+        self._schedules: dict[tuple, dict[float, Denoiser]] = {}
 
     def __call__(
         self,
@@ -103,7 +121,8 @@ class MomentMatching:
         """
         noise = self.noise.at(x.shape[-2:])
         linear = linear_part(self.denoiser, noise)
-        if self.covariance == "jacobian":
+        derived = self._derived(sigma)
+        if derived:
             clean, pullback = value_and_pullback(self.denoiser, x, sigma, condition)
         else:
             clean = self.denoiser(x, sigma, condition)
@@ -119,12 +138,7 @@ class MomentMatching:
         if whitener is None:
             variance = linear.posterior_variance(sigma[:: len(x) // groups])
             whitener = inverse_factor(_innovation_covariance(rows, variance, error))
-        whitened = _by_analysis(whitener, innovation)
-
-        if self.covariance == "linear":
-            u = _by_analysis(whitener.mT, whitened)
-            a = (u.unflatten(0, (groups, -1)) @ spread(rows, groups)).flatten(0, 1)
-            return clean + linear.fields(a * linear.posterior_variance(sigma), mean=False)
+        rest = _by_analysis(whitener, innovation)
 
         def apply(w: Float[Tensor, "B M"]) -> tuple[Tensor, Tensor]:
             """``P^-1 (H V H^T + R) P^-T w`` with ``P P^T`` the preconditioner; ``V H^T P^-T w``."""
@@ -134,41 +148,75 @@ class MomentMatching:
             noisy = _by_analysis(spread(error, groups), u)
             return _by_analysis(whitener, tangent(increment) + noisy), increment
 
-        return clean + gmres(apply, whitened, self.iterations)
+        if derived:
+            increment, rest = gmres(apply, rest, self.iterations)
+            clean = clean + increment
+        u = _by_analysis(whitener.mT, rest)
+        a = (u.unflatten(0, (groups, -1)) @ spread(rows, groups)).flatten(0, 1)
+        return clean + linear.fields(a * linear.posterior_variance(sigma), mean=False)
 
-    def scheduled(self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]) -> Denoiser:
-        """The same with the preconditioners of all levels found beforehand, where they are few.
+    def scheduled(
+        self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
+    ) -> Mapping[float, Denoiser]:
+        """One denoiser for the levels at which the derivative is taken, one for the others.
 
-        Itself, if the operator is not linear (its tangents are those of states to come) or there
-        are too many values to keep.
+        With the preconditioners of all levels found beforehand, unless the operator is not linear
+        (its tangents are those of states to come) or there are too many values to keep.
         """
+        levels = levels.unique()
+        key = (tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device))
+        if key not in self._schedules:
+            found = self._whiteners(levels, like)
+            kinds: dict[bool, Denoiser] = {}
+            for derived in (True, False):
+                kinds[derived] = self._settled(derived)
+                if found is not None:
+                    kinds[derived] = _Scheduled(self._settled(derived), levels.to(like), found)
+            known = {level: kinds[self._derived(level)] for level in levels.tolist()}
+            self._schedules = {key: known}
+        return self._schedules[key]
+
+    def _derived(self, sigma: Float[Tensor, " B"] | float) -> bool:
+        """Whether the derivative is taken at some of these levels, which are looked at."""
+        if self.covariance == "linear":
+            return False
+        if self.jacobian_range is None:
+            return True
+        low, high = self.jacobian_range
+        if isinstance(sigma, float):
+            return low <= sigma <= high
+        return bool(((sigma >= low) & (sigma <= high)).any())
+
+    def _settled(self, derived: bool) -> MomentMatching:
+        """Itself for levels at which the derivative is taken, or for those at which it is not.
+
+        Without its schedules, which would otherwise hold each other and their memory.
+        """
+        other = copy(self)
+        other.jacobian_range, other._schedules = None, {}
+        other.covariance = "jacobian" if derived else "linear"
+        return other
+
+    def _whiteners(
+        self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "S T M M"] | None:
+        """Inverses of the preconditioners at all levels, if they can be found beforehand."""
         tangent = self.observations.operator.linearize(like)
         if not tangent.linear:
-            return self
+            return None
         noise = self.noise.at(like.shape[-2:])
         linear = linear_part(self.denoiser, noise)
         rows, error = self._spanned(tangent, linear, like), self._on(like)[1]
         groups = max(len(rows), len(error), linear.analyses)
-        levels = levels.unique()
         size = groups * rows.shape[1] ** 2
         if len(levels) * size > _MOST_KEPT:
-            return self
-        key = (tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device))
-        if key not in self._schedules:
-            levels, parts = levels.to(like), []
-            for several in levels.split(max(1, _MOST_AT_ONCE // size)):
-                variances = [linear.posterior_variance(level.expand(groups)) for level in several]
-                matrices = [_innovation_covariance(rows, v, error) for v in variances]
-                parts.append(inverse_factor(torch.cat(matrices)))
-            whiteners = torch.cat(parts).unflatten(0, (len(levels), groups))
-            self._schedules = {key: _Scheduled(self._alone(), levels, whiteners)}
-        return self._schedules[key]
-
-    def _alone(self) -> MomentMatching:
-        """Itself without its schedules, which would otherwise hold each other and their memory."""
-        other = copy(self)
-        other._schedules = {}
-        return other
+            return None
+        parts = []
+        for several in levels.to(like).split(max(1, _MOST_AT_ONCE // size)):
+            variances = [linear.posterior_variance(level.expand(groups)) for level in several]
+            matrices = [_innovation_covariance(rows, v, error) for v in variances]
+            parts.append(inverse_factor(torch.cat(matrices)))
+        return torch.cat(parts).unflatten(0, (len(levels), groups))
 
     def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
         """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -326,6 +328,58 @@ def test_iterations_solve_for_a_denoiser_whose_linear_part_is_wrong(torus):
     assert error(covariance="linear") > 0.005
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_error_of_k_iterations_is_of_order_k_plus_one(torus, iterations):
+    """In the difference between the covariance and that of the linear part."""
+    x, sigma = noisy(torus, 2), torch.full((2,), 0.5, dtype=torch.float64)
+    exact = exact_call(torus, x, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    other = torch.rand(torus.denoiser.variance.shape, generator=generator, dtype=torch.float64)
+
+    def error(share):
+        linear = copy.copy(torus.denoiser)
+        linear.variance = torus.denoiser.variance * (1 + share * other)
+        linear._constants = {}
+
+        class Learned:
+            def __call__(self, x, sigma, condition=None):
+                return torus.denoiser(x, sigma)
+
+        Learned.linear = linear
+        posterior = MomentMatching(
+            Learned(), torus.noise, torus.observations, iterations=iterations
+        )
+        return float((posterior(x, sigma) - exact).norm())
+
+    ratio = error(0.02) / error(0.01)
+    assert ratio == pytest.approx(2 ** (iterations + 1), rel=0.1)
+
+
+def test_the_derivative_is_taken_in_its_range_only(torus):
+    """As at all levels inside, the linear part's covariance outside; the ends belong to it."""
+
+    class Learned:
+        linear = GaussianDenoiser(0.0, torus.noise, torus.noise)
+
+        def __call__(self, x, sigma, condition=None):
+            return torus.denoiser(x, sigma)
+
+    def posterior(**options):
+        return MomentMatching(Learned(), torus.noise, torus.observations, **options)
+
+    ranged = posterior(jacobian_range=[0.25, 4])
+    always, never = posterior(), posterior(covariance="linear")
+    x = noisy(torus, 2)
+    for level, expected in ((0.1, never), (0.25, always), (1.0, always), (4.0, always), (8, never)):
+        sigma = torch.full((2,), level, dtype=torch.float64)
+        prepared = ranged.scheduled(sigma[:1], x)[level]
+        assert torch.equal(ranged(x, sigma), expected(x, sigma))
+        torch.testing.assert_close(prepared(x, sigma[:1].expand(2)), expected(x, sigma))
+    assert not torch.allclose(always(x, sigma), never(x, sigma), rtol=1e-3)
+    mixed = torch.tensor([0.1, 1.0], dtype=torch.float64)  # some of them inside
+    assert torch.equal(ranged(x, mixed), always(x, mixed))
+
+
 def test_inflated_priors_differ_between_analyses(torus):
     inflated = torus.denoiser.inflated(torch.tensor([0.5, 2.0]))
     x, sigma = noisy(torus, 4), torch.full((4,), 0.5, dtype=torch.float64)
@@ -380,6 +434,9 @@ def test_mistakes_are_named(torus):
         MomentMatching(torus.denoiser, torus.noise, torus.observations, covariance="full")
     with pytest.raises(InputError, match="iterations must be at least 1, got 0"):
         MomentMatching(torus.denoiser, torus.noise, torus.observations, iterations=0)
+    for wrong in ([4, 0.25], [1.0], [-1, 2], ["a", 2], 3.0, [float("nan"), 1]):
+        with pytest.raises(InputError, match="jacobian_range=.*two noise levels"):
+            MomentMatching(torus.denoiser, torus.noise, torus.observations, jacobian_range=wrong)
     batch = Observations.batch([torus.observe(3, 1), torus.observe(2, 2)])
     posterior = MomentMatching(torus.denoiser, torus.noise, batch)
     with pytest.raises(InputError, match="3 states cannot be shared out to 2 analyses"):
