@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -28,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.linalg import lasting
+from ddo_modulus.linalg import Rounded, lasting
 
 Array = np.ndarray
 
@@ -101,10 +102,15 @@ class Basis(ABC):
 
     # ---- transforms ---------------------------------------------------------------------------
 
-    def analyze(self, x: Float[Tensor, "*batch H W"]) -> Float[Tensor, "*batch K"]:
+    def analyze(
+        self, x: Float[Tensor, "*batch H W"], *, rounded: bool = False
+    ) -> Float[Tensor, "*batch K"]:
         r"""Coefficients of the band-limited function that fits the field best (least squares).
 
-        The grid is read off ``x``; it may be any that resolves the basis.
+        Args:
+            x: Fields, of which the grid is read off; it may be any that resolves the basis.
+            rounded: Whether factors of products may lose digits for speed
+                (:class:`~ddo_modulus.linalg.Rounded`).
 
         Raises:
             InputError: If the grid of ``x`` is too coarse for the basis.
@@ -116,16 +122,24 @@ class Basis(ABC):
                 "use its .at(shape)"
             )
         rows, columns = self.matrices(shape, x.dtype, x.device, inverse=True)
-        return self._gather(_to_modes(rows, columns, x))
+        return self._gather(_multiplied(_to_modes, _to_grid, rows, columns, x, rounded))
 
     def synthesize(
-        self, coefficients: Float[Tensor, "*batch K"], shape: Sequence[int] | None = None
+        self,
+        coefficients: Float[Tensor, "*batch K"],
+        shape: Sequence[int] | None = None,
+        *,
+        rounded: bool = False,
     ) -> Float[Tensor, "*batch H W"]:
-        """Values of the function on a grid of the given shape (the default grid if None)."""
+        """Values of the function on a grid of the given shape (the default grid if None).
+
+        ``rounded`` as in :meth:`analyze`.
+        """
         rows, columns = self.matrices(
             self.shape if shape is None else shape, coefficients.dtype, coefficients.device
         )
-        return _to_grid(rows, columns, self._scatter(coefficients))
+        rectangle = self._scatter(coefficients)
+        return _multiplied(_to_grid, _to_modes, rows, columns, rectangle, rounded)
 
     def synthesize_adjoint(self, v: Float[Tensor, "*batch H W"]) -> Float[Tensor, "*batch K"]:
         """Euclidean adjoint of :meth:`synthesize` for the grid of ``v``."""
@@ -571,6 +585,22 @@ def _to_grid(rows: Tensor, columns: Tensor, c: Tensor) -> Tensor:
     """``(..., K1, K2)`` to ``(..., H, W)``."""
     y = rows @ c if rows.ndim == 2 else torch.einsum("jhk,...kj->...hj", rows, c)
     return y @ columns.mT
+
+
+def _multiplied(
+    product: Callable[..., Tensor],
+    transpose: Callable[..., Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    x: Tensor,
+    rounded: bool,
+) -> Tensor:
+    """One of the two products; rounded if that is allowed and a GPU gains by it."""
+    if not (rounded and x.is_cuda):
+        return product(rows, columns, x)
+    return Rounded.apply(
+        x, partial(product, rows, columns), partial(transpose, rows.mT, columns.mT)
+    )
 
 
 def _legendre(lmax: int, x: Array) -> Array:

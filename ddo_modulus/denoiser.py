@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -549,8 +550,9 @@ class DiffusionOperator(Module):
             a = linear.modes(x - mean)
         residual = self.residual(a, sigma, shape, condition)
         with torch.autocast(x.device.type, enabled=False):
-            deviation = linear.posterior_variance(sigma).sqrt()
-            return mean + linear.fields(a * linear.gain(sigma) + deviation * residual)
+            level = _few(sigma, linear)
+            deviation = linear.posterior_variance(level).sqrt()
+            return mean + linear.fields(a * linear.gain(level) + deviation * residual)
 
     def residual(
         self,
@@ -579,20 +581,21 @@ class DiffusionOperator(Module):
         everywhere = self.training or recorded() or a.device.type != "cpu"
         if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
+        rounded = torch.is_autocast_enabled(a.device.type)  # the network rounds what it is given
+        show = partial(self._show, linear=linear, band=band, rounded=rounded)
         with torch.autocast(a.device.type, enabled=False):
-            gain, white = linear.gain(sigma), linear.whitening(sigma)
-            level = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+            level = _few(sigma, linear)
             inputs = [
-                self._show(a * white, linear, band, self.basis.size**-0.5),
-                self._show(a, linear, band) / level,
-                self._show(a * gain, linear, band),
+                show(a * linear.whitening(level), scale=self.basis.size**-0.5),
+                show(a) / (1 + level**2).sqrt().view(-1, 1, 1, 1),
+                show(a * linear.gain(level)),
                 *given,
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
         if fade is not None:
             f = f * fade.view(-1, 1, 1, 1)
         with torch.autocast(a.device.type, enabled=False):
-            z = band.widen(band.basis.analyze(f)) * self.basis.size**0.5
+            z = band.widen(band.basis.analyze(f, rounded=rounded)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
 
     def _band(self, other: Basis) -> _Band:
@@ -611,14 +614,16 @@ class DiffusionOperator(Module):
     def _show(
         self,
         coordinates: Float[Tensor, "B N"],
+        *,
         linear: GaussianDenoiser,
         band: _Band,
+        rounded: bool,
         scale: float | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Coordinates as fields in the training band: white of a given scale, or the states."""
         z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
         z = z * (linear.noise.root(z) if scale is None else scale)
-        return band.basis.synthesize(band.narrow(z))
+        return band.basis.synthesize(band.narrow(z), rounded=rounded)
 
     def _condition(self, condition: Tensor | None, like: Tensor, band: _Band) -> list[Tensor]:
         given = 0 if condition is None else condition.shape[1]
@@ -634,6 +639,11 @@ class DiffusionOperator(Module):
         if condition.shape[-2:] != band.basis.shape and condition[0, 0].numel() > 1:
             condition = band.basis.synthesize(band.basis.analyze(condition))
         return [condition.expand(like.shape[0], -1, *band.basis.shape)]
+
+
+def _few(sigma: Float[Tensor, " B"], linear: GaussianDenoiser) -> Tensor:
+    """One level for all states where that is plain, so that factors are found once."""
+    return sigma[:1] if sigma.stride(0) == 0 and linear.analyses == 1 else sigma
 
 
 def _lower(size: int) -> tuple[Tensor, Tensor]:

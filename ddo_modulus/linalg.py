@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -104,6 +105,54 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
     unit = torch.eye(matrix.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
     return torch.where(info[..., None, None] == 0, inverse, math.nan).to(matrix.dtype)
+
+
+class Rounded(torch.autograd.Function):
+    """A linear map in TF32 on a GPU, and its transpose in the derivative.
+
+    Tensor cores take factors of ten bits and keep sums in single precision: some ten times quicker,
+    and all that a network in half precision can tell.
+
+    Args:
+        x: What is mapped.
+        product: The map.
+        transpose: Its transpose.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        product: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The map."""
+        with _tensor_cores():
+            return product(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
+        """Keep the transpose."""
+        ctx.transpose = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        """The transpose."""
+        with _tensor_cores():
+            return ctx.transpose(*gradients), None, None
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """Let products of single precision round their factors."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def one_level(level: Float[Tensor, " B"]) -> bool:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ddo_modulus.linalg import gmres, lasting
+from ddo_modulus.linalg import Rounded, gmres, lasting
 
 
 def systems(batch=3, size=6, seed=0):
@@ -99,3 +99,42 @@ def test_constants_outlast_what_they_are_made_in(around):
     y = torch.ones(3, dtype=torch.float64, requires_grad=True)
     (y * kept["x"]).sum().backward()  # values are there, and gradients pass
     assert torch.equal(y.grad, x)
+
+
+def rounded(matrix):
+    return lambda x: Rounded.apply(x, lambda t: matrix @ t, lambda t: matrix.mT @ t)
+
+
+def test_a_rounded_map_has_its_transpose_as_derivative():
+    a, b = systems()
+    assert torch.autograd.gradcheck(rounded(a[0]), (b[:, :, None].requires_grad_(),))
+    torch.testing.assert_close(torch.func.vmap(rounded(a[0]))(b[:, :, None]), a[0] @ b[:, :, None])
+
+
+def test_rounding_ends_with_the_product():
+    products = torch.backends.cuda.matmul
+    seen = []
+
+    def product(t):
+        seen.append(products.fp32_precision)
+        if len(seen) > 1:
+            raise ValueError("no product")
+        return t
+
+    before = products.fp32_precision
+    Rounded.apply(torch.ones(2), product, product)
+    assert products.fp32_precision == before
+    with pytest.raises(ValueError, match="no product"):
+        Rounded.apply(torch.ones(2), product, product)
+    assert seen == ["tf32", "tf32"] and products.fp32_precision == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rounded_products_lose_what_half_precision_does_not_tell():
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).cuda()
+    x = torch.randn(4, 256, 64, generator=torch.Generator().manual_seed(1)).cuda()
+    exact = a.double() @ x.double()
+    error = float((rounded(a)(x) - exact).norm() / exact.norm())
+    assert 1e-5 < error < 1e-3  # half precision: some 3e-3
+    assert float((a @ x - exact).norm() / exact.norm()) < 1e-6

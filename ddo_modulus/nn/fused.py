@@ -173,26 +173,36 @@ class _Resampling:
             return self._resample(y, onto)
 
     def _resample(self, y: Tensor, onto: Tensor | None) -> Tensor:
-        modes = torch.matmul(self.inward, y)  # (B, H, K, C)
+        modes = _along_lines(self.inward, y)  # (B, H, K, C)
         if len(self.across) == 1:
             modes = torch.bmm(self.across.expand(len(y), -1, -1), modes.flatten(2))
             modes = modes.unflatten(2, (-1, y.shape[-1]))
         else:
             modes = torch.einsum("khj,bjkc->bhkc", self.across, modes).contiguous()
-        if onto is None:
-            return torch.matmul(self.outward, modes)
-        if onto.shape[-1] > _WIDEST:
-            return onto + torch.matmul(self.outward, modes)
-        onto = onto.contiguous()
-        out = torch.empty_like(onto)
-        batch, lines, points, channels = onto.shape
-        number = modes.shape[2]
-        _SYNTHESIS.tiled(
-            kernels.add_synthesis, batch, points, lines, onto, modes, self.outward, out,
-            k_stride=channels, line_stride=number * channels, batch_stride=modes.stride(0),
-            C=channels, C_=_power(channels), **_last(number),
-        )  # fmt: skip
-        return out
+        return _along_lines(self.outward, modes, onto)
+
+
+def _along_lines(
+    matrix: Float[Tensor, "W K"],
+    x: Float[Tensor, "B H K C"],
+    onto: Float[Tensor, "B H W C"] | None = None,
+) -> Float[Tensor, "B H W C"]:
+    """A matrix times each line, added to a field if that is given."""
+    batch, lines, number, channels = x.shape
+    if channels > _WIDEST:
+        out = torch.matmul(matrix, x)
+        return out if onto is None else onto + out
+    points, wide = len(matrix), _power(channels)
+    out = x.new_empty(batch, lines, points, channels)
+    together = max(1, 128 // wide)
+    pieces = {"K": number, "K_": 64} if number % 64 == 0 else _last(number)
+    tile = min(_ALONG.points, _power(points))
+    _ALONG.run(
+        kernels.along_lines, (triton.cdiv(points, tile) * triton.cdiv(lines, together), batch),
+        tile, x.contiguous(), matrix, out if onto is None else onto.contiguous(), out, points,
+        lines, C=channels, C_=wide, **pieces, G=together, ADD=onto is not None,
+    )  # fmt: skip
+    return out
 
 
 def _matrices(transform: Transform, grid: str) -> list[Tensor]:
@@ -311,8 +321,9 @@ class _FusedBlock:
         padded = -(-hidden // piece) * piece
         self.local_sizes = {"L": near, "S_": side}
         self.gate_sizes = {"C": width, "C_": wide, "N": hidden, "N_": padded, "J_": piece}
-        self.forward_sizes = self.gate_sizes | {"J_": padded if padded <= 128 else piece}
-        self.backward_sizes = {"C": width, "N": hidden, "J_": piece}
+        whole = padded if padded <= 128 else piece
+        self.forward_sizes = self.gate_sizes | {"J_": whole}
+        self.backward_sizes = {"C": width, "N": hidden, "J_": whole}
         device = block.out.weight.device
         table = _table(block.spectral.transform.basis)
         here = torch.arange(table.shape[1], dtype=table.dtype)[None]
@@ -375,7 +386,7 @@ class _RunBlock(torch.autograd.Function):
         factor, shift = modulation.chunk(2, 1)
         y, out = torch.empty_like(h), torch.empty_like(h)
         modes = h.new_empty(batch, block.filter.first_sizes["K"], lines, width)
-        _NORMALISE.run(
+        _by_width(width).run(
             kernels.normalise, (lines, batch), points, h, factor, shift, block.filter.analysis, y,
             modes, points, lines, modulation.stride(0), C=width, C_=_power(width),
             **block.filter.first_sizes,
@@ -401,7 +412,7 @@ class _RunBlock(torch.autograd.Function):
         inner, hidden = torch.empty_like(mixed), block.gate_sizes["N"]
         modes = h.new_empty(batch, block.filter.first_sizes["K"], lines, hidden)
         pieces = triton.cdiv(hidden, block.gate_sizes["J_"])
-        _GATE.run(
+        _by_width(h.shape[3]).run(
             kernels.gate_backward, (lines * pieces, batch), points, g, mixed, block.out_adjoint,
             block.filter.synthesis_adjoint, inner, modes, points, lines, **block.gate_sizes,
             **block.filter.first_sizes,
@@ -560,8 +571,12 @@ class _Launch:
     def tiled(
         self, kernel: Any, batch: int, points: int, lines: int, *inputs: object, **sizes: object
     ) -> None:
-        """The same, tiles of which lines are taken apart: no larger than the grid."""
-        tile = min(self.points, _power(points * lines))
+        """The same, tiles of which lines are taken apart: no larger than the grid.
+
+        What is done line by line in them costs as much for a part as for the whole, so that large
+        tiles are for long lines.
+        """
+        tile = min(self.points, _power(points * lines), 128 if points >= 128 else 64)
         if points % tile == 0 or tile % points == 0:
             touched = max(tile // points, 1)
         else:
@@ -571,6 +586,12 @@ class _Launch:
         self.run(kernel, grid, tile, *inputs, **sizes)
 
 
-_NORMALISE = _FILTERED = _BLOCK = _SYNTHESIS = _Launch()
-_GATE = _BLOCK_BACKWARD = _Launch(stages=2)
-_POINTWISE = _Launch(128)
+def _by_width(channels: int) -> _Launch:
+    """Of the kernels that go along a line, part after part."""
+    return _Launch(64 if channels <= 32 else 32)
+
+
+_FILTERED = _Launch()
+_BLOCK = _POINTWISE = _Launch(128)
+_ALONG = _Launch()
+_BLOCK_BACKWARD = _Launch(stages=2)

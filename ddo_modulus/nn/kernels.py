@@ -301,21 +301,33 @@ def block_backward(
 
 
 @triton.jit
-def add_synthesis(
-    field, modes, synthesis, out, points, lines, k_stride, line_stride, batch_stride,
-    C: tl.constexpr, C_: tl.constexpr, K: tl.constexpr, K_: tl.constexpr, LINES: tl.constexpr,
-    M: tl.constexpr,
+def along_lines(
+    x, matrix, field, out, points, lines, C: tl.constexpr, C_: tl.constexpr, K: tl.constexpr,
+    K_: tl.constexpr, G: tl.constexpr, M: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """``out = field + synthesis``."""
-    state, P, channel = tl.program_id(1).to(tl.int64), points * lines, tl.arange(0, C_)
-    place, inside, line, along = _tile(points, P, M)
-    x = tl.zeros((M, C_), tl.float32)
-    x = _synthesis(
-        x, synthesis, modes + state * batch_stride, line, along, inside, channel, C, points, lines,
-        k_stride, line_stride, K, K_, LINES,
-    )  # fmt: skip
-    x += _load(field + state * P * C, place, inside, 0, channel, C, C).to(tl.float32)
-    _store(out + state * P * C, x, place, inside, 0, channel, C, C)
+    """``out = matrix @ x`` of each line, from ``K`` to ``points``, added to a field if asked for.
+
+    ``G`` lines at once, side by side, so that they share what is read of the matrix.
+    """
+    state, tiles = tl.program_id(1).to(tl.int64), tl.cdiv(points, M)
+    place, column = (tl.program_id(0) % tiles) * M + tl.arange(0, M), tl.arange(0, G * C_)
+    line, channel = (tl.program_id(0) // tiles) * G + column // C_, column % C_
+    inside, known = place < points, (line < lines) & (channel < C)
+    x += state * lines * K * C
+    sums = tl.zeros((M, G * C_), tl.float32)
+    for first in range(0, K, K_):
+        k = first + tl.arange(0, K_)
+        a = _load(matrix, place, inside, 0, k, K, K)
+        where = (k * C)[:, None] + (line * K * C + channel)[None, :]
+        b = tl.load(x + where, mask=(k < K)[:, None] & known[None, :], other=0)
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+    where = (place * C)[:, None] + (line * points * C + channel)[None, :]
+    there = inside[:, None] & known[None, :]
+    if ADD:
+        field += state * lines * points * C
+        sums += tl.load(field + where, mask=there, other=0).to(tl.float32)
+    out += state * lines * points * C
+    tl.store(out + where, sums.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
