@@ -23,7 +23,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from kolmogorov import TEST_SEED, Case, assimilate, interpolate, observe, scores
+from kolmogorov import (
+    TEST_SEED,
+    Case,
+    as_packaged,
+    assimilate,
+    at_all_levels,
+    interpolate,
+    observe,
+    scores,
+)
 from report import command, machine, publish
 from torch import Tensor
 
@@ -140,9 +149,8 @@ def observed(
             levels(package, denoiser, options.sigma_max),
             widened(case, margin),
             options.members,
+            at_all_levels(iterations),
             steps=options.steps,
-            covariance="jacobian" if iterations else "linear",
-            iterations=max(iterations, 1),
             solver=options.solver,
             batch=options.batch // length,
         )
@@ -155,9 +163,8 @@ def observed(
             state.scheduler(),
             frame_by_frame(case),
             options.members,
+            as_packaged(state),
             steps=options.steps,
-            covariance="jacobian",
-            iterations=2,
             batch=options.batch,
         )
         each = members.reshape(options.members, *truth.shape)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.first_guess import background_error_field
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.observations import PointOperator
+from ddo_modulus.posterior import MomentMatching
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T13", "2019-03-28T06"], "datetime64[ns]")
 
@@ -389,6 +391,34 @@ def test_members_do_not_depend_on_what_is_computed_with_them(package):
     assert np.abs(fields(seed=1) - whole).mean() > 0.1
     noise = [fields(batch=batch, solver="dpmpp_2m_sde") for batch in (1, 256)]
     np.testing.assert_allclose(*noise, atol=2e-3)
+
+
+def test_how_posteriors_are_solved_is_the_packages_unless_told(package, monkeypatch):
+    module, seen = "ddo_modulus.assimilation", []
+    original = MomentMatching
+
+    def spy(*args, **options):
+        seen.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+    own = replace(
+        package.sampling, covariance="jacobian", iterations=3, jacobian_range=[0.2, 9], steps=2
+    )
+    monkeypatch.setattr(package, "sampling", own)
+    table = read_table(reports(package))
+    result = assimilate(package, table, TIMES[:1], ensemble=2)
+    told = assimilate(
+        package, table, TIMES[:1], ensemble=2, iterations=1, jacobian_range=[0.5, 4.0]
+    )
+    assert seen == [
+        {"covariance": "jacobian", "iterations": 3, "jacobian_range": (0.2, 9.0)},
+        {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.5, 4.0]},
+    ]
+    assert list(result.attrs["jacobian_range"]) == [0.2, 9.0]
+    assert told.attrs["iterations"] == 1
+    monkeypatch.setattr(package, "sampling", replace(own, jacobian_range=None))
+    assert "jacobian_range" not in assimilate(package, table, TIMES[:1], ensemble=2).attrs
 
 
 def test_labels(package):

@@ -28,12 +28,14 @@ def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
     out = tmp_path / "speed.md"
     benchmark.main(["--only", "8x12", "--repeats", "1", "--no-compile", "--out", str(out)])
     measured = json.loads(out.with_suffix(".json").read_text())
-    eager, half, quick, *peers = measured["rows"]
+    eager, half, twice_each, quick, *peers = measured["rows"]
     assert eager["speedup"] == 1 and eager["mean_change"] == 0
-    assert eager["evaluations"] == 3 * 5 and eager["member"] > 0
+    assert eager["evaluations"] == 3 + 2 and eager["member"] > 0  # one level is inside
     assert half["method"] == "ours, eager, bf16"
     assert 0 < half["mean_change"] < 0.02 and abs(half["spread_change"]) < 0.02
-    assert quick["method"] == "ours, eager, bf16, 1 iteration" and quick["evaluations"] == 3 * 3
+    assert twice_each["method"] == "ours, eager, bf16, 2 iterations at all levels"
+    assert twice_each["evaluations"] == 3 * 5
+    assert quick["method"] == "ours, eager, bf16, derivative from .4 to 10"
     assert [peer["method"].split(",")[1] for peer in peers] == [
         " U-NO of equal parameters",
         " U-NO of equal channels",

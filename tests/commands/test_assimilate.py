@@ -164,6 +164,8 @@ def test_mistakes(refused, files, tmp_path):
     mistake("'error' or 'prior'", missing="guess")
     mistake("unknown solver", posterior__solver="rk4")
     mistake("covariance must be", posterior__covariance="full")
+    mistake("posterior.jacobian_range=[9, 1] must be two", posterior__jacobian_range="[9,1]")
+    mistake("posterior.jacobian_range='x' must be two", posterior__jacobian_range="x")
     mistake("device=gpu9", device="gpu9")
     mistake("lapse rate of 6.5 K/m", lapse_rate=6.5)
     mistake("lapse_rate=x must be a number", lapse_rate="x")

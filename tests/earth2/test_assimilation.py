@@ -188,7 +188,7 @@ def test_seeds(package, build):
 
 def test_in_inference_mode(package, build):
     frame = observed(package)
-    model = build(covariance="jacobian")
+    model = build(covariance="jacobian", jacobian_range=[0.1, 9])
     expected = model(frame)
     with torch.inference_mode():
         np.testing.assert_allclose(model(frame), expected, atol=1e-4)
@@ -429,6 +429,7 @@ def test_options_that_cannot_be(package, build):
         ("first offset is after the last", {"time_tolerance": ["1h", "0h"]}),
         ("must be a duration, or the first and last", {"time_tolerance": ["1h"]}),
         ("must be a range", {"quality": [3, 0]}),
+        ("must be two noise levels", {"jacobian_range": [9, 1]}),
         ("no use is made of the columns colour", {"fields": ["colour"]}),
         ("observations of z500 say nothing", {"variables": ["z500"]}),
         ("must be positive", {"background_error": -1.0}),

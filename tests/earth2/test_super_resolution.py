@@ -258,7 +258,9 @@ def test_the_shipped_prior_makes_a_quarter_degree_of_whole_ones(shared_data):
 
 
 def test_it_works_in_inference_mode_with_the_jacobian(untrained):
-    model = DDOSuperResolution(untrained(), 2, covariance="jacobian", steps=3, seed=0)
+    model = DDOSuperResolution(
+        untrained(), 2, covariance="jacobian", jacobian_range=[0.1, 9], steps=3, seed=0
+    )
     coords = coords_for(model)
     x = field_for(coords)
     expected = model(x, coords)[0]
@@ -349,6 +351,7 @@ def test_coarsen_is_the_view_that_it_takes(conditional, model):
         ({"number_of_samples": 0}, "number_of_samples=0 must be"),
         ({"seed": -1}, "seed=-1 must be"),
         ({"steps": 0}, "steps=0 must be"),
+        ({"jacobian_range": [9, 1]}, "must be two noise levels"),
         ({"batch": 0.5}, "batch=0.5 must be"),
         ({"solver": "none"}, "unknown solver 'none'"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
