@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from ddo_modulus.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.field import GaussianField, Matern, WhiteField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import Observations, PointOperator

@@ -64,9 +64,10 @@ from report import machine, publish
 from torch import Tensor
 
 from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
+from ddo_modulus.denoiser import Denoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, MeasuredSpectrum
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.package import Package

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser
+from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.package import Package

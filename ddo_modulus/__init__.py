@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ddo_modulus.denoiser import Denoiser as Denoiser
     from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
     from ddo_modulus.denoiser import Engine as Engine
-    from ddo_modulus.denoiser import GaussianDenoiser as GaussianDenoiser
     from ddo_modulus.field import GaussianField as GaussianField
     from ddo_modulus.field import Matern as Matern
     from ddo_modulus.field import MeasuredSpectrum as MeasuredSpectrum
     from ddo_modulus.field import WhiteField as WhiteField
+    from ddo_modulus.gaussian import GaussianDenoiser as GaussianDenoiser
     from ddo_modulus.grid import BoxGrid as BoxGrid
     from ddo_modulus.grid import LatLonGrid as LatLonGrid
     from ddo_modulus.noise import FieldNoiseScheduler as FieldNoiseScheduler
@@ -54,7 +54,7 @@ _MODULE_OF = {
     "Denoiser": "denoiser",
     "DiffusionOperator": "denoiser",
     "Engine": "denoiser",
-    "GaussianDenoiser": "denoiser",
+    "GaussianDenoiser": "gaussian",
     "GaussianField": "field",
     "Matern": "field",
     "MeasuredSpectrum": "field",

@@ -23,10 +23,11 @@ from torch import Tensor
 from ddo_modulus import __version__
 from ddo_modulus.data.table import NO_TOLERANCE, ObservationTable, Tolerance
 from ddo_modulus.data.variables import CELL_MEANS, long_name, reported_range
-from ddo_modulus.denoiser import Denoiser, Engine, GaussianDenoiser, Recorder
+from ddo_modulus.denoiser import Denoiser, Engine, Recorder
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.first_guess import LENGTH_KM, background_error_field, background_states
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.linalg import spread
 from ddo_modulus.observations import Observations, ReportOperators

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, Scheduled
+from ddo_modulus.denoiser import Denoiser, Scheduled
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.linalg import one_level
 
 if TYPE_CHECKING:

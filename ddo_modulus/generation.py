@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.assimilation import coordinates, labelled, member_generator
-from ddo_modulus.denoiser import Denoiser, DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import Denoiser, DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.package import Package
 from ddo_modulus.sampling import Churn, StepCounter, sample

@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 
 from ddo_modulus.data.table import ERROR_COLUMN, ObservationTable, Tolerance
-from ddo_modulus.denoiser import GaussianDenoiser, linear_part
+from ddo_modulus.denoiser import linear_part
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.observations import LinearOperator, Observations, ReportOperators, typical_error

@@ -40,9 +40,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ddo_modulus.basis import Basis
 from ddo_modulus.coupled import CoupledField
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 
 # Windows that are denoised together: on a GPU a bound on the memory of a long trajectory, on a CPU
 # what its caches hold.

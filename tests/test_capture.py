@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddo_modulus.basis import CosineBasis, FourierBasis
 from ddo_modulus.capture import Captured, Replay
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.field import EOFField, GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.linalg import inverse_factor, one_level
 from ddo_modulus.noise import FieldNoiseScheduler

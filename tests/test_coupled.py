@@ -6,9 +6,10 @@ import torch
 
 from ddo_modulus.basis import CosineBasis, FourierBasis
 from ddo_modulus.coupled import CoupledField
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.rotation import ChannelRotation
 
 NETWORK = {"widths": [8], "depths": [1], "modes": [3]}

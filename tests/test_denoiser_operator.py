@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid, LatLonGrid
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.observations import Observations, PointOperator

@@ -8,9 +8,9 @@ from physicsnemo.diffusion.metrics.losses import MSEDSMLoss
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
 
 from ddo_modulus.basis import FourierBasis, SphericalBasis
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.sampling import sample
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ddo_modulus.basis import CosineBasis
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.observations import Observations, PointOperator, StackedOperator, wind_speed
 from ddo_modulus.posterior import Background

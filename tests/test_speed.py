@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ddo_modulus.basis import FourierBasis
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.speed import Method, Twin, _gaps, difference, measure
 from ddo_modulus.verification import score

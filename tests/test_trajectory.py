@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ddo_modulus.coupled import CoupledField
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser, value_and_pullback
+from ddo_modulus.denoiser import DiffusionOperator, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import Observations, PointOperator

@@ -22,9 +22,10 @@ from ddo_modulus.coupled import CoupledField
 from ddo_modulus.covariance import HybridCovariance
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import StoredStatistics
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser, Prior
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, MeasuredSpectrum
+from ddo_modulus.gaussian import GaussianDenoiser, Prior
 from ddo_modulus.grid import Grid, LatLonGrid
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.task import Task

@@ -15,15 +15,10 @@ from typing import Literal, cast, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import (
-    DiffusionOperator,
-    Engine,
-    GaussianDenoiser,
-    Pullback,
-    value_and_pullback,
-)
+from ddo_modulus.denoiser import DiffusionOperator, Engine, Pullback, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.package import Package
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.export.folder import Contract
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.package import Package
 
 DENOISER, VJP = "denoiser", "denoiser_vjp"

@@ -26,16 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import (
-    Denoiser,
-    GaussianDenoiser,
-    Pullback,
-    linear_part,
-    value_and_pullback,
-    vjp,
-)
+from ddo_modulus.denoiser import Denoiser, Pullback, linear_part, value_and_pullback, vjp
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.linalg import lasting, spread
 from ddo_modulus.observations import Observations
 from ddo_modulus.posterior.moment_matching import spanned

@@ -37,9 +37,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, GaussianDenoiser, linear_part, value_and_pullback
+from ddo_modulus.denoiser import Denoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
 from ddo_modulus.noise import level_range
 from ddo_modulus.observations import LinearOperator, Observations, Tangent

@@ -20,8 +20,9 @@ from physicsnemo.distributed import DistributedManager
 from torch import Tensor, nn
 
 from ddo_modulus.capture import Replay
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser
+from ddo_modulus.denoiser import DiffusionOperator
 from ddo_modulus.errors import InputError, Stopped
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.training.acceleration import (
     autocast,
     build_optimizer,

@@ -22,8 +22,8 @@ from ddo_modulus.commands.record import (
     within,
 )
 from ddo_modulus.data.source import open_dataset
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.package import Package
 

@@ -7,9 +7,9 @@ import torch
 
 from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.coupled import CoupledField
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, Matern, MeasuredSpectrum
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid, LatLonGrid
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching

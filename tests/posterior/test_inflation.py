@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from ddo_modulus.basis import FourierBasis
-from ddo_modulus.denoiser import Engine, GaussianDenoiser, value_and_pullback, vjp
+from ddo_modulus.denoiser import Engine, value_and_pullback, vjp
 from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.posterior import Inflated
 
 

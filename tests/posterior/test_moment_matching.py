@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.denoiser import GaussianDenoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, Matern, WhiteField
+from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid, LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.observations import (

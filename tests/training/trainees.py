@@ -21,9 +21,10 @@ from physicsnemo.distributed import DistributedManager  # noqa: E402
 import ddo_modulus.commands.train  # noqa: E402, F401
 from ddo_modulus.cli import main  # noqa: E402
 from ddo_modulus.data.loader import TensorLoader  # noqa: E402
-from ddo_modulus.denoiser import DiffusionOperator, GaussianDenoiser  # noqa: E402
+from ddo_modulus.denoiser import DiffusionOperator  # noqa: E402
 from ddo_modulus.errors import InputError  # noqa: E402
 from ddo_modulus.field import GaussianField, Matern  # noqa: E402
+from ddo_modulus.gaussian import GaussianDenoiser  # noqa: E402
 from ddo_modulus.training import Fold, Trainer, TrainerConfig, session  # noqa: E402
 
 

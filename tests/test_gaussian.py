@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.denoiser import GaussianDenoiser, linear_part, value_and_pullback
+from ddo_modulus.denoiser import linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import EOFField, GaussianField, Matern, WhiteField
+from ddo_modulus.gaussian import GaussianDenoiser
 
 
 def randn(*shape, seed=0):
