@@ -30,6 +30,7 @@ from ddo_modulus.first_guess import LENGTH_KM, background_error_field, backgroun
 from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.linalg import spread
+from ddo_modulus.noise import level_range
 from ddo_modulus.observations import Observations, ReportOperators
 from ddo_modulus.package import Package
 from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
@@ -125,7 +126,8 @@ def assimilate(
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`.
+        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`; ``[0, inf]`` is all
+            levels.
         batch: States computed together; bounds the memory.
         engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
             itself if None.
@@ -152,6 +154,10 @@ def assimilate(
         )
     if isinstance(inflation, str) and inflation not in ("none", "adaptive"):
         raise InputError(f"inflation={inflation!r} must be 'none', 'adaptive' or a number")
+    own = package.sampling
+    chosen_levels = level_range(
+        own.jacobian_range if jacobian_range is None else jacobian_range, "jacobian_range"
+    )
     if missing not in ("error", "prior"):
         raise InputError(f"missing={missing!r} must be 'error' or 'prior'")
     control = QualityControl(gross_error, duplicates, thinning_km, superob_km)
@@ -184,7 +190,6 @@ def assimilate(
     if rejected is not None:
         tables = [table for table in (chosen.rejected, left_out) if len(table)]
         rejected(pd.concat(tables, ignore_index=True) if tables else left_out)
-    own = package.sampling
     options: dict[str, Any] = {
         "ensemble": ensemble,
         "seed": seed,
@@ -198,7 +203,7 @@ def assimilate(
         "solver": own.solver if solver is None else solver,
         "covariance": own.covariance if covariance is None else covariance,
         "iterations": own.iterations if iterations is None else iterations,
-        "jacobian_range": own.jacobian_range if jacobian_range is None else jacobian_range,
+        "jacobian_range": chosen_levels,
     }
     denoiser = package.operator if engine is None else engine
     counted = StepCounter(len(times) * ensemble * options["steps"], progress)

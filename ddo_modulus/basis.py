@@ -595,12 +595,17 @@ def _multiplied(
     x: Tensor,
     rounded: bool,
 ) -> Tensor:
-    """One of the two products; rounded if that is allowed and a GPU gains by it."""
-    if not (rounded and x.is_cuda):
+    """One of the two products; rounded if that is allowed and something is gained."""
+    if not (rounded and _rounding_gains(x)):
         return product(rows, columns, x)
     return Rounded.apply(
         x, partial(product, rows, columns), partial(transpose, rows.mT, columns.mT)
     )
+
+
+def _rounding_gains(x: Tensor) -> bool:
+    """Whether rounded products are quicker. Compilers cannot look into them."""
+    return x.is_cuda and not torch.compiler.is_compiling()
 
 
 def _legendre(lmax: int, x: Array) -> Array:

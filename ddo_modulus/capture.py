@@ -37,7 +37,7 @@ class Replay:
         warm_up: Runs before the recording: compiled code, caches and workspaces are made in them.
         watched: Whether waiting for the GPU is an error already in the last of them, of which a
             recording recovers less well. The watch is on the whole process.
-        pool: Memory to share with graphs that are replayed in turn with these; its own if None.
+        pool: Memory to share with graphs that take turns with these on one stream; its own if None.
     """
 
     def __init__(

@@ -133,14 +133,20 @@ class Rounded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
-        """Keep the transpose."""
-        ctx.transpose = inputs[2]
+        """Keep map and transpose."""
+        _, ctx.product, ctx.transpose = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         """The transpose."""
         with _tensor_cores():
             return ctx.transpose(*gradients), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
+        """The map."""
+        with _tensor_cores():
+            return ctx.product(tangents[0])
 
 
 @contextmanager

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
+
+_ROUND_OFF = 1e-6  # of levels in single precision, with room
 
 
 class FieldNoiseScheduler(EDMNoiseScheduler):
@@ -135,20 +139,28 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
 
 
 def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float] | None:
-    """A range of noise levels, the least and the largest; None for all of them.
+    """A range of noise levels, the least and the largest; None stays None.
 
     Raises:
-        InputError: If it is none; ``name`` is what the message calls it.
+        InputError: If it is no range; ``name`` is what the message calls it.
     """
     if levels is None:
         return None
-    try:
-        low, high = (float(level) for level in levels)
-    except (TypeError, ValueError):
-        low, high = math.nan, math.nan
-    if not 0 <= low <= high:
-        raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
-    return low, high
+    given = list(levels) if isinstance(levels, (list, tuple, np.ndarray)) else []
+    if len(given) == 2 and all(isinstance(v, Real) and not isinstance(v, bool) for v in given):
+        low, high = float(given[0]), float(given[1])
+        if 0 <= low <= high:
+            return low, high
+    raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
+
+
+def within(levels: Float[Tensor, " S"], bounds: tuple[float, float] | None) -> Bool[Tensor, " S"]:
+    """Which noise levels are in a range; all are in None.
+
+    The ends are in it, and what differs from them by round-off: those of a schedule do.
+    """
+    low, high = (0.0, math.inf) if bounds is None else bounds
+    return (levels >= low * (1 - _ROUND_OFF)) & (levels <= high * (1 + _ROUND_OFF))
 
 
 def _variance_preserving(steps: int, low: float, high: float) -> list[float]:

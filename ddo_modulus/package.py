@@ -14,6 +14,7 @@ Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import tarfile
 import zipfile
@@ -68,10 +69,10 @@ class Sampling:
         solver: Name of the solver.
         covariance: ``covariance`` of :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: Its GMRES iterations.
-        jacobian_range: Its range of noise levels.
+        jacobian_range: Its noise levels at which the derivative is taken; None: at all.
 
     Raises:
-        InputError: If that is none.
+        InputError: If that is no range.
     """
 
     steps: int = 32
@@ -84,8 +85,10 @@ class Sampling:
     jacobian_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check what is a list in JSON."""
+        """Check what is a list in JSON, which knows no infinity."""
         found = level_range(self.jacobian_range, "jacobian_range")
+        if found is not None and math.isinf(found[1]):
+            found = level_range((found[0], self.sigma_max), "jacobian_range")
         object.__setattr__(self, "jacobian_range", found)
 
 

@@ -26,7 +26,7 @@ from torch._C._autograd import DeviceType
 from ddo_modulus.denoiser import Denoiser
 from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.noise import FieldNoiseScheduler, within
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.package import Sampling
 from ddo_modulus.posterior import MomentMatching
@@ -147,8 +147,7 @@ class Method:
         calls = levels[:-1]
         if self.solver == "heun":
             calls = torch.cat([calls, levels[1:-1]])
-        low, high = (0.0, math.inf) if self.jacobian_range is None else self.jacobian_range
-        derived = int(((calls >= low) & (calls <= high)).sum())
+        derived = int(within(calls, self.jacobian_range).sum())
         if self.covariance == "linear":
             derived = 0
         return len(calls) + 2 * self.iterations * derived

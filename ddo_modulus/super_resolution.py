@@ -199,7 +199,7 @@ def conditioned(
             :func:`~ddo_modulus.assimilation.assimilate`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`; the package's own if None.
         iterations: As `covariance`.
-        jacobian_range: As `covariance`.
+        jacobian_range: As `covariance`; ``[0, inf]`` is all levels.
         engine: What computes the package's denoiser (:mod:`ddo_modulus.export`); the operator
             itself if None.
 

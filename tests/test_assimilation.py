@@ -413,10 +413,13 @@ def test_how_posteriors_are_solved_is_the_packages_unless_told(package, monkeypa
     )
     assert seen == [
         {"covariance": "jacobian", "iterations": 3, "jacobian_range": (0.2, 9.0)},
-        {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.5, 4.0]},
+        {"covariance": "jacobian", "iterations": 1, "jacobian_range": (0.5, 4.0)},
     ]
     assert list(result.attrs["jacobian_range"]) == [0.2, 9.0]
     assert told.attrs["iterations"] == 1
+    with pytest.raises(InputError, match="jacobian_range='ab' must be two noise levels"):
+        assimilate(package, table, TIMES[:1], jacobian_range="ab")
+    assert replace(own, jacobian_range=[0.5, np.inf]).jacobian_range == (0.5, own.sigma_max)
     monkeypatch.setattr(package, "sampling", replace(own, jacobian_range=None))
     assert "jacobian_range" not in assimilate(package, table, TIMES[:1], ensemble=2).attrs
 

@@ -225,6 +225,21 @@ def test_transforms_are_their_dense_matrices(basis, dense):
 
 
 @bases()
+def test_rounded_products_have_their_own_adjoints(basis, monkeypatch):
+    """Rounded on a GPU; which product and which transpose is the same everywhere."""
+    c, x = randn(3, basis.size).requires_grad_(), randn(3, *basis.shape).requires_grad_()
+    expected = basis.synthesize(c), basis.analyze(x)
+    v, w = (torch.cos(t.detach() + 1) for t in expected)
+    gradients = torch.autograd.grad(expected, (c, x), (v, w))
+    used = []
+    monkeypatch.setattr("ddo_modulus.basis._rounding_gains", lambda x: used.append(x) or True)
+    found = basis.synthesize(c, rounded=True), basis.analyze(x, rounded=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, (c, x), (v, w)), gradients)
+    assert len(used) == 2
+
+
+@bases()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_adjoint_identity(basis, dtype, tolerance):
     for shape in (basis.shape, (13, 19)):

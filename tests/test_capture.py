@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddo_modulus.basis import CosineBasis, FourierBasis
 from ddo_modulus.capture import Captured, Replay
-from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.denoiser import DiffusionOperator, value_and_pullback
 from ddo_modulus.field import EOFField, GaussianField, Matern
 from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.grid import BoxGrid
@@ -177,6 +177,44 @@ def test_tangents_of_states_to_come_are_not_prepared():
     prepared = posterior.scheduled(torch.tensor([1.0]), like)
     assert isinstance(prepared[1.0], MomentMatching)
     assert Captured(posterior).scheduled(torch.tensor([1.0]), like)[1.0].denoiser is prepared[1.0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"covariance": "linear"}, {"jacobian_range": (0.1, 4.0)}], ids=str
+)
+def test_without_factors_beforehand_levels_are_told_apart_all_the_same(options, monkeypatch):
+    """Of an operator that is not linear; what is asked for at a level is what is meant there."""
+    grid = BoxGrid(SHAPE, periodic=False)
+    noise = GaussianField(CosineBasis(SHAPE), Matern(0.2, 0.5), 2)
+    prior = GaussianDenoiser(0.0, GaussianField(noise.basis, Matern(0.4, 1.0), 2), noise)
+    u, v = (PointOperator(grid, [0.3], [0.4], channel) for channel in (0, 1))
+    observations = Observations(wind_speed(u, v), torch.ones(1), 0.1)
+    posterior = MomentMatching(prior, noise, observations, **options)
+    taken = []
+    module = "ddo_modulus.posterior.moment_matching"
+    original = value_and_pullback
+    monkeypatch.setattr(
+        f"{module}.value_and_pullback", lambda *a: taken.append(float(a[2][0])) or original(*a)
+    )
+    scheduler = FieldNoiseScheduler(noise)
+    sample(posterior, scheduler, 2, steps=8, generator=generator())
+    levels = scheduler.timesteps(8, dtype=torch.float64)[:-1].tolist()
+    inside = [level for level in levels if 0.1 <= level <= 4] if "jacobian_range" in options else []
+    assert taken == pytest.approx(inside)
+    assert ("jacobian_range" in options) == bool(inside)
+
+
+def test_a_part_that_fails_is_told(operator):
+    captured = Captured(
+        MomentMatching(operator, operator.noise, observe(), jacobian_range=(0.1, 4))
+    )
+    levels = torch.tensor([0.01, 0.02, 1.0], dtype=torch.float64)
+    parts = captured.scheduled(levels, torch.empty(6, 1, *SHAPE))
+    assert parts[0.01] is parts[0.02] is not parts[1.0]
+    assert captured.scheduled(levels, torch.empty(6, 1, *SHAPE)) is parts
+    assert captured.failure is None
+    parts[1.0]._failure = "why"
+    assert captured.failure == "why"
 
 
 def test_inverse_factors():

@@ -108,7 +108,10 @@ def rounded(matrix):
 def test_a_rounded_map_has_its_transpose_as_derivative():
     a, b = systems()
     assert torch.autograd.gradcheck(rounded(a[0]), (b[:, :, None].requires_grad_(),))
-    torch.testing.assert_close(torch.func.vmap(rounded(a[0]))(b[:, :, None]), a[0] @ b[:, :, None])
+    x = b[:, :, None]
+    torch.testing.assert_close(torch.func.vmap(rounded(a[0]))(x), a[0] @ x)
+    out, tangent = torch.func.jvp(rounded(a[0]), (x,), (2 * x,))
+    torch.testing.assert_close(tangent, 2 * out)
 
 
 def test_rounding_ends_with_the_product():

@@ -115,6 +115,24 @@ def test_it_compiles_without_a_break(model):
         torch.testing.assert_close(compiled(*arguments(model)), expected)
 
 
+def test_rounded_products_are_no_obstacle(model, monkeypatch):
+    """What happens on a GPU in half precision: to function transforms and to a compiler."""
+    x, *rest = arguments(model, 1)
+
+    def tangent():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.func.jvp(lambda x: model(x, *rest), (x,), (torch.cos(x),))[1]
+
+    expected = tangent()
+    monkeypatch.setattr(
+        "ddo_modulus.basis._rounding_gains", lambda _: not torch.compiler.is_compiling()
+    )
+    torch.testing.assert_close(tangent(), expected)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x, *rest), model(x, *rest), rtol=2e-2, atol=2e-2)
+
+
 def test_derivatives_as_declared(model):
     """Automatic differentiation and function transforms, against a finite difference."""
     assert model.meta.auto_grad and model.meta.func_torch

@@ -95,7 +95,7 @@ class DDOAssimilation(PackagedModel):
         solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
-        jacobian_range: See there.
+        jacobian_range: See there; ``[0, inf]`` is all levels.
         batch: States computed together; bounds the memory.
         engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
@@ -136,6 +136,7 @@ class DDOAssimilation(PackagedModel):
         engines: str | None = None,
     ) -> None:
         self._tolerance = _tolerance(time_tolerance)
+        derived = level_range(jacobian_range, "jacobian_range")
         how: dict[str, Any] = {
             "default_error": _plain(default_error),
             "gross_error": gross_error,
@@ -148,7 +149,7 @@ class DDOAssimilation(PackagedModel):
             "solver": solver,
             "covariance": covariance,
             "iterations": iterations,
-            "jacobian_range": None if jacobian_range is None else list(map(float, jacobian_range)),
+            "jacobian_range": None if derived is None else list(derived),
             "batch": batch,
         }
         super().__init__(
@@ -183,7 +184,6 @@ class DDOAssimilation(PackagedModel):
                 raise InputError(f"{name}={value!r} must be a whole number from {low} up")
         if solver is not None and solver not in SOLVERS:
             raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-        level_range(jacobian_range, "jacobian_range")
         QualityControl(gross_error, duplicates, thinning_km, superob_km)
         if quality is not None and not (len(quality) == 2 and quality[0] <= quality[1]):
             raise InputError(f"quality={list(quality)} must be a range, low and high")

@@ -90,7 +90,7 @@ class DDOSuperResolution(PackagedModel):
             most probable one given the coarse field.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
-        jacobian_range: See there.
+        jacobian_range: See there; ``[0, inf]`` is all levels.
         batch: States computed together; bounds the memory.
         engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
@@ -121,6 +121,7 @@ class DDOSuperResolution(PackagedModel):
         precision: str = "fp32",
         engines: str | None = None,
     ) -> None:
+        derived = level_range(jacobian_range, "jacobian_range")
         super().__init__(
             package,
             coarse_factor=coarse_factor,
@@ -135,7 +136,7 @@ class DDOSuperResolution(PackagedModel):
             inflation=inflation,
             covariance=covariance,
             iterations=iterations,
-            jacobian_range=None if jacobian_range is None else list(map(float, jacobian_range)),
+            jacobian_range=None if derived is None else list(derived),
             batch=batch,
             engine=engine,
             precision=precision,
@@ -176,7 +177,7 @@ class DDOSuperResolution(PackagedModel):
             "inflation": inflation,
             "covariance": covariance,
             "iterations": iterations,
-            "jacobian_range": level_range(jacobian_range, "jacobian_range"),
+            "jacobian_range": derived,
         }
 
     def _coarse_grid(

@@ -66,7 +66,7 @@ class Inflated:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state under the inflated prior."""
         mean, root, wide = self._scaling(x)
-        clean = self.denoiser(mean + (x - mean) / wide, sigma / root, condition)
+        clean = self.denoiser(mean + (x - mean) / wide, _over(sigma, root), condition)
         return mean + wide * (clean - mean)
 
     def value_and_pullback(
@@ -78,7 +78,8 @@ class Inflated:
         """Expected clean state and ``v -> J^T v``; the two factors of the chain rule cancel."""
         mean, root, wide = self._scaling(x)
         scaled = mean + (x - mean) / wide
-        clean, pullback = value_and_pullback(self.denoiser, scaled, sigma / root, condition)
+        level = _over(sigma, root)
+        clean, pullback = value_and_pullback(self.denoiser, scaled, level, condition)
         return mean + wide * (clean - mean), pullback
 
     def vjp(
@@ -91,7 +92,7 @@ class Inflated:
         """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
         mean, root, wide = self._scaling(x)
         scaled = mean + (x - mean) / wide
-        clean, product = vjp(self.denoiser, scaled, sigma / root, v, condition)
+        clean, product = vjp(self.denoiser, scaled, _over(sigma, root), v, condition)
         return mean + wide * (clean - mean), product
 
     def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +104,13 @@ class Inflated:
         root = spread(self._roots[key], len(x))
         mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
         return mean, root, root.view(-1, 1, 1, 1)
+
+
+def _over(sigma: Float[Tensor, " B"], root: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """``sigma / root``; levels that are plainly one stay so, which spares work for each state."""
+    if sigma.stride(0) == root.stride(0) == 0:
+        return (sigma[:1] / root[:1]).expand(len(sigma))
+    return sigma / root
 
 
 @dataclass(frozen=True)

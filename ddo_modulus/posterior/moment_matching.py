@@ -42,7 +42,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.field import GaussianField
 from ddo_modulus.gaussian import GaussianDenoiser
 from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
-from ddo_modulus.noise import level_range
+from ddo_modulus.noise import level_range, within
 from ddo_modulus.observations import LinearOperator, Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]
@@ -76,7 +76,7 @@ class MomentMatching:
 
     Raises:
         InputError: On unknown ``covariance``, ``iterations`` below one, or a ``jacobian_range``
-            that is none.
+            that is no range.
     """
 
     def __init__(
@@ -116,7 +116,8 @@ class MomentMatching:
         Args:
             x: Noisy states.
             sigma: Noise levels. Where all are one, and plainly so (an expanded number), nothing
-                waits for a GPU.
+                waits for a GPU, unless a ``jacobian_range`` has them looked at: samplers ask
+                :meth:`scheduled` beforehand.
             condition: Handed on to the denoiser.
             whitener: The preconditioner's inverse at these noise levels, if it is known already.
         """
@@ -173,20 +174,15 @@ class MomentMatching:
                 kinds[derived] = self._settled(derived)
                 if found is not None:
                     kinds[derived] = _Scheduled(self._settled(derived), levels.to(like), found)
-            known = {level: kinds[self._derived(level)] for level in levels.tolist()}
+            known = {float(level): kinds[self._derived(level)] for level in levels}
             self._schedules = {key: known}
         return self._schedules[key]
 
-    def _derived(self, sigma: Float[Tensor, " B"] | float) -> bool:
-        """Whether the derivative is taken at some of these levels, which are looked at."""
-        if self.covariance == "linear":
-            return False
-        if self.jacobian_range is None:
-            return True
-        low, high = self.jacobian_range
-        if isinstance(sigma, float):
-            return low <= sigma <= high
-        return bool(((sigma >= low) & (sigma <= high)).any())
+    def _derived(self, sigma: Float[Tensor, "*B"]) -> bool:
+        """Whether the derivative is taken at some of these levels, which a range looks at."""
+        if self.covariance == "linear" or self.jacobian_range is None:
+            return self.covariance != "linear"
+        return bool(within(sigma, self.jacobian_range).any())
 
     def _settled(self, derived: bool) -> MomentMatching:
         """Itself for levels at which the derivative is taken, or for those at which it is not.

@@ -56,8 +56,8 @@ def share_gradients(loss: nn.Module) -> nn.parallel.DistributedDataParallel:
 def compile_network(operator: DiffusionOperator, mode: bool | str) -> None:
     """Compile the operator's network where it stands; names of its weights stay as they are.
 
-    The network alone, since all around it is a handful of products in full precision, with a
-    linear part that changes from fold to fold.
+    The network alone, since all around it is a handful of products, with a linear part that changes
+    from fold to fold.
     """
     if mode:
         operator.network.compile(mode=None if mode is True else mode)

@@ -36,6 +36,7 @@ def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):
     assert twice_each["method"] == "ours, eager, bf16, 2 iterations at all levels"
     assert twice_each["evaluations"] == 3 * 5
     assert quick["method"] == "ours, eager, bf16, derivative from .4 to 10"
+    assert quick["evaluations"] == 3 + 2
     assert [peer["method"].split(",")[1] for peer in peers] == [
         " U-NO of equal parameters",
         " U-NO of equal channels",

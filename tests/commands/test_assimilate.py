@@ -70,9 +70,11 @@ def test_stations_above_the_models_surface(ddo, files, tmp_path):
 def test_choice_of_times(ddo, files, tmp_path, keys, hours):
     out = tmp_path / "x.zarr"
     inputs = {"package": files.package, "observations": files.table}
-    assert ddo("assimilate", **inputs, out=out, **keys, **QUICK).status == 0
+    levels = {"posterior__jacobian_range": "[0.1,9]"}
+    assert ddo("assimilate", **inputs, out=out, **keys, **QUICK, **levels).status == 0
     with xr.open_zarr(out, consolidated=False) as analysis:
         assert analysis["time"].dt.hour.values.tolist() == hours
+        assert analysis.attrs["jacobian_range"] == [0.1, 9]
 
 
 def test_quality_control_and_rejected_reports(ddo, files, tmp_path):

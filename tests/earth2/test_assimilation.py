@@ -17,6 +17,7 @@ from ddo_modulus.data.table import read_table
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.package import Package
+from ddo_modulus.posterior import MomentMatching
 
 earth2studio = pytest.importorskip("earth2studio")
 
@@ -184,6 +185,20 @@ def test_seeds(package, build):
     torch.manual_seed(3)
     np.testing.assert_array_equal(free(frame), first)
     np.testing.assert_array_equal(fixed(frame, seed=first.attrs["seed"]), first)
+
+
+def test_how_the_system_is_solved_reaches_the_analysis(package, build, monkeypatch):
+    module, seen = "ddo_modulus.assimilation", []
+    original = MomentMatching
+
+    def spy(*args, **options):
+        seen.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+    options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
+    build(**options)(observed(package))
+    assert seen[0] == options | {"jacobian_range": (0.1, 9.0)}
 
 
 def test_in_inference_mode(package, build):
@@ -430,6 +445,7 @@ def test_options_that_cannot_be(package, build):
         ("must be a duration, or the first and last", {"time_tolerance": ["1h"]}),
         ("must be a range", {"quality": [3, 0]}),
         ("must be two noise levels", {"jacobian_range": [9, 1]}),
+        ("must be two noise levels", {"jacobian_range": 3.0}),
         ("no use is made of the columns colour", {"fields": ["colour"]}),
         ("observations of z500 say nothing", {"variables": ["z500"]}),
         ("must be positive", {"background_error": -1.0}),

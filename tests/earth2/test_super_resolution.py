@@ -15,6 +15,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.package import Package, Sampling
+from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.task import CoarseWindow, Task
 
 pytest.importorskip("earth2studio")
@@ -352,6 +353,7 @@ def test_coarsen_is_the_view_that_it_takes(conditional, model):
         ({"seed": -1}, "seed=-1 must be"),
         ({"steps": 0}, "steps=0 must be"),
         ({"jacobian_range": [9, 1]}, "must be two noise levels"),
+        ({"jacobian_range": 3.0}, "must be two noise levels"),
         ({"batch": 0.5}, "batch=0.5 must be"),
         ({"solver": "none"}, "unknown solver 'none'"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
@@ -374,6 +376,22 @@ def test_packages_of_another_kind(untrained, conditional):
     )
     with pytest.raises(InputError, match="windows of 2 frames"):
         DDOSuperResolution(window)
+
+
+def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, monkeypatch):
+    module, seen = "ddo_modulus.super_resolution", []
+    original = MomentMatching
+
+    def spy(*args, **options):
+        seen.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+    options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
+    model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
+    coords = coords_for(model)
+    model(field_for(coords), coords)
+    assert seen == [options | {"jacobian_range": (0.1, 9.0)}]
 
 
 def test_a_package_goes_round_with_its_options(untrained, tmp_path):

@@ -64,6 +64,7 @@ CASES = {
     "several tiles a line": ("torus", [6, 70], SINGLE | {"modes": [5]}),
     "lines in parts": ("torus", [70, 6], SINGLE | {"modes": [5]}),
     "modes in pieces": ("torus", [6, 96], SINGLE | {"modes": [45]}),
+    "lines in wide pieces": ("torus", [6, 128], {"widths": [8, 8], "modes": [5, 3]}),
     "mirrored": ("box", [9, 11], {}),
     "poles": ("sphere", [7, 16], {}),
     "no poles": ("sphere", [8, 12], {}),

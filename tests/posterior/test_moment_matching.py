@@ -376,6 +376,12 @@ def test_the_derivative_is_taken_in_its_range_only(torus):
         assert torch.equal(ranged(x, sigma), expected(x, sigma))
         torch.testing.assert_close(prepared(x, sigma[:1].expand(2)), expected(x, sigma))
     assert not torch.allclose(always(x, sigma), never(x, sigma), rtol=1e-3)
+    levels = FieldNoiseScheduler(torus.noise, 0.02, 80.0).timesteps(5, dtype=torch.float64)[:-1]
+    whole = posterior(jacobian_range=[0.02, 80.0])  # whose ends the schedule misses by round-off
+    for level, prepared in whole.scheduled(levels, x).items():
+        sigma = torch.full((2,), level, dtype=torch.float64)
+        torch.testing.assert_close(prepared(x, sigma[:1].expand(2)), always(x, sigma))
+        assert torch.equal(whole(x.float(), sigma.float()), always(x.float(), sigma.float()))
     mixed = torch.tensor([0.1, 1.0], dtype=torch.float64)  # some of them inside
     assert torch.equal(ranged(x, mixed), always(x, mixed))
 
@@ -434,7 +440,7 @@ def test_mistakes_are_named(torus):
         MomentMatching(torus.denoiser, torus.noise, torus.observations, covariance="full")
     with pytest.raises(InputError, match="iterations must be at least 1, got 0"):
         MomentMatching(torus.denoiser, torus.noise, torus.observations, iterations=0)
-    for wrong in ([4, 0.25], [1.0], [-1, 2], ["a", 2], 3.0, [float("nan"), 1]):
+    for wrong in ([4, 0.25], [1.0], [-1, 2], ["a", 2], 3.0, [float("nan"), 1], "12", [True, 2]):
         with pytest.raises(InputError, match="jacobian_range=.*two noise levels"):
             MomentMatching(torus.denoiser, torus.noise, torus.observations, jacobian_range=wrong)
     batch = Observations.batch([torus.observe(3, 1), torus.observe(2, 2)])
