@@ -12,7 +12,6 @@ densely, with members drawn exactly. Scores are at the unobserved points, in sta
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import command, machine, publish
 from torch import Tensor
 
 from ddo_modulus.data.simulators import KolmogorovFlow
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 1, 2, 4])
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.03, 0.10])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", default="benchmarks/results/kolmogorov.md")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kolmogorov.md"))
     arguments = parser.parse_args()
     device = arguments.device
     package = Package.load(arguments.package, device)
@@ -175,13 +175,11 @@ def main() -> None:
     truth = unseen_states(
         arguments.states, float(normalization.mean), float(normalization.std), device
     )
-    card = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     lines = [
         "# Kolmogorov flow, unseen states",
         "",
-        f"`python benchmarks/kolmogorov.py --states {arguments.states} --members "
-        f"{arguments.members} --steps {arguments.steps}` on {card}, torch {torch.__version__}. "
-        f"As packaged: {as_packaged(package)}. The others at all levels; zero iterations: "
+        f"{machine()}. {command(__file__)}. As packaged: {as_packaged(package)}. The others at all "
+        "levels; zero iterations: "
         "covariance of the linear part. Ratios are to exact optimal interpolation "
         "in the same run. Rank histograms: chi-square p over 8 points of a field.",
         "",
@@ -221,7 +219,7 @@ def main() -> None:
                 f"| {seconds:.1f} |"
             )
             print(lines[-1], flush=True)
-    Path(arguments.out).write_text("\n".join([*lines, ""]))
+    publish(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.noise import FieldNoiseScheduler
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.package import Package, Sampling
+from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.sampling import sample
 from ddo_modulus.task import Task
 
@@ -68,6 +69,23 @@ class _UnitCoefficients(FieldNoiseScheduler):
 def unit_coefficients():
     """A scheduler whose draws, for one more state than coefficients, are a zero and a basis."""
     return _UnitCoefficients
+
+
+@pytest.fixture
+def conditionings(monkeypatch):
+    """Options of every :class:`MomentMatching` that a module makes from then on."""
+
+    def watch(module):
+        seen, original = [], MomentMatching
+
+        def spy(*args, **options):
+            seen.append(options)
+            return original(*args, **options)
+
+        monkeypatch.setattr(f"{module}.MomentMatching", spy)
+        return seen
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.first_guess import background_error_field
 from ddo_modulus.grid import LatLonGrid
 from ddo_modulus.observations import PointOperator
-from ddo_modulus.posterior import MomentMatching
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T13", "2019-03-28T06"], "datetime64[ns]")
 
@@ -393,15 +392,8 @@ def test_members_do_not_depend_on_what_is_computed_with_them(package):
     np.testing.assert_allclose(*noise, atol=2e-3)
 
 
-def test_how_posteriors_are_solved_is_the_packages_unless_told(package, monkeypatch):
-    module, seen = "ddo_modulus.assimilation", []
-    original = MomentMatching
-
-    def spy(*args, **options):
-        seen.append(options)
-        return original(*args, **options)
-
-    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+def test_how_posteriors_are_solved_is_the_packages_unless_told(package, conditionings, monkeypatch):
+    seen = conditionings("ddo_modulus.assimilation")
     own = replace(
         package.sampling, covariance="jacobian", iterations=3, jacobian_range=[0.2, 9], steps=2
     )

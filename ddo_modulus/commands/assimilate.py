@@ -58,45 +58,39 @@ def run(config: DictConfig) -> None:
     background = None
     if config.background is not None:
         background = open_dataset(config.background, package.channels)
-    posterior = config.posterior
+    posterior, left_out = config.posterior, list[pd.DataFrame]()
+    asked: dict[str, Any] = {
+        "ensemble": integer(config, "ensemble"),
+        "seed": integer(config, "seed", 0),
+        "inflation": _inflation(config.inflation),
+        "tolerance": tolerance,
+        "default_error": _default_error(config.default_error),
+        "operators": operators,
+        **_optional(config, "gross_error", "thinning.km", "superob.km"),
+        "duplicates": config.duplicates,
+        "background": background,
+        "background_error": _default_error(config.background_error, "background_error"),
+        "background_length": number(config, "background_length"),
+        "grid": _grid(config, package),
+        "missing": config.missing,
+        "rejected": left_out.append,
+        "steps": None if posterior.steps is None else integer(config, "posterior.steps"),
+        "solver": posterior.solver,
+        "covariance": posterior.covariance,
+        "iterations": (
+            None if posterior.iterations is None else integer(config, "posterior.iterations")
+        ),
+        "jacobian_range": _levels(posterior.jacobian_range),
+        "batch": integer(config, "batch"),
+    }
     engine = None
-    if config.engine != "torch":
+    if config.engine != "torch":  # last, since to make one may be long work
         folder = None if config.engines is None else Path(config.engines)
-        options = EngineOptions(
-            folder, pick_precision(config.precision), batch=integer(config, "batch"), tell=tell
-        )
+        precision = pick_precision(config.precision)
+        options = EngineOptions(folder, precision, batch=asked["batch"], tell=tell)
         engine = open_engine(config.engine, package, options)
-    left_out: list[pd.DataFrame] = []
     with progress_bar("assimilate") as progress:
-        analysis = assimilate(
-            package,
-            table,
-            times,
-            ensemble=integer(config, "ensemble"),
-            seed=integer(config, "seed", 0),
-            inflation=_inflation(config.inflation),
-            tolerance=tolerance,
-            default_error=_default_error(config.default_error),
-            operators=operators,
-            **_optional(config, "gross_error", "thinning.km", "superob.km"),
-            duplicates=config.duplicates,
-            background=background,
-            background_error=_default_error(config.background_error, "background_error"),
-            background_length=number(config, "background_length"),
-            grid=_grid(config, package),
-            missing=config.missing,
-            rejected=left_out.append,
-            steps=None if posterior.steps is None else integer(config, "posterior.steps"),
-            solver=posterior.solver,
-            covariance=posterior.covariance,
-            iterations=(
-                None if posterior.iterations is None else integer(config, "posterior.iterations")
-            ),
-            jacobian_range=_levels(posterior.jacobian_range),
-            batch=integer(config, "batch"),
-            engine=engine,
-            progress=progress,
-        )
+        analysis = assimilate(package, table, times, **asked, engine=engine, progress=progress)
     analysis.attrs.update(package=str(config.package), engine=config.engine)
     write_store(analysis, out, overwrite=overwrite)
     if rejects is not None:

@@ -168,21 +168,20 @@ class MomentMatching:
         levels = levels.unique()
         key = (tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device))
         if key not in self._schedules:
-            found = self._whiteners(levels, like)
-            kinds: dict[bool, Denoiser] = {}
-            for derived in (True, False):
-                kinds[derived] = self._settled(derived)
-                if found is not None:
-                    kinds[derived] = _Scheduled(self._settled(derived), levels.to(like), found)
+            whiteners = self._whiteners(levels, like)
+            kinds: dict[bool, Denoiser] = {d: self._settled(d) for d in (True, False)}
+            if whiteners is not None:
+                at = levels.to(like)
+                kinds = {d: _Scheduled(self._settled(d), at, whiteners) for d in kinds}
             known = {float(level): kinds[self._derived(level)] for level in levels}
             self._schedules = {key: known}
         return self._schedules[key]
 
     def _derived(self, sigma: Float[Tensor, "*B"]) -> bool:
         """Whether the derivative is taken at some of these levels, which a range looks at."""
-        if self.covariance == "linear" or self.jacobian_range is None:
-            return self.covariance != "linear"
-        return bool(within(sigma, self.jacobian_range).any())
+        if self.covariance == "linear":
+            return False
+        return self.jacobian_range is None or bool(within(sigma, self.jacobian_range).any())
 
     def _settled(self, derived: bool) -> MomentMatching:
         """Itself for levels at which the derivative is taken, or for those at which it is not.

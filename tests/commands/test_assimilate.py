@@ -178,6 +178,20 @@ def test_mistakes(refused, files, tmp_path):
     mistake("exists", out=existing)
 
 
+def test_mistakes_are_told_before_an_engine_is_made(refused, files, tmp_path, monkeypatch):
+    def made(*_):
+        raise AssertionError("long work")
+
+    monkeypatch.setattr("ddo_modulus.commands.assimilate.open_engine", made)
+    inputs = {"package": files.package, "observations": files.table, "out": tmp_path / "x.zarr"}
+    for match, mistake in (
+        ("posterior.jacobian_range", {"posterior__jacobian_range": "[9,1]"}),
+        ("background_error=-1", {"background_error": -1}),
+        ("is no region", {"grid__region": "[57,54,-5,0]"}),
+    ):
+        refused(match, "assimilate", **inputs, engine="compile", **mistake)
+
+
 def test_bad_tables(refused, files, tmp_path):
     good = pd.read_parquet(files.table)
 

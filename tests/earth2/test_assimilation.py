@@ -17,7 +17,6 @@ from ddo_modulus.data.table import read_table
 from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.package import Package
-from ddo_modulus.posterior import MomentMatching
 
 earth2studio = pytest.importorskip("earth2studio")
 
@@ -187,15 +186,8 @@ def test_seeds(package, build):
     np.testing.assert_array_equal(fixed(frame, seed=first.attrs["seed"]), first)
 
 
-def test_how_the_system_is_solved_reaches_the_analysis(package, build, monkeypatch):
-    module, seen = "ddo_modulus.assimilation", []
-    original = MomentMatching
-
-    def spy(*args, **options):
-        seen.append(options)
-        return original(*args, **options)
-
-    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+def test_how_the_system_is_solved_reaches_the_analysis(package, build, conditionings):
+    seen = conditionings("ddo_modulus.assimilation")
     options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
     build(**options)(observed(package))
     assert seen[0] == options | {"jacobian_range": (0.1, 9.0)}

@@ -15,7 +15,6 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.grid import BoxGrid
 from ddo_modulus.normalize import Normalization
 from ddo_modulus.package import Package, Sampling
-from ddo_modulus.posterior import MomentMatching
 from ddo_modulus.task import CoarseWindow, Task
 
 pytest.importorskip("earth2studio")
@@ -378,15 +377,8 @@ def test_packages_of_another_kind(untrained, conditional):
         DDOSuperResolution(window)
 
 
-def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, monkeypatch):
-    module, seen = "ddo_modulus.super_resolution", []
-    original = MomentMatching
-
-    def spy(*args, **options):
-        seen.append(options)
-        return original(*args, **options)
-
-    monkeypatch.setattr(f"{module}.MomentMatching", spy)
+def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
+    seen = conditionings("ddo_modulus.super_resolution")
     options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
     model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
     coords = coords_for(model)
