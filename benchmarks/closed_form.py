@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddo_modulus.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.field import GaussianField, Matern, WhiteField
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern, WhiteField
+from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import MomentMatching
-from ddo_modulus.sampling import sample
 
 RESULTS = Path(__file__).parent / "results" / "closed_form.md"
 

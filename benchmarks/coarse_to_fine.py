@@ -26,12 +26,12 @@ from report import command, machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.data.loader import Symmetry, TensorLoader
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.generation import Sampler
-from ddo_modulus.package import Package
-from ddo_modulus.sampling import sample
-from ddo_modulus.super_resolution import CoarseGrid, super_resolve
-from ddo_modulus.task import CoarseWindow
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.diffusion.task import CoarseWindow
+from ddo_modulus.inference.generate import Sampler
+from ddo_modulus.inference.super_resolve import CoarseGrid, super_resolve
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import log_spectrum_distance, rank_histogram, score
 
 CUDA = torch.cuda.is_available()

@@ -63,16 +63,16 @@ from letkf import gaspari_cohn, inflate, letkf, torus_distance
 from report import machine, publish
 from torch import Tensor
 
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.denoiser import Denoiser
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.operator import Denoiser
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, MeasuredSpectrum
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.observations import LinearOperator, Observations
-from ddo_modulus.package import Package
 from ddo_modulus.posterior import Background, MomentMatching
-from ddo_modulus.sampling import sample
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import fair_crps
 
 SHAPE = (64, 64)

@@ -27,12 +27,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddo_modulus.assimilation import assimilate
-from ddo_modulus.covariance import distances_km
 from ddo_modulus.data.source import open_dataset
-from ddo_modulus.data.table import read_table
-from ddo_modulus.grid import LatLonGrid
-from ddo_modulus.package import Package
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.fields.covariance import distances_km
+from ddo_modulus.fields.grid import LatLonGrid
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.observations.table import read_table
 from ddo_modulus.verification import gaussian_crps, score
 
 STATIONS = (20, 60, 160)

@@ -32,9 +32,9 @@ import torch
 from report import machine, publish
 from torch import Tensor
 
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.generation import Sampler, generate
-from ddo_modulus.package import Package
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import compare
 from ddo_modulus.verification.structure import basis_of, rms_log_ratio, shell_power
 

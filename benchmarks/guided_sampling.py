@@ -38,14 +38,14 @@ import torch
 from report import command, machine, publish
 from torch import Tensor, nn
 
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.export.compiled import CompiledEngine
-from ddo_modulus.export.engines import Precision
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.engines.compiled import CompiledEngine
+from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.speed import Method, Twin, difference, idle_share, measure
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.observations import LinearOperator
-from ddo_modulus.package import Package
-from ddo_modulus.speed import Method, Twin, difference, idle_share, measure
 from ddo_modulus.verification import score
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from report import command, machine, publish
 
-from ddo_modulus.package import Package
-from ddo_modulus.speed import Method, Twin
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.engines.speed import Method, Twin
 from ddo_modulus.verification import score
 
 RANGES = [(0.1, 20.0), (0.2, 20.0), (0.4, 10.0)]

@@ -30,18 +30,18 @@ import xarray as xr
 import zarr
 from report import machine, publish
 
-from ddo_modulus.basis import CosineBasis
-from ddo_modulus.cli import compose
-from ddo_modulus.commands.common import pick_device, plain
+from ddo_modulus.cli.main import compose
+from ddo_modulus.cli.options import pick_device, plain
 from ddo_modulus.data.dali import DaliLoader
+from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.source import FIELDS
 from ddo_modulus.data.statistics import moments
 from ddo_modulus.data.stream import StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.normalize import Normalization
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.basis import CosineBasis
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
 from ddo_modulus.training.evaluation import Batch
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.package import Package
-from ddo_modulus.sampling import sample
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.simulators import KolmogorovFlow
 
 RESULTS = Path(__file__).parent / "results" / "resolution.md"
 LEVELS = (0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)

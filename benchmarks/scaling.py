@@ -21,8 +21,8 @@ import torch
 from report import machine, publish
 
 from ddo_modulus.data.loader import TensorLoader
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.training import Fold, Trainer, TrainerConfig, session
 
 CUDA = torch.cuda.is_available()

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from report import machine, publish
 
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.package import Package
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.simulators import KolmogorovFlow
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "slurm" / "train_one_node.sbatch"

@@ -20,9 +20,9 @@ from report import machine, publish
 from torch import Tensor, nn
 
 from ddo_modulus.data.loader import TensorLoader
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import GaussianField, MeasuredSpectrum
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,13 +23,13 @@ import pandas as pd
 from era5_uk import ERROR, EnsembleOI, probable_inflation
 from report import machine, publish
 
-from ddo_modulus.assimilation import assimilate
 from ddo_modulus.data.source import open_dataset
-from ddo_modulus.data.table import read_table
+from ddo_modulus.diffusion.package import Package
 from ddo_modulus.earth2.sources.bufr import decode_bufr
-from ddo_modulus.grid import LatLonGrid
-from ddo_modulus.package import Package
-from ddo_modulus.quality import average_duplicates
+from ddo_modulus.fields.grid import LatLonGrid
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.inference.quality import average_duplicates
+from ddo_modulus.observations.table import read_table
 
 TIME = np.datetime64("2018-11-02T12", "ns")
 STATION_ERROR = 1.0  # K, what a cell of a quarter of a degree does not show included

@@ -8,21 +8,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddo_modulus.basis import CosineBasis as CosineBasis
-    from ddo_modulus.basis import FourierBasis as FourierBasis
-    from ddo_modulus.basis import SphericalBasis as SphericalBasis
-    from ddo_modulus.coupled import CoupledField as CoupledField
-    from ddo_modulus.denoiser import Denoiser as Denoiser
-    from ddo_modulus.denoiser import DiffusionOperator as DiffusionOperator
-    from ddo_modulus.denoiser import Engine as Engine
-    from ddo_modulus.field import GaussianField as GaussianField
-    from ddo_modulus.field import Matern as Matern
-    from ddo_modulus.field import MeasuredSpectrum as MeasuredSpectrum
-    from ddo_modulus.field import WhiteField as WhiteField
-    from ddo_modulus.gaussian import GaussianDenoiser as GaussianDenoiser
-    from ddo_modulus.grid import BoxGrid as BoxGrid
-    from ddo_modulus.grid import LatLonGrid as LatLonGrid
-    from ddo_modulus.noise import FieldNoiseScheduler as FieldNoiseScheduler
+    from ddo_modulus.diffusion.noise import FieldNoiseScheduler as FieldNoiseScheduler
+    from ddo_modulus.diffusion.operator import Denoiser as Denoiser
+    from ddo_modulus.diffusion.operator import DiffusionOperator as DiffusionOperator
+    from ddo_modulus.diffusion.operator import Engine as Engine
+    from ddo_modulus.diffusion.package import Package as Package
+    from ddo_modulus.diffusion.samplers import Churn as Churn
+    from ddo_modulus.diffusion.samplers import sample as sample
+    from ddo_modulus.diffusion.task import CoarseWindow as CoarseWindow
+    from ddo_modulus.diffusion.task import Task as Task
+    from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser as TrajectoryDenoiser
+    from ddo_modulus.fields.basis import CosineBasis as CosineBasis
+    from ddo_modulus.fields.basis import FourierBasis as FourierBasis
+    from ddo_modulus.fields.basis import SphericalBasis as SphericalBasis
+    from ddo_modulus.fields.coupled import CoupledField as CoupledField
+    from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser as GaussianDenoiser
+    from ddo_modulus.fields.gaussian_field import GaussianField as GaussianField
+    from ddo_modulus.fields.gaussian_field import Matern as Matern
+    from ddo_modulus.fields.gaussian_field import MeasuredSpectrum as MeasuredSpectrum
+    from ddo_modulus.fields.gaussian_field import WhiteField as WhiteField
+    from ddo_modulus.fields.grid import BoxGrid as BoxGrid
+    from ddo_modulus.fields.grid import LatLonGrid as LatLonGrid
     from ddo_modulus.observations import AreaMeanOperator as AreaMeanOperator
     from ddo_modulus.observations import LevelOperator as LevelOperator
     from ddo_modulus.observations import LinearRadiance as LinearRadiance
@@ -33,16 +39,10 @@ if TYPE_CHECKING:
     from ddo_modulus.observations import ReportOperators as ReportOperators
     from ddo_modulus.observations import wind_direction as wind_direction
     from ddo_modulus.observations import wind_speed as wind_speed
-    from ddo_modulus.package import Package as Package
     from ddo_modulus.posterior import Background as Background
     from ddo_modulus.posterior import Inflated as Inflated
     from ddo_modulus.posterior import MomentMatching as MomentMatching
     from ddo_modulus.posterior import innovation_inflation as innovation_inflation
-    from ddo_modulus.sampling import Churn as Churn
-    from ddo_modulus.sampling import sample as sample
-    from ddo_modulus.task import CoarseWindow as CoarseWindow
-    from ddo_modulus.task import Task as Task
-    from ddo_modulus.trajectory import TrajectoryDenoiser as TrajectoryDenoiser
 
 __version__ = "0.1.0"
 

@@ -24,8 +24,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ddo_modulus import MomentMatching, Observations, Package, PointOperator, sample
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.figures import PointValues, analysis_panel, rank_histogram_figure, spectra_figure
+from ddo_modulus.plots.figures import (
+    PointValues,
+    analysis_panel,
+    rank_histogram_figure,
+    spectra_figure,
+)
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import rank_histogram, rich_table, score
 
 OUT = Path("outputs/demo")

@@ -25,9 +25,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from ddo_modulus.data.table import read_table
 from ddo_modulus.earth2.sources import NnjaSource
 from ddo_modulus.errors import InputError
+from ddo_modulus.observations.table import read_table
 
 OUT = Path("outputs")
 VARIABLES = ["t2m", "d2m", "u10m", "v10m", "sp", "msl"]

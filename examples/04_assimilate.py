@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ddo_modulus import Package, PointOperator
-from ddo_modulus.assimilation import assimilate, usable
-from ddo_modulus.data.table import read_table
-from ddo_modulus.figures import PointValues, estimate_panel
-from ddo_modulus.generation import generate
+from ddo_modulus.inference.assimilate import assimilate, usable
+from ddo_modulus.inference.generate import generate
+from ddo_modulus.observations.table import read_table
+from ddo_modulus.plots.figures import PointValues, estimate_panel
 
 OUT = Path("outputs/assimilate")
 NOON = np.datetime64("2019-03-27T12", "ns")

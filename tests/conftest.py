@@ -12,16 +12,16 @@ import torch
 # Without a GPU, Triton's kernels run in its interpreter. It looks when it is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from ddo_modulus.data.simulators import KolmogorovFlow
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.grid import LatLonGrid
-from ddo_modulus.noise import FieldNoiseScheduler
-from ddo_modulus.normalize import Normalization
-from ddo_modulus.package import Package, Sampling
+from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.diffusion.task import Task
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.grid import LatLonGrid
 from ddo_modulus.posterior import MomentMatching
-from ddo_modulus.sampling import sample
-from ddo_modulus.task import Task
+from ddo_modulus.simulators import KolmogorovFlow
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores already

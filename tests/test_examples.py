@@ -62,7 +62,7 @@ def test_demo_writes_what_it_names_and_nothing_else(demo):
 
 @pytest.mark.slow
 def test_the_command_that_the_demo_proposes_runs(demo, monkeypatch):
-    from ddo_modulus.cli import main
+    from ddo_modulus.cli.main import main
 
     text, folder = demo
     command = re.search(r"^ +ddo (.+)$", text, re.M)
@@ -122,7 +122,7 @@ def test_observations_are_read_back_as_they_were_written(observations):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", range(len(OBSERVATIONS)))
 def test_the_commands_that_they_propose_run(observations, example, monkeypatch):
-    from ddo_modulus.cli import main
+    from ddo_modulus.cli.main import main
 
     text, folder = observations
     command = re.findall(r"^ +ddo (.+)$", text, re.M)[example]
@@ -198,7 +198,7 @@ def test_readme_example_runs():
 
 
 def test_readme_commands_are_understood():
-    from ddo_modulus.cli import COMMANDS, compose
+    from ddo_modulus.cli.main import COMMANDS, compose
 
     lines = re.findall(r"^ddo (\w+) +([^#\n]*=[^#\n]*)", (ROOT / "README.md").read_text(), re.M)
     assert {command for command, _ in lines} == set(COMMANDS)

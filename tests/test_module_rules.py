@@ -12,8 +12,8 @@ import torch
 from physicsnemo.core.module import Module
 from physicsnemo.core.registry import ModelRegistry
 
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.nn.operator import NeuralOperator
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -125,7 +125,7 @@ def test_rounded_products_are_no_obstacle(model, monkeypatch):
 
     expected = tangent()
     monkeypatch.setattr(
-        "ddo_modulus.basis._rounding_gains", lambda _: not torch.compiler.is_compiling()
+        "ddo_modulus.fields.basis._rounding_gains", lambda _: not torch.compiler.is_compiling()
     )
     torch.testing.assert_close(tangent(), expected)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -25,7 +25,7 @@ def test_import_is_lazy():
 
 def test_a_public_name_loads_from_its_module_and_is_kept(monkeypatch):
     monkeypatch.delitem(vars(ddo_modulus), "FourierBasis", raising=False)
-    from ddo_modulus.basis import FourierBasis
+    from ddo_modulus.fields.basis import FourierBasis
 
     assert ddo_modulus.FourierBasis is FourierBasis
     assert vars(ddo_modulus)["FourierBasis"] is FourierBasis

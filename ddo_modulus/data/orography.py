@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ddo_modulus.constants import GRAVITY
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid, LatLonGrid
-from ddo_modulus.observations.atmosphere import GRAVITY
-from ddo_modulus.observations.reports import check_orography
+from ddo_modulus.fields.grid import Grid, LatLonGrid, check_orography
 
 
 def read_orography(path: str | Path, grid: Grid) -> np.ndarray:

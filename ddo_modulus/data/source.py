@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 
 import ddo_modulus.data.grib_libraries  # noqa: F401 - before any file is opened
-from ddo_modulus.data.variables import check_units, variable_id
 from ddo_modulus.errors import InputError
+from ddo_modulus.lexicon import check_units, variable_id
 
 _RENAMED = {
     "latitude": "lat",

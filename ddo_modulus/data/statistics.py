@@ -35,9 +35,9 @@ import zarr
 from dask.delayed import delayed
 from torch import Tensor
 
-from ddo_modulus.basis import Basis, build_basis
+from ddo_modulus.data.normalization import HOURS, Moments, Normalization
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.normalize import HOURS, Moments, Normalization
+from ddo_modulus.fields.basis import Basis, build_basis
 
 GROUP = "statistics"
 

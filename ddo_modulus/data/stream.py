@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ddo_modulus.data.loader import Draw, Order, Symmetry, move, window
+from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.errors import InputError
-from ddo_modulus.normalize import Normalization
 
 
 class StoreLoader(ABC):

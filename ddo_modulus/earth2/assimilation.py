@@ -2,7 +2,7 @@
 """Assimilation of point observations as an assimilation model of Earth2Studio's.
 
 Axes: ``T`` request times, ``E`` samples, ``C`` variables, ``H W`` grid. See
-:mod:`ddo_modulus.assimilation` for what is done.
+:mod:`ddo_modulus.inference.assimilate` for what is done.
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.assimilation import Inflation, assimilate, report_operators
-from ddo_modulus.data.table import CORE_COLUMNS, LABELS, NUMBERS, ObservationTable, read_table
-from ddo_modulus.data.table import ERROR_COLUMN as ERROR
+from ddo_modulus.diffusion.noise import level_range
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import SOLVERS
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
-from ddo_modulus.first_guess import LENGTH_KM, background_error_field
-from ddo_modulus.grid import LatLonGrid
-from ddo_modulus.noise import level_range
-from ddo_modulus.package import Package
-from ddo_modulus.preparation import working_shape
-from ddo_modulus.quality import GROSS_ERROR, QualityControl
-from ddo_modulus.sampling import SOLVERS
+from ddo_modulus.fields.grid import LatLonGrid
+from ddo_modulus.inference.assimilate import Inflation, assimilate, report_operators
+from ddo_modulus.inference.backgrounds import LENGTH_KM, background_error_field
+from ddo_modulus.inference.preparation import working_shape
+from ddo_modulus.inference.quality import GROSS_ERROR, QualityControl
+from ddo_modulus.observations.table import (
+    CORE_COLUMNS,
+    LABELS,
+    NUMBERS,
+    ObservationTable,
+    read_table,
+)
+from ddo_modulus.observations.table import ERROR_COLUMN as ERROR
 
 if TYPE_CHECKING:
     from earth2studio.utils.type import CoordSystem, FrameSchema
@@ -83,7 +89,7 @@ class DDOAssimilation(PackagedModel):
             on the source. Reports without a mark are used.
         default_error: Standard deviation of errors that the frame does not tell, for all variables
             or by variable; those of :data:`ddo_modulus.observations.TYPICAL_ERROR` for the others.
-        gross_error: See :func:`~ddo_modulus.assimilation.assimilate`, and so below.
+        gross_error: See :func:`~ddo_modulus.inference.assimilate.assimilate`, and so below.
         duplicates: See there; one report of each place and time, by default.
         thinning_km: See there.
         superob_km: See there.
@@ -92,12 +98,12 @@ class DDOAssimilation(PackagedModel):
         inflation: See there.
         seed: Of all noise. If None, each call draws one from torch's global generator.
         steps: Noise levels; the package's own if None, and so below.
-        solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
         covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
         iterations: See there.
         jacobian_range: See there; ``[0, inf]`` is all levels.
         batch: States computed together; bounds the memory.
-        engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
+        engine: What computes the denoiser, one of :data:`ddo_modulus.engines.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         engines: Folder that ``ddo export`` wrote; the cache if None.
 

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.data.table import ERROR_COLUMN
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import LatLonGrid
+from ddo_modulus.fields.grid import LatLonGrid
 from ddo_modulus.observations import PointOperator
+from ddo_modulus.observations.table import ERROR_COLUMN
 
 #: What is kept of an observation, if its table has it.
 KEPT = ("time", "lat", "lon", "observation", "variable", ERROR_COLUMN, "station", "type", "elev")

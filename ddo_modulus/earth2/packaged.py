@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all components for Earth2Studio share: how they come from a package and go to one.
 
-A component is one of our packages (:class:`ddo_modulus.package.Package`) and a few options of its
+A component is one of our packages (:class:`.Package`) and a few options of its
 own. Earth2Studio names packages by a root (a folder, ``hf://``, ``s3://``, ``ngc://``, any URL of
 fsspec's) and fetches their files one by one into its cache; see :func:`fetch_package`. Options that
 a component was saved with are in ``config.json`` beside the package's files::
@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from ddo_modulus.data.store import replacing
-from ddo_modulus.denoiser import Engine
+from ddo_modulus.diffusion.operator import Engine
+from ddo_modulus.diffusion.package import SHIPPED, Package
 from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.errors import InputError
-from ddo_modulus.export import ENGINES, EngineOptions, open_engine, pick_precision
-from ddo_modulus.grid import LatLonGrid
-from ddo_modulus.package import SHIPPED, Package
+from ddo_modulus.fields.grid import LatLonGrid
 
 with needs_earth2studio():
     # Neither imports a model; earth2studio.models.px, dx and da import them all (half a minute).

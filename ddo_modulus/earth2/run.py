@@ -33,12 +33,12 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.data.table import CORE_COLUMNS
 from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.earth2.departures import MEMBERS, as_tensor, departures
 from ddo_modulus.earth2.forecast import Forecast, labelled_array
 from ddo_modulus.earth2.record import Record
 from ddo_modulus.errors import InputError
+from ddo_modulus.observations.table import CORE_COLUMNS
 
 with needs_earth2studio():  # none of these imports a model; earth2studio.run imports them all
     from earth2studio.data import fetch_data, fetch_dataframe

@@ -2,7 +2,7 @@
 """Super-resolution as a diagnostic model of Earth2Studio's.
 
 Axes: ``B`` batch, ``S`` samples, ``T`` times, ``L`` lead times, ``C`` variables, ``h w`` coarse
-grid, ``H W`` fine grid. See :mod:`ddo_modulus.super_resolution` for the mathematics.
+grid, ``H W`` fine grid. See :mod:`ddo_modulus.inference.super_resolve` for the mathematics.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.assimilation import Inflation, member_generator
+from ddo_modulus.diffusion.noise import level_range
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import SOLVERS
 from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
-from ddo_modulus.generation import Sampler
-from ddo_modulus.noise import level_range
-from ddo_modulus.package import Package
-from ddo_modulus.sampling import SOLVERS
-from ddo_modulus.super_resolution import CoarseGrid, super_resolve
+from ddo_modulus.inference.assimilate import Inflation, member_generator
+from ddo_modulus.inference.generate import Sampler
+from ddo_modulus.inference.super_resolve import CoarseGrid, super_resolve
 
 with needs_earth2studio():
     from earth2studio.models.batch import batch_coords, batch_func
@@ -83,7 +83,7 @@ class DDOSuperResolution(PackagedModel):
         seed: A draw depends on this, its valid time and its place in the batch and among the
             samples. If None, each call draws a seed from torch's global generator.
         steps: Noise levels; the package's own if None, and so below.
-        solver: One of :data:`~ddo_modulus.sampling.SOLVERS`.
+        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
         coarse_error: Standard deviation of a coarse value's error, in standard deviations of its
             variable; for a prior, and so the next four.
         inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
@@ -92,7 +92,7 @@ class DDOSuperResolution(PackagedModel):
         iterations: See there.
         jacobian_range: See there; ``[0, inf]`` is all levels.
         batch: States computed together; bounds the memory.
-        engine: What computes the denoiser, one of :data:`ddo_modulus.export.ENGINES`.
+        engine: What computes the denoiser, one of :data:`ddo_modulus.engines.ENGINES`.
         precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         engines: Folder that ``ddo export`` wrote; the cache if None.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ddo_modulus.basis import Basis
+from ddo_modulus.fields.basis import Basis
 
 
 class Transform(nn.Module):

@@ -29,9 +29,10 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ddo_modulus.compat import lasting
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid, LatLonGrid
-from ddo_modulus.linalg import lasting, spread
+from ddo_modulus.fields.grid import Grid, LatLonGrid
+from ddo_modulus.fields.linalg import spread
 
 
 class ObservationOperator(ABC):

@@ -27,8 +27,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Standard acceleration of gravity, m/s2.
-GRAVITY = 9.80665
+from ddo_modulus.constants import GRAVITY
+
 #: Gas constant of dry air, J/(kg K), of the standard atmosphere.
 GAS_CONSTANT = 287.05287
 #: Lapse rate of the standard troposphere, K/m.

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.linalg import spread
+from ddo_modulus.fields.linalg import spread
 from ddo_modulus.observations.algebra import (
     LinearOperator,
     ObservationOperator,

@@ -30,11 +30,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid
+from ddo_modulus.fields.grid import Grid, check_orography
 from ddo_modulus.observations.algebra import (
     DerivedOperator,
     LinearOperator,
@@ -44,11 +43,7 @@ from ddo_modulus.observations.algebra import (
     combined,
     joined,
 )
-from ddo_modulus.observations.atmosphere import (
-    LAPSE_RATE,
-    standard_pressure,
-    standard_temperature,
-)
+from ddo_modulus.observations.atmosphere import LAPSE_RATE, standard_pressure, standard_temperature
 from ddo_modulus.observations.radiance import (
     AMSU_A_PEAKS,
     ATMS_PEAKS,
@@ -360,25 +355,3 @@ class ReportOperators:
             torch.tensor([output[int(c)] for c in channel]),
             torch.tensor(columns),
         )
-
-
-def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
-    """Heights of a model's surface, as float64 in metres.
-
-    Args:
-        heights: ``(H, W)``.
-        grid: Whose they are.
-        where: What holds them, for the message.
-
-    Raises:
-        InputError: If they do not fit the grid, or cannot be heights in metres.
-    """
-    heights = np.asarray(heights, float)
-    if heights.shape != grid.shape:
-        raise InputError(f"{where} on {heights.shape} does not fit a grid {grid.shape}")
-    if not np.isfinite(heights).all() or heights.min() < -500 or heights.max() > 9000:
-        raise InputError(
-            f"{where}: heights from {heights.min():.4g} to {heights.max():.4g} m cannot be; "
-            "heights are metres above sea level, geopotentials (z) m2/s2"
-        )
-    return heights

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid
+from ddo_modulus.fields.grid import Grid
 from ddo_modulus.observations.algebra import LinearOperator, PointOperator, combined
 
 _ROUNDING = 1e-6  # of a pressure that came through single precision

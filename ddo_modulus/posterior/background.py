@@ -18,7 +18,7 @@ for every prior, Gaussian or not: :math:`x_*` is a sufficient statistic.
 
 *What is linear.* For any other :math:`B` a share :math:`q_0 \le q_k` of the precision is taken so,
 and the rest, :math:`r_k = q_k - q_0`, by the Gaussian part of the prior. With :math:`P` the
-covariance of prior and forecast together (:mod:`ddo_modulus.product`),
+covariance of prior and forecast together (:mod:`ddo_modulus.fields.product`),
 
 .. math:: D_b = D_* + (P^{-1} + \sigma^{-2})^{-1}\,r\,(x_b - D_*), \qquad D_* = D(x_*, \sigma_*),
 
@@ -39,12 +39,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, Pullback, linear_part, value_and_pullback
+from ddo_modulus.compat import lasting
+from ddo_modulus.diffusion.operator import Denoiser, Pullback, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.linalg import lasting, spread
-from ddo_modulus.product import ProductField
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField
+from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.product import ProductField
 
 # Information that the exact share may hold too much of; in modes that are known anyway.
 _EXCESS = 0.01
@@ -164,7 +165,7 @@ class Background:
         v: Float[Tensor, "B C H W"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
+        """Expected clean state and ``J^T v``, as :class:`.Engine` has it."""
         clean, pullback = self.value_and_pullback(x, sigma, condition)
         return clean, pullback(v)
 

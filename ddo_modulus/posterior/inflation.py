@@ -26,11 +26,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, Pullback, linear_part, value_and_pullback, vjp
+from ddo_modulus.compat import lasting
+from ddo_modulus.diffusion.operator import Denoiser, Pullback, linear_part, value_and_pullback, vjp
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.linalg import lasting, spread
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField
+from ddo_modulus.fields.linalg import spread
 from ddo_modulus.observations import Observations
 from ddo_modulus.posterior.moment_matching import spanned
 
@@ -89,7 +90,7 @@ class Inflated:
         v: Float[Tensor, "B C H W"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean state and ``J^T v``, as :class:`~ddo_modulus.denoiser.Engine` has it."""
+        """Expected clean state and ``J^T v``, as :class:`.Engine` has it."""
         mean, root, wide = self._scaling(x)
         scaled = mean + (x - mean) / wide
         clean, product = vjp(self.denoiser, scaled, _over(sigma, root), v, condition)

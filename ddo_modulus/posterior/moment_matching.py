@@ -22,7 +22,7 @@ After :math:`k` iterations the error is of order :math:`k + 1` in :math:`V - V_{
 all this is optimal interpolation of the innovation with :math:`V_{lin}`.
 
 For linear operators all that the Gaussian part contributes is known before the states: ``sample``
-tells its noise levels (:class:`~ddo_modulus.denoiser.Scheduled`), the factors of all of them are
+tells its noise levels (:class:`.Scheduled`), the factors of all of them are
 found at once, and a step is then nothing but products, which a GPU does without a word to the host.
 """
 
@@ -37,12 +37,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.denoiser import Denoiser, linear_part, value_and_pullback
+from ddo_modulus.compat import lasting
+from ddo_modulus.diffusion.noise import level_range, within
+from ddo_modulus.diffusion.operator import Denoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.linalg import gmres, inverse_factor, lasting, one_level, spread
-from ddo_modulus.noise import level_range, within
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField
+from ddo_modulus.fields.linalg import gmres, inverse_factor, one_level, spread
 from ddo_modulus.observations import LinearOperator, Observations, Tangent
 
 Covariance = Literal["jacobian", "linear"]

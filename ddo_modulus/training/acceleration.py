@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.nn.operator import Block
 from ddo_modulus.training.config import TrainerConfig, apex_adam

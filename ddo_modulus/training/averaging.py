@@ -7,7 +7,7 @@ import copy
 
 import torch
 
-from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.diffusion.operator import DiffusionOperator
 
 
 class PowerAverage:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.figures import samples_figure
-from ddo_modulus.noise import FieldNoiseScheduler
-from ddo_modulus.sampling import sample
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.plots.figures import samples_figure
 from ddo_modulus.training.acceleration import autocast
 from ddo_modulus.training.config import TrainerConfig
 from ddo_modulus.training.distributed import total

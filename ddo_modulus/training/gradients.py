@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients where a CUDA graph of the loss can add to them (:class:`ddo_modulus.capture.Replay`).
+"""Gradients where a CUDA graph of the loss can add to them (:class:`.Replay`).
 
 The optimiser stays outside the graph: its few fused kernels are launched while it runs.
 """

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.gaussian import GaussianDenoiser
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.training.config import TrainerConfig
 
 #: What draws are for; a part of their keys.

@@ -19,10 +19,10 @@ import torch
 from physicsnemo.distributed import DistributedManager
 from torch import Tensor, nn
 
-from ddo_modulus.capture import Replay
-from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.cuda_graphs import Replay
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.errors import InputError, Stopped
-from ddo_modulus.gaussian import GaussianDenoiser
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.training.acceleration import (
     autocast,
     build_optimizer,

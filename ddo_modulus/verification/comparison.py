@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid
+from ddo_modulus.fields.grid import Grid
 from ddo_modulus.verification.distribution import PointValues
 from ddo_modulus.verification.measures import Measured, Measures, temporal_lags
 from ddo_modulus.verification.resampling import resample, resample_in_order

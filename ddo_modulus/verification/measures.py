@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.basis import Basis
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import Grid
+from ddo_modulus.fields.basis import Basis
+from ddo_modulus.fields.grid import Grid
 from ddo_modulus.verification.scattering import Scattering, check_octaves, resolved_octaves
 from ddo_modulus.verification.structure import (
     basis_of,

@@ -25,14 +25,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid
 
 #: Orders of the structure functions; the third is of the absolute increment.
 ORDERS = (2, 3, 4)
 
-_EARTH_RADIUS = 6371.2  # km
 _SEPARATIONS = 16  # of each axis, at most
 
 
@@ -45,7 +45,7 @@ def basis_of(grid: Grid) -> Basis:
     if grid.is_global:
         return SphericalBasis(grid.shape, latitudes=grid.lat)
     height, width = (len(a) * abs(float(a[1] - a[0])) for a in (grid.lat, grid.lon))
-    degree = 1e-3 * np.deg2rad(_EARTH_RADIUS)
+    degree = 1e-3 * np.deg2rad(EARTH_RADIUS_KM)
     return CosineBasis(
         grid.shape, (height * degree, width * degree * float(np.cos(np.deg2rad(grid.lat.mean()))))
     )
@@ -174,9 +174,9 @@ def _distance(grid: Grid, axis: int) -> np.ndarray:
             abs(grid.lat[1] - grid.lat[0]) if axis == 0 else grid.lon[1] - grid.lon[0]
         )
         if axis == 0:
-            return _EARTH_RADIUS * step * lags[:, None]
+            return EARTH_RADIUS_KM * step * lags[:, None]
         chord = np.cos(np.deg2rad(grid.lat)) * np.sin(0.5 * step * lags[:, None])
-        return 2 * _EARTH_RADIUS * np.arcsin(np.minimum(np.abs(chord), 1.0))
+        return 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(np.abs(chord), 1.0))
     assert isinstance(grid, BoxGrid)
     return lags[:, None] * grid.lengths[axis] / grid.shape[axis]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddo_modulus.package import Package
+from ddo_modulus.diffusion.package import Package
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

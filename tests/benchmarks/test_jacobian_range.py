@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddo_modulus.package import Package
+from ddo_modulus.diffusion.package import Package
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

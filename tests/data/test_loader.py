@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ddo_modulus.data.loader import Order, Symmetry, TensorLoader, move
-from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.errors import InputError
+from ddo_modulus.simulators import KolmogorovFlow
 
 
 def generator(seed=0):

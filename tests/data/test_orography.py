@@ -6,7 +6,7 @@ import xarray as xr
 
 from ddo_modulus.data.orography import read_orography
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 
 LAT, LON = np.arange(60.0, 50.0, -0.5), np.arange(350.0, 366.0, 0.5) % 360
 

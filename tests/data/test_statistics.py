@@ -4,12 +4,12 @@ import pytest
 import torch
 import xarray as xr
 
-from ddo_modulus.basis import CosineBasis, FourierBasis
 from ddo_modulus.data import statistics
+from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import StoredStatistics, moments, spread, write_statistics
 from ddo_modulus.data.training_store import write_training_store
-from ddo_modulus.normalize import Normalization
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 
 CHANNELS = ("t2m", "z500", "u10m")
 

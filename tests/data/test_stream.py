@@ -10,13 +10,13 @@ import torch
 
 from ddo_modulus.data.dali import DaliLoader
 from ddo_modulus.data.loader import Symmetry, TensorLoader
+from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import hours_of
 from ddo_modulus.data.stream import SampleOfStep, StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store
+from ddo_modulus.diffusion.task import Task
 from ddo_modulus.errors import InputError
-from ddo_modulus.normalize import Normalization
-from ddo_modulus.task import Task
 
 LOADERS = [StreamLoader, DaliLoader]
 ALL = {"symmetry": Symmetry((1, 2), True, 3), "condition": True, "per_hour": True}

@@ -12,11 +12,11 @@ import pytest
 import torch
 import xarray as xr
 
-from ddo_modulus.assimilation import assimilate
-from ddo_modulus.data.table import read_table
+from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid
-from ddo_modulus.package import Package
+from ddo_modulus.fields.grid import BoxGrid
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.observations.table import read_table
 
 earth2studio = pytest.importorskip("earth2studio")
 
@@ -187,7 +187,7 @@ def test_seeds(package, build):
 
 
 def test_how_the_system_is_solved_reaches_the_analysis(package, build, conditionings):
-    seen = conditionings("ddo_modulus.assimilation")
+    seen = conditionings("ddo_modulus.inference.assimilate")
     options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
     build(**options)(observed(package))
     assert seen[0] == options | {"jacobian_range": (0.1, 9.0)}

@@ -14,9 +14,9 @@ import torch
 
 import ddo_modulus
 from ddo_modulus import earth2
+from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.diffusion.package import SHIPPED, Package
 from ddo_modulus.errors import InputError
-from ddo_modulus.normalize import Normalization
-from ddo_modulus.package import SHIPPED, Package
 
 pytest.importorskip("earth2studio")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import xarray as xr
 
-from ddo_modulus.denoiser import DiffusionOperator
+from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid
-from ddo_modulus.normalize import Normalization
-from ddo_modulus.package import Package, Sampling
-from ddo_modulus.task import CoarseWindow, Task
+from ddo_modulus.fields.grid import BoxGrid
 
 pytest.importorskip("earth2studio")
 
@@ -378,7 +378,7 @@ def test_packages_of_another_kind(untrained, conditional):
 
 
 def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
-    seen = conditionings("ddo_modulus.super_resolution")
+    seen = conditionings("ddo_modulus.inference.super_resolve")
     options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
     model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
     coords = coords_for(model)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 
 BASES = {

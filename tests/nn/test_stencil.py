@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.nn.stencil import LocalLinear, neighbours
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddo_modulus.grid import LatLonGrid
+from ddo_modulus.fields.grid import LatLonGrid
 
 _GRID = LatLonGrid(np.arange(58.0, 52.0, -1), np.arange(-6.0, 2.0))
 # By the beginning of a channel's name: typical value and spread.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.grid import BoxGrid, LatLonGrid
-from ddo_modulus.linalg import spread
+from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.linalg import spread
 from ddo_modulus.observations import (
     AreaMeanOperator,
     DerivedOperator,

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ddo_modulus.assimilation import assimilate, report_operators
-from ddo_modulus.data.table import read_table
-from ddo_modulus.noise import FieldNoiseScheduler
-from ddo_modulus.normalize import Normalization
+from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.inference.assimilate import assimilate, report_operators
 from ddo_modulus.observations import Observations, ProfileRadiance
-from ddo_modulus.package import Package
+from ddo_modulus.observations.table import read_table
 from ddo_modulus.posterior import MomentMatching
 
 TIME = np.datetime64("2019-03-27T06", "ns")

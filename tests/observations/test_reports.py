@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-from ddo_modulus.data.table import read_table
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations import (
     DerivedOperator,
@@ -25,6 +24,7 @@ from ddo_modulus.observations.atmosphere import (
     standard_temperature,
     vapor_pressure,
 )
+from ddo_modulus.observations.table import read_table
 
 CHANNELS = (
     *("t2m", "d2m", "sp", "u10m", "v10m", "t850", "t500", "t250"),

@@ -4,10 +4,10 @@
 import pytest
 import torch
 
-from ddo_modulus.basis import FourierBasis
-from ddo_modulus.denoiser import Engine, value_and_pullback, vjp
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.gaussian import GaussianDenoiser
+from ddo_modulus.diffusion.operator import Engine, value_and_pullback, vjp
+from ddo_modulus.fields.basis import FourierBasis
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.posterior import Inflated
 
 

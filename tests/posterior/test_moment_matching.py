@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import EOFField, GaussianField, Matern, WhiteField
-from ddo_modulus.gaussian import GaussianDenoiser
-from ddo_modulus.grid import BoxGrid, LatLonGrid
-from ddo_modulus.noise import FieldNoiseScheduler
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, WhiteField
+from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.observations import (
     Observations,
     PointOperator,
@@ -18,7 +19,6 @@ from ddo_modulus.observations import (
     wind_speed,
 )
 from ddo_modulus.posterior import MomentMatching
-from ddo_modulus.sampling import sample
 
 
 def generator(seed=0):

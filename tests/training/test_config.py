@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from ddo_modulus.cli import compose
+from ddo_modulus.cli.main import compose
 from ddo_modulus.errors import InputError
 from ddo_modulus.training import TrainerConfig
 

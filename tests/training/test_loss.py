@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from ddo_modulus.denoiser import DiffusionOperator
-from ddo_modulus.field import EOFField, GaussianField, Matern
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern
 from ddo_modulus.training import DenoisingLoss, TrainerConfig, noise_levels
 
 CONFIG = TrainerConfig(sigma_min=0.05, sigma_max=20.0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ddo_modulus.data.loader import TensorLoader
-from ddo_modulus.field import GaussianField, MeasuredSpectrum
+from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
 
 

@@ -18,13 +18,13 @@ torch.set_num_threads(1)  # before any thread is started: the processes are fork
 import torch.utils.tensorboard  # noqa: E402, F401
 from physicsnemo.distributed import DistributedManager  # noqa: E402
 
-import ddo_modulus.commands.train  # noqa: E402, F401
-from ddo_modulus.cli import main  # noqa: E402
+import ddo_modulus.cli.train  # noqa: E402, F401
+from ddo_modulus.cli.main import main  # noqa: E402
 from ddo_modulus.data.loader import TensorLoader  # noqa: E402
-from ddo_modulus.denoiser import DiffusionOperator  # noqa: E402
+from ddo_modulus.diffusion.operator import DiffusionOperator  # noqa: E402
 from ddo_modulus.errors import InputError  # noqa: E402
-from ddo_modulus.field import GaussianField, Matern  # noqa: E402
-from ddo_modulus.gaussian import GaussianDenoiser  # noqa: E402
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser  # noqa: E402
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern  # noqa: E402
 from ddo_modulus.training import Fold, Trainer, TrainerConfig, session  # noqa: E402
 
 

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from ddo_modulus.basis import FourierBasis
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.grid import BoxGrid
+from ddo_modulus.fields.basis import FourierBasis
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.verification import compare
 from ddo_modulus.verification.resampling import resample, resample_in_order
 

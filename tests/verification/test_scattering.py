@@ -8,10 +8,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.data.simulators import KolmogorovFlow
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import Scattering, f2id, frechet_distance
 from ddo_modulus.verification.scattering import resolved_octaves
 

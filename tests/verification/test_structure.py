@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddo_modulus.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, Matern
-from ddo_modulus.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.verification import (
     autocovariance,
     basis_of,

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from ddo_modulus.basis import FourierBasis
 from ddo_modulus.errors import InputError
-from ddo_modulus.field import GaussianField, Matern
+from ddo_modulus.fields.basis import FourierBasis
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.verification import (
     seam_ratio,
     temporal_autocovariance,

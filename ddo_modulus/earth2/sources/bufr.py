@@ -22,7 +22,7 @@ import eccodes
 import numpy as np
 import pandas as pd
 
-from ddo_modulus.earth2.sources.conversions import GRAVITY
+from ddo_modulus.constants import GRAVITY
 from ddo_modulus.earth2.sources.messages import Message, check_messages, messages
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations, parse_variable
 from ddo_modulus.earth2.sources.source import (

@@ -21,9 +21,10 @@ Arrays are of any shape; missing values are NaN and stay so.
 
 import numpy as np
 
+from ddo_modulus.constants import GRAVITY
+
 Array = np.ndarray
 
-GRAVITY = 9.80665  # m/s2
 EPSILON = 287.0597 / 461.5250
 
 # The standard atmosphere of ICAO, below 11 km.

@@ -22,10 +22,10 @@ import pandas as pd
 import xarray as xr
 
 from ddo_modulus.data.source import is_cartesian, open_dataset
-from ddo_modulus.data.variables import check_units
 from ddo_modulus.earth2.sources.cds import check_cds_key
 from ddo_modulus.earth2.sources.source import Times, needed
 from ddo_modulus.errors import InputError
+from ddo_modulus.lexicon import check_units
 
 
 class _Store(NamedTuple):

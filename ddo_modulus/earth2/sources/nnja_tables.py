@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from ddo_modulus.earth2.sources.conversions import GRAVITY, station_pressure
+from ddo_modulus.constants import GRAVITY
+from ddo_modulus.earth2.sources.conversions import station_pressure
 from ddo_modulus.earth2.sources.reports import observations, parse_variable
 from ddo_modulus.errors import InputError
 

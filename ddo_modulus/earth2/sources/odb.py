@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ddo_modulus.earth2.sources.conversions import GRAVITY
+from ddo_modulus.constants import GRAVITY
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations
 from ddo_modulus.earth2.sources.source import (
     FileSource,

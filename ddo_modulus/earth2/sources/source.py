@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ddo_modulus.data.variables import check_units
 from ddo_modulus.earth2.sources.reports import (
     SCHEMA,
     SURFACE_VARIABLES,
@@ -33,6 +32,7 @@ from ddo_modulus.earth2.sources.reports import (
     parse_variable,
 )
 from ddo_modulus.errors import InputError
+from ddo_modulus.lexicon import check_units
 
 Times = datetime | list[datetime] | np.ndarray
 Tolerance = Any  # a timedelta, or a pair of them: before and after

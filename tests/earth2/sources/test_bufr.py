@@ -171,7 +171,7 @@ def test_earth2studio_fetches_it(synop_file):
 
 @pytest.mark.shared_data
 def test_the_table_is_one_that_the_project_assimilates(synop_file):
-    from ddo_modulus.data.table import read_table
+    from ddo_modulus.observations.table import read_table
 
     rows = BufrSource(synop_file)(NOON, SURFACE)
     table = read_table(rows)

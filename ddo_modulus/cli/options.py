@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values read from a configuration, checked."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ddo_modulus.errors import InputError
+
+
+def integer(config: DictConfig, key: str, least: int = 1) -> int:
+    """A whole number of a configuration.
+
+    Raises:
+        InputError: If it is something else, or below ``least``.
+    """
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{key}={value} must be a whole number, at least {least}")
+    return value
+
+
+def number(config: DictConfig, key: str) -> float:
+    """A number of a configuration.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{key}={value} must be a number")
+    return float(value)
+
+
+def flag(config: DictConfig, key: str) -> bool:
+    """True or false of a configuration.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value} must be true or false")
+    return value
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON can hold."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; ``"auto"`` is a GPU if there is one.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be used here; choose auto, cpu or cuda") from error
+    return device

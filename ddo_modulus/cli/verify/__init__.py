@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ddo verify``: analyses against the truth, or generated fields against true ones."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from ddo_modulus.cli.verify import analyses, samples
+from ddo_modulus.errors import InputError
+
+_ONLY = {
+    "analysis": ("observations", "trajectory"),
+    "samples": ("trajectories", "largest_wavenumber", "octaves"),
+}
+
+
+def run(config: DictConfig) -> None:
+    """Score what ``analysis=`` or ``samples=`` names; keys in ``conf/verify.yaml``.
+
+    Raises:
+        InputError: If not exactly one of them is given, with keys that belong to it, or if it
+            does not fit the truth.
+    """
+    given = [key for key in _ONLY if config[key] is not None]
+    if len(given) != 1:
+        raise InputError(
+            "verify needs either analysis=... (ensembles of known times) or samples=... (generated "
+            "fields)" + (", not both" if given else "")
+        )
+    for other, keys in _ONLY.items():
+        wrong = [key for key in keys if config[key] is not None]
+        if other != given[0] and wrong:
+            raise InputError(f"{wrong[0]}= goes with {other}=, not with {given[0]}=")
+    (analyses if given[0] == "analysis" else samples).run(config)

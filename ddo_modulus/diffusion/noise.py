@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PhysicsNeMo's EDM noise schedule with a Gaussian random field for its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.gaussian_field import GaussianField
+
+_ROUND_OFF = 1e-6  # of levels in single precision, with room
+
+
+class FieldNoiseScheduler(EDMNoiseScheduler):
+    r"""Noise :math:`x_\sigma = x_0 + \sigma L z` instead of white noise.
+
+    A drop-in for PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
+    :meth:`init_latents` (losses, the deterministic samplers). Its own stochastic samplers draw
+    white noise past the scheduler: use :func:`ddo_modulus.sample` for those.
+
+    Args:
+        field: Law of ``L z``; on another grid than the field's its :meth:`GaussianField.at` draws.
+        sigma_min: Smallest noise level of a sampling schedule.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule (Karras et al. 2022, eq. 5). The default is nearly uniform in
+            log sigma, which treats every scale of a spectrum alike: each mode is settled around
+            its own noise level, and those levels span decades. With a Gaussian prior, 32 steps of
+            ``dpmpp_2m`` then give spreads .9 % too large, against 1.7 % at the usual 7, which
+            crowds the levels around ``sigma_min``.
+        sigma_data: Standard deviation of the data, for the EDM loss weight.
+        P_mean: Mean of the logarithm of training noise levels.
+        P_std: Standard deviation of the same.
+        discretization: How the levels of a sampling schedule are spaced: ``"edm"`` (by ``rho``), or
+            as earlier samplers have it, brought to the same range (Karras et al. 2022, table 1):
+            ``"vp"``, ``"ve"`` (evenly in the logarithm) or ``"iddpm"``.
+        generator: Source of all draws; None for torch's global one.
+    """
+
+    def __init__(
+        self,
+        field: GaussianField,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 20.0,
+        sigma_data: float | Float[Tensor, " C"] = 1.0,
+        P_mean: float = -1.2,  # noqa: N803 - the host's names
+        P_std: float = 1.2,  # noqa: N803
+        discretization: str = "edm",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if discretization not in DISCRETIZATIONS:
+            raise InputError(
+                f"unknown discretization {discretization!r}; choose {', '.join(DISCRETIZATIONS)}"
+            )
+        if not 0 < sigma_min < sigma_max or rho <= 0:
+            raise InputError(
+                f"sigma_min={sigma_min:g}, sigma_max={sigma_max:g}, rho={rho:g}: noise levels must "
+                "be positive and ascend, and rho be positive"
+            )
+        super().__init__(sigma_min, sigma_max, rho, sigma_data, P_mean, P_std)
+        self.field = field
+        self.discretization = discretization
+        self.generator = generator
+
+    def draw(
+        self,
+        like: Float[Tensor, "B C H W"],
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Noise of unit level, of the shape, dtype and device of ``like``.
+
+        Args:
+            like: States.
+            generator: Source of the noise. Of a sequence each draws for an equal share of the
+                batch in turn, so that a share's noise does not depend on the others. One on
+                another device draws there, and the noise moves.
+
+        Raises:
+            InputError: If the batch cannot be shared out to the generators.
+        """
+        field = self.field.at(like.shape[-2:])
+        generator = self.generator if generator is None else generator
+        sources = generator if isinstance(generator, Sequence) else [generator]
+        if len(like) % len(sources):
+            raise InputError(
+                f"{len(like)} states cannot be shared out to {len(sources)} generators"
+            )
+        size = (len(like) // len(sources), field.channels, field.basis.size)
+        parts = []
+        for source in sources:
+            device = like.device if source is None else source.device
+            parts.append(torch.randn(size, generator=source, dtype=like.dtype, device=device))
+        return field.color(torch.cat(parts).to(like.device))
+
+    def add_noise(
+        self, x0: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Noisy states at the given noise levels."""
+        return x0 + time.view(-1, 1, 1, 1) * self.draw(x0)
+
+    def init_latents(
+        self,
+        spatial_shape: tuple[int, ...],
+        tN: Float[Tensor, " B"],  # noqa: N803
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Pure noise at the first level of a schedule; ``spatial_shape`` is ``(C, H, W)``."""
+        device = tN.device if device is None else device
+        dtype = tN.dtype if dtype is None else dtype
+        like = torch.empty((len(tN), *spatial_shape), device=device, dtype=dtype)
+        return tN.to(like).view(-1, 1, 1, 1) * self.draw(like)
+
+    def timesteps(
+        self,
+        num_steps: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, " N+1"]:
+        """Noise levels from ``sigma_max`` to ``sigma_min`` and zero; one step goes straight."""
+        if num_steps == 1:  # the host divides by num_steps - 1
+            return torch.tensor([self.sigma_max, 0.0], device=device, dtype=dtype)
+        if self.discretization == "edm":
+            return super().timesteps(num_steps, device=device, dtype=dtype)
+        space = DISCRETIZATIONS[self.discretization]
+        assert space is not None
+        levels = [*space(num_steps, float(self.sigma_min), float(self.sigma_max)), 0.0]
+        return torch.tensor(levels, device=device, dtype=dtype)
+
+
+def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float] | None:
+    """A range of noise levels, the least and the largest; None stays None.
+
+    Raises:
+        InputError: If it is no range; ``name`` is what the message calls it.
+    """
+    if levels is None:
+        return None
+    given = list(levels) if isinstance(levels, (list, tuple, np.ndarray)) else []
+    if len(given) == 2 and all(isinstance(v, Real) and not isinstance(v, bool) for v in given):
+        low, high = float(given[0]), float(given[1])
+        if 0 <= low <= high:
+            return low, high
+    raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
+
+
+def within(levels: Float[Tensor, " S"], bounds: tuple[float, float] | None) -> Bool[Tensor, " S"]:
+    """Which noise levels are in a range; all are in None.
+
+    The ends are in it, and what differs from them by round-off: those of a schedule do.
+    """
+    low, high = (0.0, math.inf) if bounds is None else bounds
+    return (levels >= low * (1 - _ROUND_OFF)) & (levels <= high * (1 + _ROUND_OFF))
+
+
+def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
+    """Levels at even times of the VP process whose range is the one wanted."""
+    first = 1e-3  # its smallest time
+    bottom, top = math.log1p(low**2), math.log1p(high**2)
+    slope = 2 * (bottom / first - top) / (first - 1)
+    offset = top - slope / 2
+    times = [1 + i / (steps - 1) * (first - 1) for i in range(steps)]
+    return [math.sqrt(math.expm1(slope * t**2 / 2 + offset * t)) for t in times]
+
+
+def _variance_exploding(steps: int, low: float, high: float) -> list[float]:
+    return [high * (low / high) ** (i / (steps - 1)) for i in range(steps)]
+
+
+def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
+    """Levels of the cosine schedule with a thousand steps, thinned out within the range."""
+    many = 1000
+
+    def kept(j: int) -> float:  # alpha bar
+        return math.sin(math.pi / 2 * j / (many * 1.008)) ** 2
+
+    levels = [0.0]
+    for j in range(many, 0, -1):
+        ratio = max(kept(j - 1) / kept(j), 1e-3)
+        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
+    inside = [v for v in reversed(levels) if low <= v <= high]
+    if len(inside) < steps:
+        raise InputError(
+            f"discretization=iddpm has {len(inside)} levels from {low:g} to {high:g}, too few for "
+            f"{steps} steps; widen the range or take fewer steps"
+        )
+    return [inside[math.floor((len(inside) - 1) / (steps - 1) * i + 0.5)] for i in range(steps)]
+
+
+#: How noise levels may be spaced; the host's own for ``"edm"``.
+DISCRETIZATIONS: dict[str, Callable[[int, float, float], list[float]] | None] = {
+    "edm": None,
+    "vp": _variance_preserving,
+    "ve": _variance_exploding,
+    "iddpm": _improved_ddpm,
+}

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages: a trained operator with all that its use needs.
+
+A package is a folder with ``operator.mdlus`` (weights), ``package.json`` (grid, channels, schedule,
+provenance) and ``normalization.npz`` (statistics), and, if known, ``orography.npy`` (height of the
+model's surface). Loading one runs no code of its maker's: the
+statistics are plain arrays (``allow_pickle=False``), the checkpoint may name no class but
+:class:`DiffusionOperator`, and its weights, which torch keeps in pickle format, are read by
+``torch.load`` with ``weights_only=True`` (its default), which builds tensors and refuses all else.
+
+Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import tarfile
+import zipfile
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddo_modulus.constants import GRAVITY
+from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.data.store import replacing
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler, level_range
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.task import CoarseWindow, Task
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.gaussian_field import MeasuredSpectrum
+from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, check_orography, resampled
+from ddo_modulus.fields.refinement import Refinement
+
+#: Packages that ship with the distribution.
+SHIPPED = Path(__file__).parents[1] / "packages"
+
+FORMAT = 1
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,  # what torch raises for weights that are more than tensors
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the maker of a package found to be enough.
+
+    Attributes:
+        steps: Noise levels.
+        sigma_min: Least noise level.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule.
+        solver: Name of the solver.
+        covariance: ``covariance`` of :class:`~ddo_modulus.posterior.MomentMatching`.
+        iterations: Its GMRES iterations.
+        jacobian_range: Its noise levels at which the derivative is taken; None: at all.
+
+    Raises:
+        InputError: If that is no range.
+    """
+
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 20.0
+    solver: str = "dpmpp_2m"
+    covariance: str = "jacobian"
+    iterations: int = 2
+    jacobian_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what is a list in JSON, which knows no infinity."""
+        found = level_range(self.jacobian_range, "jacobian_range")
+        if found is not None and math.isinf(found[1]):
+            found = level_range((found[0], self.sigma_max), "jacobian_range")
+        object.__setattr__(self, "jacobian_range", found)
+
+
+@dataclass
+class Package:
+    """A trained prior, ready for use.
+
+    Attributes:
+        operator: The denoiser, in normalised units.
+        grid: Where its states live.
+        normalization: Between physical units and the operator's; names the channels.
+        units: Physical unit of each channel.
+        sampling: Defaults for sampling.
+        task: Frames of a state, and the condition they are given.
+        provenance: How and on what it was trained; free form, JSON.
+        interval: Seconds from one frame to the next, for a task of several; None if it has one.
+        orography: ``(H, W)`` height of the model's surface above sea level, m; None if unknown.
+            That of a channel ``z`` (geopotential of the surface), if there is one, by default.
+    """
+
+    operator: DiffusionOperator
+    grid: Grid
+    normalization: Normalization
+    units: tuple[str, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    task: Task = field(default_factory=Task)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    interval: float | None = None
+    orography: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            InputError: If they do not.
+        """
+        basis, statistics = self.operator.basis, self.normalization.mean.shape
+        if basis.shape != self.grid.shape:
+            raise InputError(f"an operator on {basis.shape} does not fit a grid {self.grid.shape}")
+        variables, frames = len(self.channels), self.task.frames
+        if variables != len(self.units) or variables * frames != self.operator.channels:
+            raise InputError(
+                f"{frames} frame(s) of {', '.join(self.channels)} with units "
+                f"{', '.join(self.units)} do not fit an operator of {self.operator.channels} "
+                "channels"
+            )
+        if self.task.channels(variables) != self.operator.condition_channels:
+            raise InputError(
+                f"condition {self.task.condition!r} does not fit an operator that takes "
+                f"{self.operator.condition_channels} channels of it"
+            )
+        if self.orography is None and "z" in self.channels:
+            surface = self.normalization.mean[:, self.channels.index("z")].mean(0)
+            self.orography = (surface.double().cpu() / GRAVITY).expand(self.grid.shape).numpy()
+        if self.orography is not None:
+            self.orography = check_orography(self.orography, self.grid, "the orography")
+        if any(n not in (1, m) for n, m in zip(statistics[2:], self.grid.shape, strict=True)):
+            raise InputError(
+                f"statistics on {tuple(statistics[2:])} do not fit a grid {self.grid.shape}"
+            )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Variable ids of the Earth2Studio lexicon."""
+        return self.normalization.channels
+
+    def scheduler(self) -> FieldNoiseScheduler:
+        """Noise of the operator with the package's schedule."""
+        s = self.sampling
+        return FieldNoiseScheduler(self.operator.noise, s.sigma_min, s.sigma_max, s.rho)
+
+    def statistics_at(self, grid: Grid) -> Normalization:
+        """The climatology on another grid of the domain; by point, it is interpolated."""
+        own, here = self.normalization, self.grid
+        if own.mean.shape[-1] == own.mean.shape[-2] == 1 or grid.shape == here.shape:
+            return own
+        whole = (t.expand(*t.shape[:2], *here.shape) for t in (own.mean, own.std))
+        return Normalization(own.channels, *(resampled(t, here, grid) for t in whole))
+
+    def hours(self, times: np.ndarray) -> Int[Tensor, " T"]:
+        """Hour of the day (UTC, rounded down) of ``datetime64`` times."""
+        hour = np.asarray(times, "datetime64[h]").astype("int64") % 24
+        return torch.from_numpy(hour)
+
+    def conditions(self, times: np.ndarray) -> Float[Tensor, "T D"] | None:
+        """Condition of the operator at given times, or None if it takes none.
+
+        Raises:
+            InputError: If the operator takes fields, which no time tells.
+        """
+        if self.task.coarse is not None:
+            raise InputError(
+                "the package draws states that belong to a coarse view of them, with `ddo "
+                "generate`; take a prior without this condition here"
+            )
+        return self.task.at(times)
+
+    def refined(
+        self,
+        *,
+        cell_means: bool,
+        finer: Float[Tensor, "N C H W"] | None = None,
+        source: str | None = None,
+    ) -> Package:
+        """The same package with more knowledge of what lies beyond its grid; weights stay.
+
+        Args:
+            cell_means: Whether the states that it was trained on, and ``finer`` ones, are means
+                over the cells of their grids.
+            finer: States of the process on a finer grid, in physical units, whose spectrum is to
+                be that of the draws beyond the package's own band. A few do: it is three numbers.
+                None leaves it to the spectrum of the training data, which a solver too coarse for
+                its flow distorts just where the finer scales begin.
+            source: Where ``finer`` is from, for the provenance.
+
+        Raises:
+            InputError: If the states do not fit, or the domain knows no means over cells.
+        """
+        refinement = Refinement(cell_means)
+        if finer is not None:
+            refinement = Refinement(cell_means, self._tail(finer, refinement))
+        count = 0 if finer is None else len(finer)
+        note = {**asdict(refinement), "source": source, "finer_states": count}
+        return replace(
+            self,
+            operator=self.operator.refined(refinement),
+            provenance={**self.provenance, "refinement": note},
+        )
+
+    def _tail(
+        self, finer: Float[Tensor, "N C H W"], refinement: Refinement
+    ) -> tuple[tuple[float, float, float], ...]:
+        shape, own = finer.shape[-2:], self.grid.shape
+        if finer.shape[1] != len(self.channels) or any(
+            n < m for n, m in zip(shape, own, strict=True)
+        ):
+            raise InputError(
+                f"finer states have shape {tuple(finer.shape)}; expected (N, {len(self.channels)}, "
+                f"H, W) on a grid at least as fine as {own[0]}x{own[1]}"
+            )
+        statistics = self.normalization.to(finer.device)
+        if statistics.mean.shape[-1] > 1 or statistics.per_hour:
+            raise InputError("finer states need statistics that are the same at all points, hours")
+        x = statistics.normalize(finer.double())
+        basis = self.operator.basis.at(shape)
+        return MeasuredSpectrum.fit(basis, x, refinement=refinement).tail.rows
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
+        """Write the package; whole or not at all.
+
+        Args:
+            folder: Where to.
+            overwrite: Whether an existing package may be replaced.
+            half: Whether network weights go to disk in half precision.
+
+        Raises:
+            InputError: If the folder exists and ``overwrite`` is False.
+        """
+        grid: dict[str, Any]
+        if isinstance(self.grid, LatLonGrid):
+            grid = {"lat": self.grid.lat.tolist(), "lon": self.grid.lon.tolist()}
+        else:
+            assert isinstance(self.grid, BoxGrid)
+            grid = {
+                "shape": list(self.grid.shape),
+                "lengths": list(self.grid.lengths),
+                "periodic": self.grid.periodic,
+            }
+        header = {
+            "format": FORMAT,
+            "channels": list(self.channels),
+            "units": list(self.units),
+            "grid": grid,
+            "condition": self.task.condition,
+            "coarse": None if self.task.coarse is None else asdict(self.task.coarse),
+            "frames": self.task.frames,
+            "interval": self.interval,
+            "sampling": asdict(self.sampling),
+            "provenance": self.provenance,
+        }
+        state = self.operator.state_dict()
+        if half:
+            state = {
+                key: value.half() if key.startswith(("network.", "eof_covariance")) else value
+                for key, value in state.items()
+            }
+        with replacing(folder, overwrite=overwrite) as temporary:
+            temporary.mkdir()
+            self.operator.save(str(temporary / "operator.mdlus"), _state_dict=state)
+            self.normalization.save(temporary / "normalization.npz")
+            if self.orography is not None:
+                np.save(temporary / "orography.npy", np.asarray(self.orography, np.float32))
+            (temporary / "package.json").write_text(json.dumps(header, indent=2) + "\n")
+        return Path(folder)
+
+    @classmethod
+    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> Package:
+        """Load a shipped package by name, or any by its folder.
+
+        Raises:
+            InputError: If there is none, or it is damaged or of another format.
+        """
+        folder = Path(name)
+        if not (folder / "package.json").is_file() and (SHIPPED / str(name)).is_dir():
+            folder = SHIPPED / str(name)  # also beside a run's folder of that name
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
+        if not (folder / "package.json").is_file():
+            raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")
+        try:
+            header = json.loads((folder / "package.json").read_text())
+            if header.get("format") != FORMAT:
+                raise InputError(
+                    f"{folder} is a package of format {header.get('format')!r}; this version "
+                    f"reads format {FORMAT}"
+                )
+            operator = _load_operator(folder / "operator.mdlus")
+            normalization = Normalization.load(folder / "normalization.npz")
+            grid, orography = header["grid"], folder / "orography.npy"
+            return cls(
+                operator.to(device).eval().requires_grad_(False),
+                LatLonGrid(grid["lat"], grid["lon"])
+                if "lat" in grid
+                else BoxGrid(grid["shape"], grid["lengths"], periodic=grid["periodic"]),
+                normalization.to(device),
+                tuple(header["units"]),
+                Sampling(**header["sampling"]),
+                _task(header),
+                header["provenance"],
+                header.get("interval"),
+                np.load(orography, allow_pickle=False) if orography.is_file() else None,
+            )
+        except InputError:
+            raise
+        except _UNREADABLE as error:
+            raise InputError(
+                f"the package in {folder} cannot be read ({type(error).__name__}: {error}); "
+                "it is damaged or not a package: copy or train it again"
+            ) from error
+
+
+def _task(header: dict[str, Any]) -> Task:
+    coarse = header.get("coarse")
+    window = None if coarse is None else CoarseWindow(**coarse)
+    return Task(header.get("frames", 1), header["condition"], window)
+
+
+def _load_operator(path: Path) -> DiffusionOperator:
+    """Load a checkpoint that holds an operator, and nothing but one.
+
+    The host imports and calls whatever classes a checkpoint names, hence the look beforehand.
+    """
+    with zipfile.ZipFile(path) as archive:
+        args = json.loads(archive.read("args.json"))
+    if args["__name__"] != DiffusionOperator.__name__:
+        raise InputError(
+            f"{path} holds a {args['__name__']}, not a DiffusionOperator; give a folder that "
+            "`ddo train` wrote"
+        )
+    if args.keys() != {"__name__", "__module__", "__args__"} or tarfile.is_tarfile(path):
+        raise InputError(f"{path} is not laid out as `ddo train` writes it; copy or train it again")
+    return DiffusionOperator.from_checkpoint(str(path))

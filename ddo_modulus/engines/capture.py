@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions as CUDA graphs: recorded once, then launched whole.
+
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
+
+A step of a small operator is some hundreds of kernels, each shorter than the time that the host
+takes to launch it, so the GPU idles most of the step. A graph launches them all at once. What is
+recorded may not wait for the GPU, and reads and writes the same memory at each replay.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.cuda_graphs import Replay
+from ddo_modulus.diffusion.operator import Denoiser, Scheduled
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.linalg import one_level
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
+
+class Captured:
+    """A denoiser as a CUDA graph: prior or posterior, network, derivative, solver and all.
+
+    Recorded anew for each shape of states. Samplers see a denoiser like any other: what they do
+    between two calls is a handful of kernels, which the host launches while the graph runs. On
+    another device it is the denoiser itself. One that cannot be recorded (operators that are not
+    linear factor matrices between, a user's denoiser may look at its values) runs as it is, after
+    a warning with the reason.
+
+    Args:
+        denoiser: What to record; its state must not change afterwards.
+        pool: Memory to share with other graphs (:class:`Replay`).
+    """
+
+    def __init__(self, denoiser: Denoiser, pool: _POOL_HANDLE | None = None) -> None:
+        self.denoiser = denoiser
+        self._failure: str | None = None
+        self._replay: Replay | None = None
+        self._pool = pool
+        self._scheduled: tuple[Mapping[float, Denoiser], dict[float, Captured]] | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it could not be recorded; None as long as it could."""
+        parts = [] if self._scheduled is None else self._scheduled[1].values()
+        return next((p.failure for p in parts if p.failure is not None), self._failure)
+
+    @property
+    def linear(self) -> GaussianDenoiser:
+        """Gaussian part of the denoiser, if it has one."""
+        return self.denoiser.linear  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean state."""
+        if x.device.type != "cuda" or self._failure is not None:
+            return self.denoiser(x, sigma, condition)
+        one = one_level(sigma)
+        given = None if condition is None else (condition.shape, condition.dtype)
+        key = (one, x.shape, x.dtype, given)
+        try:
+            if self._replay is None:
+                self._replay = Replay(
+                    _function(self.denoiser), warm_up=2, watched=True, pool=self._pool
+                )
+            return self._replay(key, x, sigma[:1] if one else sigma, condition)
+        except RuntimeError as error:
+            self._failure = str(error).strip().splitlines()[0]
+            self._replay = None
+            warnings.warn(
+                f"no CUDA graph of {type(self.denoiser).__name__}, which runs without: "
+                f"{self._failure}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self.denoiser(x, sigma, condition)
+
+    def scheduled(
+        self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
+    ) -> Mapping[float, Denoiser]:
+        """As the denoiser's own (:class:`~ddo_modulus.diffusion.operator.Scheduled`), recorded."""
+        if not isinstance(self.denoiser, Scheduled):
+            return {}
+        prepared = self.denoiser.scheduled(levels, like)
+        if self._scheduled is None or self._scheduled[0] is not prepared:
+            pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
+            own = {id(d): Captured(d, pool) for d in prepared.values()}
+            self._scheduled = prepared, {level: own[id(d)] for level, d in prepared.items()}
+        return self._scheduled[1]
+
+
+def _function(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """What is recorded: the key tells whether there is one level for all."""
+
+    def call(key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        return denoiser(x, level.expand(len(x)) if key[0] else level, condition)
+
+    return call

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of exported graphs: written whole, described by ``engine.json``, checked when opened.
+
+Axes: ``B`` batch, ``C`` channel, ``D`` channels of a condition, ``H W`` grid.
+
+Beside the graphs stands what their users have to know: grid, variables, noise levels, precision,
+versions, and how far the graphs are from the operator in single precision, measured when they were
+written. The same is in the ``metadata_props`` of each graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddo_modulus import __version__
+from ddo_modulus.data.store import replacing
+from ddo_modulus.diffusion.operator import DiffusionOperator, vjp
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.engines.engines import EngineOptions, Precision
+from ddo_modulus.engines.trace import Trace, trace
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.grid import BoxGrid, Grid
+
+HEADER = "engine.json"
+
+FORMAT = 1
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+#: Protocol buffers end at 2 GiB; the constants of larger graphs go to a file of their own.
+EXTERNAL = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a folder of graphs computes, and how well.
+
+    Attributes:
+        package: Fingerprint of the operator (:func:`fingerprint`).
+        shape: Grid ``(H, W)`` of the states.
+        domain: What the grid covers: first and last latitude and longitude, or lengths.
+        variables: Of the package, in the order of channels.
+        channels: Channels ``C`` of a state: of all frames of a window.
+        condition: Size of the condition of one state, ``[D]`` or ``[D, H, W]``; None if there is
+            none.
+        precision: Of the network.
+        sigma: Least and largest noise level of the package.
+        opset: Of the graphs.
+        tolerance: Largest error relative to the operator in single precision, over noise levels
+            from least to largest: the norm of the difference over that of the result.
+        measured_with: What computed the graphs for that.
+        versions: Of the software that wrote them.
+        format: Of this description.
+    """
+
+    package: str
+    shape: tuple[int, int]
+    domain: dict[str, list[float] | bool]
+    variables: tuple[str, ...]
+    channels: int
+    condition: tuple[int, ...] | None
+    precision: Precision
+    sigma: tuple[float, float]
+    opset: int
+    tolerance: dict[str, float]
+    measured_with: str
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> Contract:
+        """The description of a folder.
+
+        Raises:
+            InputError: If there is none, it is damaged, or of another format.
+        """
+        path = folder / HEADER
+        again = f"write the folder again with `ddo export out={folder} overwrite=true`"
+        if not path.is_file():
+            raise InputError(f"no exported engines in {folder} ({HEADER} is missing); `ddo export`")
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != FORMAT:
+                raise InputError(f"{path} is of format {content['format']}, not {FORMAT}; {again}")
+            known = {f.name for f in fields(cls)}
+            content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            return cls(**{k: v for k, v in content.items() if k in known})
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged ({error}); {again}") from error
+
+
+def fingerprint(operator: DiffusionOperator) -> str:
+    """Tells operators apart: a hash of the arguments and values that one is made of."""
+    digest = hashlib.sha256(json.dumps(operator._args, sort_keys=True, default=str).encode())
+    for name, value in operator.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _domain(grid: Grid) -> dict[str, list[float] | bool]:
+    if isinstance(grid, BoxGrid):
+        return {"lengths": list(grid.lengths), "periodic": grid.periodic}
+    ends = {"lat": grid.lat, "lon": grid.lon}
+    return {name: [float(axis[0]), float(axis[-1])] for name, axis in ends.items()}
+
+
+def condition_size(package: Package) -> tuple[int, ...] | None:
+    """Size of the condition of one state: numbers, or fields on the grid of the operator."""
+    channels = package.operator.condition_channels
+    if not channels:
+        return None
+    return (channels, *package.operator.basis.shape) if package.task.coarse else (channels,)
+
+
+def export(
+    package: Package,
+    folder: str | Path,
+    *,
+    precision: Precision = "fp32",
+    shape: tuple[int, int] | None = None,
+    external: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Contract:
+    """Write the graphs of a package: ``denoiser.onnx``, ``denoiser_vjp.onnx`` and ``engine.json``.
+
+    Args:
+        package: The prior.
+        folder: Where to.
+        precision: Of the network; the linear part and the functions of sigma stay in fp32.
+        shape: Grid ``(H, W)``; the package's if None.
+        external: Whether constants go to files of their own, as they do in large graphs anyway.
+        overwrite: Whether an older folder of engines may be replaced.
+        progress: Called with the steps done and their number.
+
+    Raises:
+        InputError: On an unknown precision, a grid that the operator cannot be used on, an
+            operation that TensorRT does not have, or a folder that may not be replaced.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
+    folder = Path(folder)
+    if folder.exists() and overwrite and not (folder / HEADER).is_file():
+        raise InputError(f"{folder} is there and holds no engines; choose another place")
+    try:
+        import onnx
+        import onnx_ir as ir
+        import onnxscript
+    except ImportError as error:
+        raise InputError(
+            f"exporting needs {error.name}: pip install 'ddo-modulus[export]'"
+        ) from error
+    from ddo_modulus.engines.graph import OPSET, to_onnx, unsupported
+
+    def done(step: int) -> None:
+        if progress is not None:
+            progress(step, 5)
+
+    shape = package.grid.shape if shape is None else (shape[0], shape[1])
+    with replacing(folder, overwrite=overwrite) as new:
+        new.mkdir()
+        traced = trace(package.operator, shape, condition_size(package), precision)
+        done(1)
+        models = to_onnx(traced)
+        done(3)
+        sampling = package.sampling
+        graphs = {}
+        for name, model in models.items():
+            if missing := unsupported(model, traced):
+                raise InputError(f"TensorRT has no {'; no '.join(missing)}")
+            path = new / f"{name}.onnx"
+            size = sum(v.const_value.nbytes for v in model.graph.initializers.values())  # type: ignore
+            apart = external or size > EXTERNAL
+            ir.save(model, path, external_data=f"{path.name}.data" if apart else None)
+            graphs[name] = path
+        tolerance, measured = _measure(package, traced, graphs, shape)
+        done(4)
+        contract = Contract(
+            package=fingerprint(package.operator),
+            shape=shape,
+            domain=_domain(package.grid),
+            variables=package.channels,
+            channels=package.operator.channels,
+            condition=condition_size(package),
+            precision=precision,
+            sigma=(sampling.sigma_min, sampling.sigma_max),
+            opset=OPSET,
+            tolerance=tolerance,
+            measured_with=measured,
+            versions={
+                "ddo_modulus": __version__,
+                "torch": torch.__version__,
+                "onnx": onnx.__version__,
+                "onnxscript": onnxscript.__version__,
+            },
+        )
+        described = {k: json.dumps(v) for k, v in asdict(contract).items()}
+        for path in graphs.values():
+            model = onnx.load(path, load_external_data=False)
+            onnx.helper.set_model_props(model, described)
+            onnx.save(model, path)
+            onnx.checker.check_model(str(path), full_check=True)
+        (new / HEADER).write_text(json.dumps(asdict(contract), indent=2) + "\n")
+        done(5)
+    return contract
+
+
+def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
+    """The folder of the graphs of a package: the one given, or one in the cache, made if need be.
+
+    Raises:
+        InputError: If a folder is given and is that of another package or grid.
+    """
+    shape = package.grid.shape if options.shape is None else options.shape
+    own = fingerprint(package.operator)
+    if options.folder is not None:
+        contract = Contract.read(options.folder)
+        if contract.package != own:
+            raise InputError(
+                f"{options.folder} holds the engines of another package (of "
+                f"{', '.join(contract.variables)}); `ddo export` this one, or leave engines= out"
+            )
+        if tuple(contract.shape) != tuple(shape):
+            have, want = ("x".join(map(str, s)) for s in (contract.shape, shape))
+            raise InputError(
+                f"{options.folder} is for a grid of {have}, not {want}; "
+                f"`ddo export resolution=[{shape[0]},{shape[1]}]`"
+            )
+        return options.folder, contract
+    name = f"{own}-{shape[0]}x{shape[1]}-{options.precision}-{__version__}-torch{torch.__version__}"
+    folder = cache() / name
+    if not (folder / HEADER).is_file():
+        options.tell(f"exporting the denoiser to {folder} (once for each package and grid)")
+        export(package, folder, precision=options.precision, shape=shape, overwrite=folder.exists())
+    return folder, Contract.read(folder)
+
+
+def cache() -> Path:
+    """Where engines are kept: ``$DDO_ENGINES``, or the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("DDO_ENGINES") or home / "ddo_modulus" / "engines")
+
+
+# ---- how well -----------------------------------------------------------------------------------
+
+
+def probes(
+    package: Package, shape: tuple[int, int], batch: int = 7, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Arguments ``(x, sigma, v[, condition])`` as they occur in sampling, for a measurement.
+
+    Noise levels from least to largest, noisy draws of the linear part, random cotangents whose
+    sizes span decades, and random conditions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    operator, sampling = package.operator, package.sampling
+    linear = operator.linear.at(shape)
+    size = condition_size(package)
+    condition = None if size is None else torch.randn(batch, *size, generator=generator)
+    low, high = (torch.tensor(s).log() for s in (sampling.sigma_min, sampling.sigma_max))
+    sigma = torch.linspace(float(low), float(high), batch).exp()
+    z = torch.randn(batch, linear.variance.shape[-1], generator=generator)
+    x = linear.fields(z * linear.variance[:1].sqrt().float().cpu())
+    x = x + sigma.view(-1, 1, 1, 1) * linear.noise.sample(batch, generator=generator)
+    v = torch.randn(x.shape, generator=generator)
+    v = v * torch.logspace(3, -6, batch).view(-1, 1, 1, 1)
+    given = () if condition is None else (condition,)
+    return (x, sigma, v, *given)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest error of a state, as the norm of the difference over that of the state expected."""
+    difference = (found.double() - expected.double()).flatten(1).norm(dim=1)
+    return float((difference / expected.double().flatten(1).norm(dim=1)).max())
+
+
+def _measure(
+    package: Package, traced: Trace, graphs: dict[str, Path], shape: tuple[int, int]
+) -> tuple[dict[str, float], str]:
+    """Errors of both outputs of the graphs, and what computed them."""
+    x, sigma, v, *given = arguments = probes(package, shape)
+    device = package.operator.device
+    condition = given[0].to(device) if given else None
+    with torch.no_grad():
+        results = vjp(package.operator, x.to(device), sigma.to(device), v.to(device), condition)
+        expected = [t.cpu() for t in results]
+    try:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(graphs["denoiser_vjp"], providers=[_CPU])
+        names = [node.name for node in session.get_inputs()]
+        feeds = {n: t.numpy() for n, t in zip(names, arguments, strict=True)}
+        found = [torch.from_numpy(a) for a in session.run(None, feeds)]
+        measured = f"onnxruntime {onnxruntime.__version__} on a CPU"
+    except Exception as error:  # ONNX Runtime's own kinds are not public
+        if not isinstance(error, ImportError) and "NOT_IMPLEMENTED" not in str(error):
+            raise
+        found, measured = list(traced.function(*arguments)), f"torch {torch.__version__} on a CPU"
+    errors = map(relative_error, found, expected)
+    return dict(zip(("denoised", "product"), errors, strict=True)), measured
+
+
+_CPU = "CPUExecutionProvider"

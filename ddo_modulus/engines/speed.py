@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What posterior ensembles cost: twin experiments, timed.
+
+Axes: ``T`` analyses, ``E`` members, ``B = T E`` states (members of an analysis next to each other),
+``C`` channel, ``H W`` grid, ``M`` observations.
+
+In a twin experiment the truth is a draw from the prior itself, observed with noise at random grid
+points. It needs no data, and its posterior is calibrated if prior and sampler are. Cost is counted
+in evaluations of the network (NFE) as well: 1 a forward pass, 2 a vector-Jacobian product.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch._C._autograd import DeviceType
+
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler, within
+from ddo_modulus.diffusion.operator import Denoiser
+from ddo_modulus.diffusion.package import Sampling
+from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.gaussian_field import GaussianField
+from ddo_modulus.observations import LinearOperator, Observations
+from ddo_modulus.posterior import MomentMatching
+from ddo_modulus.posterior.moment_matching import Covariance
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Truths and what was observed of them.
+
+    Attributes:
+        truth: ``(T, C, H, W)`` in the operator's units.
+        observations: ``M`` of each.
+        unobserved: True where nothing was observed.
+        condition: ``(T, ...)`` of each analysis, if the operator takes one.
+    """
+
+    truth: Float[Tensor, "T C H W"]
+    observations: Observations
+    unobserved: Bool[Tensor, "T C H W"]
+    condition: Tensor | None = None
+
+    @classmethod
+    def draw(
+        cls,
+        prior: Denoiser,
+        scheduler: FieldNoiseScheduler,
+        analyses: int,
+        observations: int,
+        *,
+        error: float = 0.1,
+        steps: int = 32,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Twin:
+        """Draw truths from a prior and observe them.
+
+        Args:
+            prior: Denoiser of the prior.
+            scheduler: Its noise.
+            analyses: Number of truths ``T``.
+            observations: Grid values observed of each, ``M``.
+            error: Standard deviation of the observation errors, in the operator's units.
+            steps: Noise levels of the draws.
+            seed: Of truths, places and errors; the same on every machine, up to round-off.
+            condition: ``(T, ...)``, handed on to the prior.
+            device: Where to compute.
+
+        Raises:
+            InputError: If there are more observations than grid values, or numbers out of range.
+        """
+        field = scheduler.field
+        points = field.channels * math.prod(field.shape)
+        if not 1 <= observations <= points or error <= 0:
+            raise InputError(
+                f"observations={observations} of {points} grid values with error={error}: from 1 "
+                "up to all of them can be observed, with an error above zero"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        truth = sample(
+            prior,
+            scheduler,
+            analyses,
+            steps=steps,
+            generator=generator,
+            condition=condition,
+            device=device,
+        )
+        index = torch.stack(
+            [torch.randperm(points, generator=generator)[:observations] for _ in range(analyses)]
+        )
+        noise = error * torch.randn(analyses, observations, generator=generator)
+        index, noise = index.to(device), noise.to(device)
+        values = truth.flatten(1).gather(1, index) + noise
+        operator = LinearOperator(
+            index[..., None], torch.ones_like(values)[..., None], torch.zeros_like(values)
+        )
+        unobserved = torch.ones_like(truth, dtype=torch.bool).flatten(1).scatter(1, index, False)
+        return cls(
+            truth,
+            Observations(operator, values, error**2),
+            unobserved.view(truth.shape),
+            condition,
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a posterior is sampled.
+
+    Attributes:
+        steps: Noise levels.
+        ensemble: Members ``E``.
+        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
+        iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
+        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
+        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`.
+    """
+
+    steps: int = 32
+    ensemble: int = 32
+    covariance: Covariance = "jacobian"
+    iterations: int = 2
+    solver: str = "dpmpp_2m"
+    jacobian_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, sampling: Sampling, *, steps: int | None = None, ensemble: int = 32) -> Method:
+        """As the maker of a package found it to be enough, unless told otherwise."""
+        own = {f.name: getattr(sampling, f.name) for f in fields(cls) if hasattr(sampling, f.name)}
+        return cls(**own | {"steps": steps or sampling.steps, "ensemble": ensemble})
+
+    def evaluations(self, scheduler: FieldNoiseScheduler) -> int:
+        """NFE of a member at the noise levels of a scheduler."""
+        levels = scheduler.timesteps(self.steps, dtype=torch.float64)
+        calls = levels[:-1]
+        if self.solver == "heun":
+            calls = torch.cat([calls, levels[1:-1]])
+        derived = int(within(calls, self.jacobian_range).sum())
+        if self.covariance == "linear":
+            derived = 0
+        return len(calls) + 2 * self.iterations * derived
+
+    def posterior(self, prior: Denoiser, noise: GaussianField, twin: Twin) -> MomentMatching:
+        """A prior conditioned on the observations of a twin experiment."""
+        return MomentMatching(
+            prior,
+            noise,
+            twin.observations,
+            covariance=self.covariance,
+            iterations=self.iterations,
+            jacobian_range=self.jacobian_range,
+        )
+
+    def draw(
+        self, posterior: Denoiser, scheduler: FieldNoiseScheduler, twin: Twin, seed: int = 1
+    ) -> Float[Tensor, "T E C H W"]:
+        """An ensemble for each analysis."""
+        truth, condition = twin.truth, twin.condition
+        if condition is not None:
+            condition = condition.repeat_interleave(self.ensemble, 0)
+        states = sample(
+            posterior,
+            scheduler,
+            len(truth) * self.ensemble,
+            steps=self.steps,
+            solver=self.solver,
+            generator=torch.Generator(truth.device).manual_seed(seed),
+            condition=condition,
+        )
+        return states.unflatten(0, (len(truth), self.ensemble))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs.
+
+    Attributes:
+        seconds: Median of the runs after the first.
+        first: Seconds of the first, with all that happens once: compilation, factors, recording.
+        memory: Peak of the GPU memory in GiB; None on a CPU.
+        result: Of the last run.
+    """
+
+    seconds: float
+    first: float
+    memory: float | None
+    result: Tensor
+
+
+def measure(
+    run: Callable[[], Tensor],
+    device: torch.device,
+    *,
+    repeats: int = 3,
+    patience: float = 5.0,
+    warm_up: Callable[[], object] | None = None,
+) -> Cost:
+    """Time a function that computes on a device.
+
+    Args:
+        run: What to time; the result of the last run is kept.
+        device: What to wait for.
+        repeats: Runs after the first.
+        patience: Seconds after which no further run is begun.
+        warm_up: First run, if it need not be a whole one.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    first, _ = _clock(run if warm_up is None else warm_up, device)
+    times: list[float] = []
+    while len(times) < max(1, repeats) and sum(times) < patience:
+        seconds, result = _clock(run, device)
+        times.append(seconds)
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return Cost(statistics.median(times), first, memory, result)
+
+
+def idle_share(run: Callable[[], object]) -> float:
+    """Share of the time from the first to the last kernel in which the GPU does nothing.
+
+    From a trace of the kernels and copies of one run, which should have been warmed up.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize()
+    events = trace.events() or []
+    device = DeviceType.CUDA
+    return _gaps(
+        [(e.time_range.start, e.time_range.end) for e in events if e.device_type == device]
+    )
+
+
+def difference(
+    ensemble: Float[Tensor, "T E C H W"], reference: Float[Tensor, "T E C H W"]
+) -> tuple[float, float]:
+    """Relative difference of ensemble means, and of ensemble spreads, from a reference."""
+    pair = [t.double() for t in (ensemble, reference)]
+    mean, other = (t.mean(1) for t in pair)
+    shift = float((mean - other).norm() / other.norm())
+    if ensemble.shape[1] < 2:
+        return shift, 0.0
+    spread, expected = (float(t.var(1).mean().sqrt()) for t in pair)
+    return shift, spread / expected - 1
+
+
+def _gaps(spans: list[tuple[float, float]]) -> float:
+    """Share of the whole that no span covers."""
+    if not spans:
+        return math.nan
+    spans = sorted(spans)
+    begin = reached = spans[0][0]
+    covered = 0.0
+    for start, end in spans:
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return 1 - covered / (reached - begin)
+
+
+def _clock(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of a run, and what it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, result

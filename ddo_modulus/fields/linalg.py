@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear algebra in batches, and the constants that it is done with.
+
+Axes: ``B`` batch, ``T`` analyses (their members stand next to each other in the batch),
+``M`` unknowns of a system.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+
+
+def gmres(
+    apply: Callable[[Float[Tensor, "B M"]], tuple[Float[Tensor, "B M"], Tensor]],
+    b: Float[Tensor, "B M"],
+    iterations: int,
+) -> tuple[Tensor, Float[Tensor, "B M"]]:
+    r"""Minimise :math:`\|b - A w\|` over a Krylov space; an image of the minimiser, and the rest.
+
+    Often what is wanted is not :math:`w` but a linear image of it that every product with
+    :math:`A` computes on its way, so the products hand it out and it is combined here at no
+    further cost.
+
+    Args:
+        apply: ``w -> (A w, image of w)``; the image has the batch axis first.
+        b: Right-hand sides.
+        iterations: Dimension of the Krylov space: that many calls of ``apply``. Fixed, so that a
+            batch stays in step and the loop can be captured in a graph.
+
+    Returns:
+        Image of the minimiser, and the residual :math:`b - A w` that it leaves. A system that is
+        solved early stays solved.
+
+    Source: Saad & Schultz (1986), with the Arnoldi basis orthogonalised twice.
+    """
+    tiny = torch.finfo(b.dtype).tiny ** 0.5
+    size = b.norm(dim=1, keepdim=True)
+    vectors = [b / size.clamp_min(tiny)]
+    images = []
+    hessenberg = b.new_zeros(len(b), iterations + 1, iterations)
+    for j in range(iterations):
+        product, image = apply(vectors[j])
+        images.append(image)
+        span = torch.stack(vectors, 1)  # B j+1 M
+        for _ in range(2):
+            overlap = torch.einsum("bjm,bm->bj", span, product)
+            hessenberg[:, : j + 1, j] += overlap
+            product = product - torch.einsum("bjm,bj->bm", span, overlap)
+        rest = product.norm(dim=1, keepdim=True)
+        hessenberg[:, j + 1, j] = rest[:, 0]
+        # A vanished remainder (solved) becomes a zero vector, which adds nothing.
+        solved = rest <= 1e-6 * hessenberg[:, : j + 1, j].norm(dim=1, keepdim=True)
+        vectors.append(torch.where(solved, 0.0, product / rest.clamp_min(tiny)))
+    # Small normal equations, in double; the ridge only matters for directions that vanished.
+    h = hessenberg.double()
+    gram = h.mT @ h
+    ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-200)
+    gram = gram + ridge[:, None, None] * torch.eye(iterations, dtype=h.dtype, device=h.device)
+    y = _eliminate(gram, h[:, 0])
+    first = torch.zeros_like(h[:, :, 0])
+    first[:, 0] = 1.0
+    rest = (first - (h @ y[..., None])[..., 0]).to(b.dtype) * size
+    image = torch.einsum("bj,bj...->b...", y.to(b.dtype) * size, torch.stack(images, 1))
+    return image, torch.einsum("bj,bjm->bm", rest, torch.stack(vectors, 1))
+
+
+def _eliminate(matrix: Float[Tensor, "B n n"], right: Float[Tensor, "B n"]) -> Tensor:
+    """Solve small positive definite systems by Gauss-Jordan elimination, which needs no pivots.
+
+    A library would have the host wait for its verdict on singular ones.
+    """
+    rows = torch.cat([matrix, right[..., None]], 2)
+    for j in range(matrix.shape[1]):
+        pivot = rows[:, j] / rows[:, j, j, None]
+        rows = rows - rows[:, :, j, None] * pivot[:, None]
+        rows[:, j] = pivot
+    return rows[..., -1]
+
+
+def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
+    """``P^-1`` of positive definite matrices ``P P^T``, ``P`` their lower Cholesky factor.
+
+    Factor and inverse are found in double. A product with the inverse is as accurate as a solution
+    with the factor to the digits of the dtype, and many times quicker on a GPU. The host never
+    waits for a GPU: what cannot be factored there comes back as NaN.
+
+    Raises:
+        torch.linalg.LinAlgError: On the CPU, if a matrix is not positive definite.
+    """
+    factor, info = torch.linalg.cholesky_ex(
+        matrix.double(), check_errors=matrix.device.type == "cpu"
+    )
+    unit = torch.eye(matrix.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
+    return torch.where(info[..., None, None] == 0, inverse, math.nan).to(matrix.dtype)
+
+
+class Rounded(torch.autograd.Function):
+    """A linear map in TF32 on a GPU, and its transpose in the derivative.
+
+    Tensor cores take factors of ten bits and keep sums in single precision: some ten times quicker,
+    and all that a network in half precision can tell.
+
+    Args:
+        x: What is mapped.
+        product: The map.
+        transpose: Its transpose.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        product: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The map."""
+        with _tensor_cores():
+            return product(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
+        """Keep map and transpose."""
+        _, ctx.product, ctx.transpose = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        """The transpose."""
+        with _tensor_cores():
+            return ctx.transpose(*gradients), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
+        """The map."""
+        with _tensor_cores():
+            return ctx.product(tangents[0])
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """Let products of single precision round their factors."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def one_level(level: Float[Tensor, " B"]) -> bool:
+    """Whether all noise levels of a batch are one.
+
+    An expanded number is, by its layout, which is known without a look at the values: a look makes
+    the host wait for a GPU.
+    """
+    return level.stride(0) == 0 or len(level) == 1 or bool((level == level[0]).all())
+
+
+def spread(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
+    """Repeat what belongs to an analysis for each of its members.
+
+    Raises:
+        InputError: If the batch is not a multiple of the analyses.
+    """
+    if len(t) == 1:  # asked first, so that a tracer learns nothing of a batch of unknown size
+        return t.expand(batch, *t.shape[1:])
+    if len(t) == batch:
+        return t
+    if batch % len(t):
+        raise InputError(f"{batch} states cannot be shared out to {len(t)} analyses")
+    return t.repeat_interleave(batch // len(t), 0)

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Super-resolution: ensembles of fine states that belong to a coarse field.
+
+Axes: ``T`` coarse fields, ``E`` members, ``B = T E`` states (members of a field next to each
+other), ``P`` frames, ``C`` variables, ``H W`` grid, ``h w`` coarse grid.
+
+Two ways lead there. A package with a coarse condition was trained for it
+(:mod:`.task`). A prior of single states needs no training: the value :math:`y` of a
+coarse cell is the mean of the state over the cell, a linear observation
+
+.. math:: y = A x + \epsilon, \qquad
+    A_{ij} = \frac{|c_i \cap f_j|}{\sum_k |c_i \cap f_k|}, \qquad \epsilon \sim N(0, r^2),
+
+of cells :math:`c_i` with the area of the points' own cells :math:`f_j` in them, and moment matching
+conditions on it like on any other (Rozet et al., arXiv 2405.13712). The error :math:`r` is small:
+the draws keep the coarse field and differ in the scales that it does not show. Where the prior is
+Gaussian, they are draws from the exact posterior, optimal interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddo_modulus.diffusion.operator import Denoiser, Engine, Recorder
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.samplers import StepCounter
+from ddo_modulus.diffusion.task import CoarseWindow
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
+from ddo_modulus.inference.assimilate import Inflation
+from ddo_modulus.inference.generate import Sampler, conditions_of, draw, finished
+from ddo_modulus.lexicon import check_units
+from ddo_modulus.observations import LinearOperator, Observations
+from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class CoarseGrid:
+    """Cells of a coarse grid, as their centres; they reach half a step from there, or to the pole.
+
+    Attributes:
+        lat: ``(h,)`` row coordinates, evenly spaced, in either direction.
+        lon: ``(w,)`` column coordinates, evenly spaced and ascending; on the globe of any branch,
+            also across its seam.
+
+    Raises:
+        InputError: If a coordinate is not as described.
+    """
+
+    lat: Array
+    lon: Array
+
+    def __post_init__(self) -> None:
+        for name in ("lat", "lon"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
+
+    @classmethod
+    def blocks(cls, grid: Grid, window: CoarseWindow) -> CoarseGrid:
+        """The blocks of points that a window takes the means of."""
+        axes = []
+        for axis, few in zip((grid.lat, grid.lon), window.shape(grid.shape), strict=True):
+            place = (np.arange(few) + 0.5) * len(axis) / few - 0.5
+            axes.append(axis[0] + place * (axis[1] - axis[0]))
+        return cls(*axes)
+
+    @classmethod
+    def of(cls, grid: Grid, factor: float) -> CoarseGrid:
+        """Cells ``factor`` times as large as a grid's, over all of its domain.
+
+        A global grid keeps its first meridian, and the poles as centres if they are points of it.
+
+        Raises:
+            InputError: If the factor is below one, or leaves a single row or column.
+        """
+        window = CoarseWindow(factor)
+        if not isinstance(grid, LatLonGrid) or not grid.is_global:
+            return cls.blocks(grid, window)
+        height, width = window.shape(grid.shape)
+        if np.abs(grid.lat[[0, -1]]).min() > 90 - 1e-6:
+            height = round((grid.shape[0] - 1) / factor) + 1
+        coarse = grid.at((height, width))
+        return cls(coarse.lat, coarse.lon)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(h, w)``."""
+        return len(self.lat), len(self.lon)
+
+    def weights(self, grid: Grid) -> tuple[Float[Tensor, "h H"], Float[Tensor, "w W"]]:
+        """Weights of a grid's rows and columns in the mean of each cell; they sum to one.
+
+        Raises:
+            InputError: If a cell is not wholly inside the grid's own cells.
+        """
+        lat, lon = evenly_spaced(self.lat, "coarse lat"), self.lon
+        periodic = (False, False)
+        if isinstance(grid, LatLonGrid):
+            lon = np.unwrap(lon, period=360.0)
+            lon = lon + 360.0 * np.round((grid.lon.mean() - lon.mean()) / 360.0)
+            periodic = (False, grid.is_global)
+        elif isinstance(grid, BoxGrid):
+            periodic = (grid.periodic, grid.periodic)
+        lon = evenly_spaced(lon, "coarse lon")
+        if lon[1] < lon[0]:
+            raise InputError("coarse lon must ascend; sort the data by longitude first")
+        rows = _overlap(grid.lat, lat, periodic[0], "lat", isinstance(grid, LatLonGrid))
+        columns = _overlap(grid.lon, lon, periodic[1], "lon")
+        rows = rows * grid.area()[:, 0]
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(share / share.sum(1, keepdims=True)) for share in (rows, columns)
+        )
+
+    def means(self, x: Float[Tensor, "*B H W"], grid: Grid) -> Float[Tensor, "*B h w"]:
+        """Means of fields over the cells."""
+        rows, columns = (weight.to(x) for weight in self.weights(grid))
+        return rows @ x @ columns.mT
+
+    def operator(self, grid: Grid, channels: int) -> LinearOperator:
+        """Means of every channel over the cells, in the order ``C h w``.
+
+        Raises:
+            InputError: As :meth:`weights`.
+        """
+        (row, row_weight), (column, column_weight) = (_sparse(w) for w in self.weights(grid))
+        index = row[:, None, :, None] * grid.shape[1] + column[None, :, None, :]
+        weight = row_weight[:, None, :, None] * column_weight[None, :, None, :]
+        index, weight = (v.flatten(2).flatten(0, 1) for v in (index, weight))
+        start = torch.arange(channels) * grid.shape[0] * grid.shape[1]
+        index = (start[:, None, None] + index).flatten(0, 1)
+        return LinearOperator(index, weight.repeat(channels, 1), torch.zeros(len(index)))
+
+
+def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool = False) -> Array:
+    """Share of each fine cell ``(n,)`` that lies in each coarse one, ``(m, n)``."""
+    count, step = len(fine), fine[1] - fine[0]
+    place = (coarse - fine[0]) / step
+    half = abs((coarse[1] - coarse[0]) / step) / 2
+    low, high = place - half, place + half
+    if poles:  # a cell at a pole ends there
+        ends = np.sort((np.array([-90.0, 90.0]) - fine[0]) / step)
+        low, high = np.clip(low, *ends), np.clip(high, *ends)
+    outside = (low < -0.5 - 1e-6) | (high > count - 0.5 + 1e-6)
+    if not periodic and outside.any():
+        border = fine[[0, -1]] + np.array([-0.5, 0.5]) * step
+        raise InputError(
+            f"{int(outside.sum())} of {len(coarse)} coarse cells reach out of the grid, the first "
+            f"at {name}={coarse[outside][0]:g}: it takes cells of {abs(coarse[1] - coarse[0]):g} "
+            f"within {name} {border.min():g} to {border.max():g}. Leave the others out"
+        )
+    if periodic and 2 * half * len(coarse) > count + 1e-6:
+        raise InputError(f"the coarse cells overlap: {name} goes round more than once")
+    share = np.zeros((len(coarse), count))
+    for turn in (-count, 0, count) if periodic else (0,):
+        point = np.arange(count) + turn
+        inside = np.minimum(high[:, None], point + 0.5) - np.maximum(low[:, None], point - 0.5)
+        share += np.maximum(inside, 0.0)
+    return np.where(share < 1e-9, 0.0, share)
+
+
+def _sparse(weight: Float[Tensor, "m n"]) -> tuple[Tensor, Tensor]:
+    """Places and values of the weights that are not zero, padded with zeros, ``(m, k)`` each."""
+    width = int((weight != 0).sum(1).max())
+    index = (weight != 0).int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    return index, weight.gather(1, index).float()
+
+
+def conditioned(
+    package: Package,
+    times: Sequence[np.datetime64] | Array,
+    means: Float[Tensor, "T C h w"],
+    cells: CoarseGrid,
+    *,
+    shape: tuple[int, int] | None = None,
+    error: float = 0.01,
+    inflation: Inflation = "adaptive",
+    covariance: str | None = None,
+    iterations: int | None = None,
+    jacobian_range: Sequence[float] | None = None,
+    engine: Engine | None = None,
+) -> MomentMatching:
+    """A prior of single states given the means over coarse cells.
+
+    Args:
+        package: The prior.
+        times: ``(T,)`` UTC.
+        means: In physical units.
+        cells: What they are the means over.
+        shape: Grid of the states, the package's own if None.
+        error: Standard deviation of a mean, in standard deviations of its variable.
+        inflation: Factor on the prior's covariance, as in
+            :func:`~ddo_modulus.inference.assimilate.assimilate`.
+        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`; the package's own if None.
+        iterations: As `covariance`.
+        jacobian_range: As `covariance`; ``[0, inf]`` is all levels.
+        engine: What computes the package's denoiser (:mod:`ddo_modulus.engines`); the operator
+            itself if None.
+
+    Returns:
+        A denoiser of ``B`` states, in the operator's units.
+
+    Raises:
+        InputError: If an argument is out of range or does not fit the package.
+    """
+    own, channels, count = package.sampling, len(package.channels), len(times)
+    if package.task.frames > 1 or package.task.coarse is not None:
+        raise InputError("coarse cells condition a prior of single states without a coarse view")
+    if tuple(means.shape) != (count, channels, *cells.shape):
+        raise InputError(
+            f"the coarse fields have shape {tuple(means.shape)}; expected "
+            f"{(count, channels, *cells.shape)}"
+        )
+    if not error > 0 or isinstance(inflation, str) and inflation not in ("none", "adaptive"):
+        raise InputError(
+            f"error={error} must be positive, inflation={inflation!r} 'none', 'adaptive' or a "
+            "number"
+        )
+    grid = _grid_at(package, shape)
+    statistics = package.normalization.to("cpu")
+    hours = package.hours(np.asarray(times)) if statistics.per_hour else slice(None)
+    mean, std = (
+        v[hours].double().expand(-1, channels, *grid.shape)
+        for v in (statistics.mean, statistics.std)
+    )
+    spread = (error * std.mean((-2, -1))).square()[:, :, None, None]
+    observations = Observations(
+        cells.operator(grid, channels),
+        means.detach().double().cpu().flatten(1),
+        spread.expand(-1, -1, *cells.shape).flatten(1),
+    ).rescale(mean, std)
+    noise = package.operator.noise.at(grid.shape)
+    prior: Denoiser = package.operator if engine is None else engine
+    if inflation != "none":
+        factor = torch.ones(count, dtype=torch.float64)
+        if inflation == "adaptive":
+            factor = Innovations.of(package.operator, noise, observations).inflation()
+        else:
+            factor = factor * float(inflation)
+        prior = Inflated(prior, factor)
+    return MomentMatching(
+        prior,
+        noise,
+        observations,
+        covariance=own.covariance if covariance is None else covariance,  # type: ignore[arg-type]
+        iterations=own.iterations if iterations is None else iterations,
+        jacobian_range=own.jacobian_range if jacobian_range is None else jacobian_range,
+    )
+
+
+def super_resolve(
+    package: Package,
+    times: Sequence[np.datetime64] | Array,
+    coarse: Float[Tensor, "T P C h w"],
+    generators: Sequence[Sequence[torch.Generator]],
+    *,
+    cells: CoarseGrid | None = None,
+    shape: tuple[int, int] | None = None,
+    error: float = 0.01,
+    inflation: Inflation = "adaptive",
+    covariance: str | None = None,
+    iterations: int | None = None,
+    jacobian_range: Sequence[float] | None = None,
+    sampler: Sampler | None = None,
+    engine: Engine | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "T E C H W"]:
+    """Draw fine states that belong to coarse fields, by either way (see the module).
+
+    A draw depends on its coarse field, its time and its generator, not on the others or on
+    ``sampler.batch``, up to round-off.
+
+    Args:
+        package: With a coarse condition, or a prior of single states.
+        times: ``(T,)`` UTC; with several frames, of the middle ones.
+        coarse: In physical units; ``P`` is the span of a coarse condition, else one.
+        generators: ``T`` lists of ``E``, one for each draw.
+        cells: The coarse cells, for a prior.
+        shape: Grid of the draws, the package's own if None.
+        error: See :func:`conditioned`, and so the next four; for a prior.
+        inflation: See there.
+        covariance: See there.
+        iterations: See there.
+        jacobian_range: See there.
+        sampler: How to draw; with the package's own settings if None.
+        engine: See :func:`conditioned`.
+        progress: Called with the number of steps of states done and their total.
+
+    Returns:
+        Float32, in physical units, on the CPU.
+
+    Raises:
+        InputError: If an argument is out of range or does not fit the package, or a coarse value is
+            missing or not plausible in its units.
+    """
+    sampler = Sampler() if sampler is None else sampler
+    times, own = np.asarray(times, "datetime64[ns]"), package.sampling
+    _check_values(package, coarse)
+    if (cells is None) != (package.task.coarse is not None):
+        raise InputError(
+            f"the package's condition is {package.task.condition!r}: it takes "
+            + ("coarse cells" if cells is None else "no coarse cells, since it knows its own")
+        )
+    grid, members = _grid_at(package, shape), len(generators[0])
+    steps = own.steps if sampler.steps is None else sampler.steps
+    scheduler = sampler.scheduler(package, package.operator.noise)
+    counted = StepCounter(steps * members * len(times), progress)
+    # A posterior is for whole ensembles: as many at once as fit, or one, in parts.
+    together = max(1, sampler.batch // members) if cells is not None else len(times)
+    parts = []
+    for first in range(0, len(times), together):
+        some = slice(first, first + together)
+        denoiser: Denoiser = package.operator if engine is None else engine
+        if cells is not None:
+            denoiser = conditioned(
+                package,
+                times[some],
+                coarse[some, 0],
+                cells,
+                shape=grid.shape,
+                error=error,
+                inflation=inflation,
+                covariance=covariance,
+                iterations=iterations,
+                jacobian_range=jacobian_range,
+                engine=engine,
+            )
+        if isinstance(engine, Recorder):
+            denoiser = engine.captured(denoiser)
+        fields = coarse[some].detach().float().cpu() if cells is None else None
+        parts.append(
+            draw(
+                package,
+                denoiser,
+                scheduler,
+                [generator for row in generators[some] for generator in row],
+                steps=steps,
+                solver=own.solver if sampler.solver is None else sampler.solver,
+                churn=sampler.churn,
+                shape=grid.shape,
+                conditions=conditions_of(package, times[some], fields),
+                rows=np.repeat(np.arange(len(times[some])), members).tolist(),
+                batch=sampler.batch,
+                progress=counted,
+            )
+        )
+    drawn = torch.cat(parts)
+    if cells is None:
+        frames = finished(package, drawn, package.operator.linear, scheduler, steps)
+    else:
+        frames = drawn.unflatten(1, (-1, len(package.channels)))
+    states = frames[:, package.task.frames // 2]
+    hours = package.hours(times.repeat(members))
+    physical = package.normalization.to("cpu").denormalize(states, hours)
+    return physical.float().unflatten(0, (len(times), members))
+
+
+def _grid_at(package: Package, shape: tuple[int, int] | None) -> Grid:
+    """Grid of the draws.
+
+    Raises:
+        InputError: If the package has statistics of its own grid's points alone.
+    """
+    if shape is None or tuple(shape) == package.grid.shape:
+        return package.grid
+    if package.normalization.mean.shape[-1] > 1:
+        raise InputError("the package's climatology is by point: it draws on its own grid only")
+    return package.grid.at(shape)
+
+
+def _check_values(package: Package, coarse: Float[Tensor, "T P C h w"]) -> None:
+    for i, variable in enumerate(package.channels):
+        values = coarse[:, :, i]
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            raise InputError(
+                f"the coarse {variable} has {bad} missing or infinite values of {values.numel()}; "
+                "fill them, or take times without"
+            )
+        check_units(variable, float(values.min()), float(values.max()), "the coarse fields")
