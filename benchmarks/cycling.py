@@ -64,8 +64,8 @@ from report import machine, publish
 from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import Denoiser
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser

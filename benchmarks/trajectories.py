@@ -37,8 +37,8 @@ from report import command, machine, publish
 from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import Denoiser
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
 from ddo_modulus.observations import LinearOperator, Observations

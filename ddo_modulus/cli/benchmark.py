@@ -20,8 +20,8 @@ from ddo_modulus import __version__
 from ddo_modulus.cli.options import flag, integer, number, pick_device
 from ddo_modulus.console import show, tell
 from ddo_modulus.data.store import check_output, replacing
-from ddo_modulus.diffusion.operator import Denoiser, Recorder
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser, Recorder
 from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.engines.engines import Precision
 from ddo_modulus.engines.speed import Cost, Method, Twin, difference, measure

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import Denoiser, Scheduled
+from ddo_modulus.diffusion.prior import Denoiser, Scheduled
 from ddo_modulus.errors import InputError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.earth2.departures import MEMBERS, as_tensor, members_of
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
 
 with needs_earth2studio():

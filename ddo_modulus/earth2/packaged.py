@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from ddo_modulus.data.store import replacing
-from ddo_modulus.diffusion.operator import Engine
 from ddo_modulus.diffusion.package import SHIPPED, Package
-from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.diffusion.prior import Engine
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import LatLonGrid

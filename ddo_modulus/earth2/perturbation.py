@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.constants import EARTH_RADIUS_KM
-from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern

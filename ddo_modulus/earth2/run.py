@@ -33,9 +33,9 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.earth2 import needs_earth2studio
 from ddo_modulus.earth2.departures import MEMBERS, as_tensor, departures
 from ddo_modulus.earth2.forecast import Forecast, labelled_array
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.earth2.record import Record
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations.table import CORE_COLUMNS

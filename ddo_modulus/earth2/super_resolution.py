@@ -19,7 +19,7 @@ from torch import Tensor
 from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.samplers import SOLVERS
-from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
 from ddo_modulus.inference.assimilate import Inflation, member_generator

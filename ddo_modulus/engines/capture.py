@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.cuda_graphs import Replay
-from ddo_modulus.diffusion.operator import Denoiser, Scheduled
+from ddo_modulus.diffusion.prior import Denoiser, Scheduled
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.linalg import one_level
 
@@ -92,7 +92,7 @@ class Captured:
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
     ) -> Mapping[float, Denoiser]:
-        """As the denoiser's own (:class:`~ddo_modulus.diffusion.operator.Scheduled`), recorded."""
+        """As the denoiser's own (:class:`~ddo_modulus.diffusion.prior.Scheduled`), recorded."""
         if not isinstance(self.denoiser, Scheduled):
             return {}
         prepared = self.denoiser.scheduled(levels, like)

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddo_modulus.diffusion.operator import Denoiser, DiffusionOperator
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.engines.capture import Captured
 from ddo_modulus.engines.engines import EngineOptions, Precision, TorchEngine
 from ddo_modulus.errors import InputError

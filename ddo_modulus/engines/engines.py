@@ -15,8 +15,9 @@ from typing import Literal, cast, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.diffusion.operator import DiffusionOperator, Engine, Pullback, value_and_pullback
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Engine, Pullback, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler, within
-from ddo_modulus.diffusion.operator import Denoiser
 from ddo_modulus.diffusion.package import Sampling
+from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField

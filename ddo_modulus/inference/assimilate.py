@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.diffusion.noise import level_range
-from ddo_modulus.diffusion.operator import Denoiser, Engine, Recorder
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser, Engine, Recorder
 from ddo_modulus.diffusion.samplers import StepCounter, sample
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import Denoiser, DiffusionOperator
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import Churn, StepCounter, sample
 from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
 from ddo_modulus.errors import InputError

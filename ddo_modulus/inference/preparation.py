@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from ddo_modulus.data.normalization import Normalization
-from ddo_modulus.diffusion.operator import linear_part
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import linear_part
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddo_modulus.constants import EARTH_RADIUS_KM
-from ddo_modulus.diffusion.operator import Denoiser, linear_part
+from ddo_modulus.diffusion.prior import Denoiser, linear_part
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import spread

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.diffusion.operator import Denoiser, Engine, Recorder
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import Denoiser, Engine, Recorder
 from ddo_modulus.diffusion.samplers import StepCounter
 from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError

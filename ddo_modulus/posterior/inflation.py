@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.compat import lasting
-from ddo_modulus.diffusion.operator import Denoiser, Pullback, linear_part, value_and_pullback, vjp
+from ddo_modulus.diffusion.prior import Denoiser, Pullback, linear_part, value_and_pullback, vjp
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField

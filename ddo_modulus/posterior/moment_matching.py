@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ddo_modulus.compat import lasting
 from ddo_modulus.diffusion.noise import level_range, within
-from ddo_modulus.diffusion.operator import Denoiser, linear_part, value_and_pullback
+from ddo_modulus.diffusion.prior import Denoiser, linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField

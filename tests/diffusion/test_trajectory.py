@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import DiffusionOperator, value_and_pullback
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
 from ddo_modulus.errors import InputError

@@ -13,7 +13,7 @@ from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package, Sampling
 from ddo_modulus.diffusion.task import CoarseWindow, Task
-from ddo_modulus.earth2 import needs_earth2studio
+from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid
 

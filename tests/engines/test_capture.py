@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddo_modulus.cuda_graphs import Replay
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import DiffusionOperator, value_and_pullback
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn, sample
 from ddo_modulus.engines.capture import Captured
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.operator import DiffusionOperator, Engine, value_and_pullback
+from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.prior import Engine, value_and_pullback
 from ddo_modulus.engines import EngineOptions, open_engine
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.engines.speed import Method, Twin, difference

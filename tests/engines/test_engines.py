@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from ddo_modulus.diffusion.operator import Engine, value_and_pullback
 from ddo_modulus.diffusion.package import SHIPPED
+from ddo_modulus.diffusion.prior import Engine, value_and_pullback
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.engines import ENGINES, EngineOptions, TorchEngine, open_engine
 from ddo_modulus.engines.folder import Contract, export, find, fingerprint, probes, relative_error

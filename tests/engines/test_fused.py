@@ -6,8 +6,8 @@ import copy
 import pytest
 import torch
 
-from ddo_modulus.diffusion.operator import value_and_pullback
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.errors import InputError
 from ddo_modulus.nn.operator import NeuralOperator

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddo_modulus.diffusion.operator import vjp
 from ddo_modulus.diffusion.package import SHIPPED
+from ddo_modulus.diffusion.prior import vjp
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.engines import EngineOptions, open_engine
 from ddo_modulus.engines.folder import Contract, export, probes, relative_error

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ddo_modulus.diffusion.operator import linear_part, value_and_pullback
+from ddo_modulus.diffusion.prior import linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from ddo_modulus.diffusion.operator import Engine, value_and_pullback, vjp
+from ddo_modulus.diffusion.prior import Engine, value_and_pullback, vjp
 from ddo_modulus.fields.basis import FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern

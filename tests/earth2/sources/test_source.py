@@ -105,7 +105,7 @@ def test_names_load_late_and_without_the_packages_they_need():
         "packages = ('earth2studio', 'nnja_ai', 'pdbufr', 'pyodc', 'ecmwfapi', 'cdsapi')\n"
         "sys.modules.update(dict.fromkeys(packages))\n"
         "from ddo_modulus.earth2 import sources\n"
-        "for name in sources._MODULE_OF: getattr(sources, name)\n"
+        "for name in sources.__all__: getattr(sources, name)\n"
     )
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

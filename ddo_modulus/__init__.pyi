@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+from .diffusion.noise import FieldNoiseScheduler
+from .diffusion.operator import DiffusionOperator
+from .diffusion.package import Package
+from .diffusion.prior import Denoiser, Engine
+from .diffusion.samplers import Churn, sample
+from .diffusion.task import CoarseWindow, Task
+from .diffusion.trajectory import TrajectoryDenoiser
+from .fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from .fields.coupled import CoupledField
+from .fields.gaussian_denoiser import GaussianDenoiser
+from .fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum, WhiteField
+from .fields.grid import BoxGrid, LatLonGrid
+from .observations import (
+    AreaMeanOperator,
+    LevelOperator,
+    LinearRadiance,
+    ObservationOperator,
+    Observations,
+    PointOperator,
+    ProfileRadiance,
+    ReportOperators,
+    wind_direction,
+    wind_speed,
+)
+from .posterior import Background, Inflated, MomentMatching, innovation_inflation
+
+__all__ = [
+    "AreaMeanOperator",
+    "Background",
+    "BoxGrid",
+    "Churn",
+    "CoarseWindow",
+    "CosineBasis",
+    "CoupledField",
+    "Denoiser",
+    "DiffusionOperator",
+    "Engine",
+    "FieldNoiseScheduler",
+    "FourierBasis",
+    "GaussianDenoiser",
+    "GaussianField",
+    "Inflated",
+    "LatLonGrid",
+    "LevelOperator",
+    "LinearRadiance",
+    "Matern",
+    "MeasuredSpectrum",
+    "MomentMatching",
+    "ObservationOperator",
+    "Observations",
+    "Package",
+    "PointOperator",
+    "ProfileRadiance",
+    "ReportOperators",
+    "SphericalBasis",
+    "Task",
+    "TrajectoryDenoiser",
+    "WhiteField",
+    "innovation_inflation",
+    "sample",
+    "wind_direction",
+    "wind_speed",
+]
+
+__version__: str
