@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said on the terminal: lines, tables and progress."""
+"""Output on the terminal: lines, tables and progress."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,35 +13,43 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 
-def tell(line: str) -> None:
-    """Say on stderr what is being done."""
+def log_to_stderr() -> None:
+    """Print what this package logs, from INFO on, to stderr; other packages' warnings too."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ddo_modulus").setLevel(logging.INFO)
+
+
+def notify(line: str) -> None:
+    """Print a line about work in progress to stderr, at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:
-    """Print a table: as wide as it needs to be where the output is no terminal."""
+    """Print a table: 200 columns wide where the output is no terminal, so that no cell wraps."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr: a bar, or a line for each tenth where that is no terminal.
+    """Show progress on stderr: a bar on a terminal, elsewhere a line for each tenth.
+
+    rich's own bar prints nothing where there is no terminal, as in the log of a batch job.
 
     Yields:
         A function of the work done and its total.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        told = 0
+        tenths = 0
 
-        def tell(done: int, total: int) -> None:
-            nonlocal told
-            if 10 * done // total > told:
-                told = 10 * done // total
-                print(f"{label} {10 * told} %", file=sys.stderr, flush=True)
+        def advance(done: int, total: int) -> None:
+            nonlocal tenths
+            if 10 * done // total > tenths:
+                tenths = 10 * done // total
+                notify(f"{label} {10 * tenths} %")
 
-        yield tell
+        yield advance
         return
     columns = (
         TextColumn("{task.description}"),

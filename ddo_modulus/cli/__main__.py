@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ddo_modulus.cli``, where the command ``ddo`` is not on the path."""
+"""``python -m ddo_modulus.cli``, which existing job scripts call: ``python -m ddo_modulus``."""
 
 import sys
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from ddo_modulus.cli.options import flag, integer, number, pick_device
-from ddo_modulus.console import progress_bar, show, tell
+from ddo_modulus.console import notify, progress_bar, show
 from ddo_modulus.data.orography import read_orography
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing, write_store
@@ -80,7 +80,7 @@ def run(config: DictConfig) -> None:
     if config.engine != "torch":  # last, since to make one may be long work
         folder = None if config.engines is None else Path(config.engines)
         precision = pick_precision(config.precision)
-        options = EngineOptions(folder, precision, batch=asked["batch"], tell=tell)
+        options = EngineOptions(folder, precision, batch=asked["batch"], tell=notify)
         engine = open_engine(config.engine, package, options)
     with progress_bar("assimilate") as progress:
         analysis = assimilate(package, table, times, **asked, engine=engine, progress=progress)

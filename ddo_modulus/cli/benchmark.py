@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.cli.options import flag, integer, number, pick_device
-from ddo_modulus.console import show, tell
+from ddo_modulus.console import notify, show
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser, Recorder
@@ -120,7 +120,7 @@ def _compare(
             method.steps,
             method.evaluations(package.scheduler()),
         )
-        tell(f"benchmark {name} {precision}, {row.analyses} x {row.ensemble}, {row.steps} steps")
+        notify(f"benchmark {name} {precision}, {row.analyses} x {row.ensemble}, {row.steps} steps")
         try:
             cost, note = _measure(package, config, twin, method, name, pick_precision(precision))
         # What is not installed or does not fit belongs in the table, beside what does.
@@ -162,7 +162,7 @@ def _measure(
     """Cost of one engine, and what it had to do without."""
     folder = None if config.engines is None else Path(config.engines)
     members = len(twin.truth) * method.ensemble
-    options = EngineOptions(folder, precision, batch=members, tell=tell)
+    options = EngineOptions(folder, precision, batch=members, tell=notify)
     engine = open_engine(name, package, options)
     posterior: Denoiser = method.posterior(engine, package.operator.noise, twin)
     if isinstance(engine, Recorder):

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo resume``: go on with a run, by its own configuration."""
+"""``ddo resume``: continue a run from its own configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ddo_modulus.cli import train
-from ddo_modulus.cli.experiment import CONFIG, differences, open_run
+from ddo_modulus.cli.configuration import complete, differences, load, quoted
 from ddo_modulus.cli.options import integer, plain
+from ddo_modulus.cli.run_folder import CONFIG, open_run
 from ddo_modulus.errors import InputError
 from ddo_modulus.training import TrainerConfig
 
-#: Keys, or sections, that leave alone what is trained.
+#: Keys, or sections of keys, that may change: they leave alone what is trained.
 _FREE = (
     *("out", "overwrite", "resume"),
     *(f"data.{key}" for key in train.HOW_READ),
@@ -26,14 +28,39 @@ _FREE = (
 )
 
 
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run with changes, whatever has become of ``conf/`` since.
+
+    Args:
+        overrides: ``out=...``, the folder of the run, and changes, in Hydra's grammar.
+
+    Raises:
+        InputError: If the folder does not hold a run, or a key is unknown.
+    """
+    place = [override for override in overrides if override.startswith("out=")]
+    changes = [override for override in overrides if override not in place]
+    out = Path(complete("resume", load("resume", place)).out)
+    open_run(out)
+    # `overwrite=true` may be in the run's configuration; it was meant for its first start.
+    control = [f"out={quoted(str(out))}", "resume=true", "overwrite=false"]
+    config = load(Path(CONFIG).stem, [*control, *changes], folder=out, command="resume")
+    # A run of an older version lacks newer keys: today's defaults fill them in.
+    today = load("train", ["~experiment", "~operator"])
+    with open_dict(config):
+        OmegaConf.set_struct(today, False)  # `run` refuses keys that only another version has
+        for section in ("trainer", "data"):  # the others depend on the experiment
+            config[section] = OmegaConf.merge(today[section], config[section])
+    return complete("resume", config)
+
+
 def run(config: DictConfig) -> None:
     """Continue a run.
 
     Args:
-        config: That of the run, with changes.
+        config: The run's own configuration with changes, of :func:`compose_run`.
 
     Raises:
-        InputError: If it would be another run, or was another version's.
+        InputError: If the changes would make it another run, or another version began it.
         Stopped: After a signal; the state is saved.
     """
     out = Path(config.out)
@@ -44,31 +71,25 @@ def run(config: DictConfig) -> None:
             f"{out} was begun with another version of ddo_modulus (see environment.json there): "
             f"this one does not know trainer.{', trainer.'.join(sorted(unknown))}"
         )
-    changed = differences(plain(saved), plain(config))
-    # What a newer version has added is not the user's doing.
-    before = {key: pair for key, pair in changed.items() if _has(saved, key)}
-    fixed = [key for key in before if not any(_within(key, free) for free in _FREE)]
+    fixed = {
+        key: before
+        for key, (before, _) in differences(plain(saved), plain(config)).items()
+        if _has(saved, key) and not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+    }
     if fixed:
-        told = "; ".join(f"{key} is {before[key][0]} there" for key in sorted(fixed))
+        values = "; ".join(f"{key} is {before} there" for key, before in sorted(fixed.items()))
         raise InputError(
-            f"{out} would become another run ({told}): leave these keys out, or train anew in "
+            f"{out} would become another run ({values}): leave these keys out, or train anew in "
             "another folder"
         )
     if integer(config, "trainer.steps") < integer(saved, "trainer.steps"):
         raise InputError(
             f"trainer.steps={config.trainer.steps} is below the {saved.trainer.steps} of "
-            f"{out / CONFIG}; a run can be made longer only"
+            f"{out / CONFIG}; a run can only be made longer"
         )
     train.run(config)
 
 
-def _within(key: str, section: str) -> bool:
-    return key == section or key.startswith(f"{section}.")
-
-
 def _has(config: DictConfig, key: str) -> bool:
-    *path, last = key.split(".")
-    section = config
-    for name in path:
-        section = section[name]
-    return last in section
+    absent = object()
+    return OmegaConf.select(config, key, default=absent) is not absent

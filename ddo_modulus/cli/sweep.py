@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several runs from one command line: ``ddo train -m key=value,value ...``.
 
-Hydra's own sweepers and launchers do the work, whichever is installed and chosen: one run after the
-other in this process by default, ``hydra/launcher=submitit_local`` for processes of this machine,
-``hydra/launcher=submitit_slurm`` for jobs of Slurm.
+Hydra's sweepers and launchers do the work: by default one run after the other in this process,
+with ``hydra/launcher=submitit_local`` in processes of this machine, with
+``hydra/launcher=submitit_slurm`` as jobs of Slurm. Here are the folder of the sweep, the outcome of
+each run, and one line for what went wrong.
 """
 
 from __future__ import annotations
@@ -11,38 +12,59 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ddo_modulus.cli.application import (
+from ddo_modulus.cli.configuration import (
     CONF,
     complete,
-    execute,
-    explained,
-    first_rank,
+    differences,
     load,
+    one_line,
     parsable,
     quoted,
-    ranks,
 )
+from ddo_modulus.cli.ranks import first_rank, ranks
 from ddo_modulus.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-#: Keys that name an experiment.
-_NAMES = ("experiment", "name")
 
-#: What a run came to.
-_FINISHED, _REFUSED, _STOPPED = "finished", "refused", "stopped"
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    REFUSED = "refused"
+    STOPPED = "stopped"
 
 
-class _Halt(BaseException):  # no `Exception`: Hydra would go on to the next run
-    """A signal that has stopped a run stops the sweep."""
+@dataclass(frozen=True)
+class Result:
+    """A run of a sweep.
+
+    Attributes:
+        number: Position in the sweep, from 0.
+        overrides: The arguments that differ between runs.
+        folder: Folder of the run.
+        outcome: How it ended.
+        reason: Why, if it has not finished.
+    """
+
+    number: int
+    overrides: str
+    folder: str
+    outcome: Outcome = Outcome.FINISHED
+    reason: str = ""
+
+
+class _StopSweep(BaseException):  # after an `Exception` Hydra would start the next run
+    """A signal has stopped a run in this process, and with it the sweep."""
 
 
 def sweep(command: str, arguments: Sequence[str]) -> None:
@@ -53,7 +75,7 @@ def sweep(command: str, arguments: Sequence[str]) -> None:
         arguments: Hydra's overrides; several values are separated by commas.
 
     Raises:
-        InputError: On a mistake in the arguments, before anything is run, or if runs were refused.
+        InputError: If the arguments are wrong, before any run starts, or if runs were refused.
         Stopped: After a signal; the state of the run in progress is saved.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,170 +84,161 @@ def sweep(command: str, arguments: Sequence[str]) -> None:
         raise InputError(f"-m is for `ddo train`; `ddo {command}` runs once")
     if ranks() > 1:
         raise InputError(
-            "a sweep is started by one process; give each of its runs several with "
+            "a sweep is started by one process; for several processes in each of its runs use "
             "hydra/launcher=submitit_slurm (or submitit_local) hydra.launcher.tasks_per_node=..."
         )
     overrides = [parsable(argument, sweeps=True) for argument in arguments]
     if any(override.startswith("out=") for override in overrides):
         raise InputError(
-            "each run of a sweep has a folder of its own: leave out=... away; SAVE_DIR says where"
+            "each run of a sweep has a folder of its own: leave out=... away and set SAVE_DIR"
         )
-    parsed = [
-        override
-        for override in OverridesParser.create().parse_overrides(overrides)
-        if not override.is_hydra_override()
-    ]
-    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    fixed = {o.get_key_element() for o in parsed} - swept
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = [override for override in parsed if not override.is_hydra_override()]
+    swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+    fixed = {override.get_key_element() for override in parsed} - swept
     options = [
-        f"hydra.sweep.dir={quoted(str(_folder(command, parsed)))}",
+        f"hydra.sweep.dir={quoted(str(_sweep_folder(parsed)))}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, sorted(fixed)))}]",
         "hydra.job.config.override_dirname.item_sep=' '",
         "hydra.output_subdir=null",
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    _show(_launch(command, [*options, *overrides]))
+    results = _launch([*options, *overrides])
+    _show(results)
+    _raise_failures(results)
 
 
-def _launch(command: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Run the sweep; what became of each run."""
+def _sweep_folder(overrides: Sequence[Override]) -> Path:
+    """A new folder, named by the sweep's experiments; mistakes are found before it exists.
+
+    Only names are combined, as it takes time to compose: Hydra composes all combinations itself
+    before the first run.
+    """
+    from ddo_modulus.cli.run_folder import job_id, save_dir
+
+    choices = []
+    for override in overrides:
+        if override.is_discrete_sweep():
+            key = override.get_key_element()
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            choices.append(values if key in ("experiment", "name") else values[:1])
+        elif not override.is_sweep_override():  # an interval is for other sweepers than Hydra's own
+            choices.append([override.input_line or ""])
+    configs = [complete("train", load("train", combination)) for combination in product(*choices)]
+    return save_dir() / "+".join(dict.fromkeys(str(config.name) for config in configs)) / job_id()
+
+
+def _launch(overrides: list[str]) -> list[Result]:
+    """Run the sweep; not by ``hydra.main``, which answers a mistake with lines of its own."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    # The trainer saves its state after this signal and not after submitit's default.
+    # The trainer saves its state after this signal, not after submitit's default.
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
     try:
         with hydra.initialize_config_dir(str(CONF), job_name="ddo", version_base="1.3"):
             application = GlobalHydra.instance().hydra
             assert application is not None
-            batches = application.multirun(command, run_one, list(overrides))
+            batches = application.multirun("train", run_one, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise explained(command, error) from error
-    except _Halt as halt:
-        raise Stopped(str(halt)) from halt
+        raise one_line("train", error) from error
+    except _StopSweep as stop:
+        raise Stopped(str(stop)) from stop
     return [job.return_value for batch in batches for job in batch]
 
 
-def run_one(config: DictConfig) -> dict[str, Any]:
-    """A run of a sweep, in whatever process its launcher has started.
+def run_one(config: DictConfig) -> Result:
+    """A run of a sweep, in the process that its launcher has started.
 
     Args:
-        config: As Hydra gives it.
-
-    Returns:
-        ``number``, ``overrides`` (those that differ between runs), ``folder``, ``outcome`` and
-            ``told``, a line on what went wrong.
+        config: Hydra's configuration of the run; interpolations are still in it.
     """
     from hydra.core.hydra_config import HydraConfig
 
-    job = HydraConfig.get()
-    place, here = Path(job.runtime.output_dir), Path.cwd()
-    out = str(place.relative_to(here) if place.is_relative_to(here) else place)
-    values = job.job.override_dirname
-    result = {"number": job.job.num, "overrides": values, "folder": out}
+    from ddo_modulus.cli import train
+    from ddo_modulus.console import log_to_stderr, notify
+
+    hydra = HydraConfig.get()
+    folder, here = Path(hydra.runtime.output_dir), Path.cwd()
+    out = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    result = Result(hydra.job.num, hydra.job.override_dirname, str(out))
     submitted = "SUBMITIT_EXECUTOR" in os.environ
     if submitted:
-        _meet()
+        _export_ranks()
     try:
         config = complete("train", config)
-        config.out = out
-        config.resume = _begun(Path(out), config)
+        config.out = result.folder
+        config.resume = _begun(out, config)
         if first_rank():
-            print(f"run {job.job.num}: {values}", file=sys.stderr, flush=True)
-        execute("train", config)
+            notify(f"run {result.number}: {result.overrides}")
+        log_to_stderr()
+        train.run(config)
     except InputError as error:
-        return result | {"outcome": _REFUSED, "told": str(error)}
+        return replace(result, outcome=Outcome.REFUSED, reason=str(error))
     except Stopped as stopped:
         if not submitted:
-            raise _Halt(
-                f"run {job.job.num} of the sweep: {stopped} (ddo resume out={out})"
+            raise _StopSweep(
+                f"run {result.number} of the sweep: {stopped} (ddo resume out={out})"
             ) from stopped
         if signal.SIGUSR1.name in str(stopped):
-            signal.raise_signal(signal.SIGUSR1)  # submitit asks for the job to be run again
-        return result | {"outcome": _STOPPED, "told": str(stopped)}
-    return result | {"outcome": _FINISHED, "told": ""}
+            signal.raise_signal(signal.SIGUSR1)  # submitit's handler requeues the job
+        return replace(result, outcome=Outcome.STOPPED, reason=str(stopped))
+    return result
 
 
-def _folder(command: str, overrides: Sequence[Override]) -> Path:
-    """A new folder for a sweep; its runs can be composed as far as one can tell beforehand."""
-    from ddo_modulus.cli.experiment import job_id, save_dir
+def _export_ranks() -> None:
+    """Set the variables by which the ranks of a submitted job find each other.
 
-    choices: list[Iterable[str]] = []
-    for override in overrides:
-        line = [override.input_line or ""]
-        if override.is_discrete_sweep():
-            key = override.get_key_element()
-            line = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            if key not in _NAMES:
-                line = line[:1]
-        elif override.is_sweep_override():  # an interval, for other sweepers than Hydra's own
-            continue
-        choices.append(line)
-    names = dict.fromkeys(
-        complete(command, load(CONF, command, combination)).name
-        for combination in product(*choices)
-    )
-    return save_dir() / "+".join(map(str, names)) / job_id()
-
-
-def _begun(out: Path, config: DictConfig) -> bool:
-    """Whether the folder is that of an earlier start of this very run."""
-    from ddo_modulus.cli.experiment import CONFIG, differences, open_run
-    from ddo_modulus.cli.options import plain
-
-    if not (out / CONFIG).exists():
-        return False
-    changed = differences(plain(open_run(out)), plain(config))
-    return not set(changed) - {"resume", "overwrite"}
-
-
-def _meet() -> None:
-    """Tell the ranks of a submitted job of each other, as torchrun would.
-
-    srun tells them all but a port of their own: jobs that share a node need different ones.
+    srun has set all but a port, which must differ between jobs that share a node.
     """
     import submitit
 
     job = submitit.JobEnvironment()
-    meeting = submitit.helpers.TorchDistributedEnvironment()
+    peers = submitit.helpers.TorchDistributedEnvironment()
     if job.cluster == "slurm":
-        os.environ.setdefault("MASTER_PORT", str(meeting.master_port))
+        os.environ.setdefault("MASTER_PORT", str(peers.master_port))
     elif job.num_tasks > 1:
-        meeting.export(set_cuda_visible_devices=False, overwrite=True)
+        peers.export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def _show(results: Sequence[dict[str, Any]]) -> None:
-    """A table of the runs.
+def _begun(out: Path, config: DictConfig) -> bool:
+    """Whether an earlier start of this very run, requeued or swept again, wrote to the folder."""
+    from ddo_modulus.cli.options import plain
+    from ddo_modulus.cli.run_folder import CONFIG, open_run
 
-    Raises:
-        InputError: If runs were refused.
-        Stopped: If runs were stopped.
-    """
+    if not (out / CONFIG).exists():
+        return False
+    changed = differences(plain(open_run(out)), plain(config))
+    return set(changed) <= {"resume", "overwrite"}
+
+
+def _show(results: Sequence[Result]) -> None:
     from rich.table import Table
 
     from ddo_modulus.console import show
 
     table = Table("run", "overrides", "outcome", "validation", "folder")
     for result in results:
-        loss = _validation(Path(result["folder"]))
-        told = "" if loss is None else f"{loss:.4f}"
-        row = (str(result["number"]), result["overrides"], result["outcome"], told)
-        table.add_row(*row, result["folder"])
+        loss = _validation(Path(result.folder))
+        table.add_row(str(result.number), result.overrides, result.outcome, loss, result.folder)
     show(table)
-    for outcome, error in ((_REFUSED, InputError), (_STOPPED, Stopped)):
-        failed = [result for result in results if result["outcome"] == outcome]
+
+
+def _raise_failures(results: Sequence[Result]) -> None:
+    for outcome, error in ((Outcome.REFUSED, InputError), (Outcome.STOPPED, Stopped)):
+        failed = [result for result in results if result.outcome == outcome]
         if failed:
-            told = "; ".join(f"run {result['number']}: {result['told']}" for result in failed)
-            raise error(f"{len(failed)} of {len(results)} runs were {outcome}: {told}")
+            reasons = "; ".join(f"run {result.number}: {result.reason}" for result in failed)
+            raise error(f"{len(failed)} of {len(results)} runs were {outcome}: {reasons}")
 
 
-def _validation(out: Path) -> float | None:
-    """Last validation loss of a run, if it has one."""
+def _validation(out: Path) -> str:
+    """Last validation loss of a run, or nothing."""
     try:
         rows = (out / "history.jsonl").read_text().splitlines()
-        return float(json.loads(rows[-1])["validation"])
-    except (OSError, ValueError, LookupError):
-        return None
+        return f"{float(json.loads(rows[-1])['validation']):.4f}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""

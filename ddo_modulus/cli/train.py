@@ -21,14 +21,9 @@ from physicsnemo.distributed import DistributedManager
 from torch import Tensor
 
 from ddo_modulus import __version__
-from ddo_modulus.cli.experiment import (
-    package_revision,
-    record_start,
-    requeued,
-    run_folder,
-    trained_steps,
-)
+from ddo_modulus.cli.environment import package_revision
 from ddo_modulus.cli.options import plain
+from ddo_modulus.cli.run_folder import record_start, requeued, run_folder, trained_steps
 from ddo_modulus.data.loader import Loader
 from ddo_modulus.data.store import check_output
 from ddo_modulus.diffusion.operator import DiffusionOperator

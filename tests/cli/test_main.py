@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from ddo_modulus import __version__
-from ddo_modulus.cli.main import COMMANDS, CONF, compose, main
+from ddo_modulus import __version__, cli
+from ddo_modulus.cli.configuration import CONF, compose
+from ddo_modulus.cli.main import COMMANDS, main
 from ddo_modulus.errors import InputError
 
 
@@ -18,11 +19,19 @@ def test_help_is_quick_and_lists_the_commands():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in COMMANDS)
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[A-Z].{{20,80}}[a-z]$", done.stdout, re.M), done.stdout
 
 
-def test_runs_as_a_module():
-    command = [sys.executable, "-m", "ddo_modulus.cli", "--version"]
+def test_every_command_has_a_function():
+    """They are named in two places: for calls, and for imports on first use."""
+    assert set(cli.__all__) == set(COMMANDS)
+    assert all(callable(getattr(cli, command).run) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("module", ["ddo_modulus", "ddo_modulus.cli"])
+def test_runs_as_a_module(module):
+    command = [sys.executable, "-m", module, "--version"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == __version__
 
@@ -57,7 +66,9 @@ def test_mistakes_take_one_line(arguments, match, capsys):
     assert match in captured.err
 
 
-@pytest.mark.parametrize("path", ["a b", "a[1]", "a=b", "~/x", "it's", "(1)", "a,b", "2019-03-27"])
+@pytest.mark.parametrize(
+    "path", ["a b", "a[1]", "a=b", "~/x", "it's", "(1)", "a,b", "2019-03-27", "a[\\", "'\\'["]
+)
 def test_any_path_is_a_value(path):
     config = compose("simulate", ["trajectories=1", "frames=1", f"out={path}"])
     assert config.out == path

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from ddo_modulus.cli import application
+from ddo_modulus.cli import configuration
 from ddo_modulus.cli.main import main
 from ddo_modulus.diffusion.package import Package
 
@@ -66,13 +66,13 @@ def test_without_a_checkpoint_it_begins_again(ddo, run, whole):
 def test_the_saved_configuration_is_the_truth(ddo, run, whole, monkeypatch, tmp_path, caplog):
     """Other defaults, an experiment that is gone, a key that is new: nothing of it matters."""
     conf = tmp_path / "conf"
-    shutil.copytree(application.CONF, conf)
+    shutil.copytree(configuration.CONF, conf)
     (conf / "experiment" / "kolmogorov64.yaml").unlink()
     trainer = conf / "trainer" / "default.yaml"
     text = trainer.read_text().replace("learning_rate: 2.0e-3", "learning_rate: 1.0")
     assert "learning_rate: 1.0 " in text
     trainer.write_text(text)
-    monkeypatch.setattr(application, "CONF", conf)
+    monkeypatch.setattr(configuration, "CONF", conf)
     saved = yaml.safe_load((run / "config.yaml").read_text())
     del saved["trainer"]["figure"], saved["data"]["prefetch"]  # as if of an older version
     (run / "config.yaml").write_text(yaml.safe_dump(saved))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ddo_modulus.cli import sweep as sweeps
+from ddo_modulus.cli import train
 from ddo_modulus.cli.main import main
 from ddo_modulus.errors import Stopped
 
@@ -74,21 +75,21 @@ def test_a_refused_run_does_not_stop_the_others(sweep):
 def test_a_signal_stops_the_sweep(sweep, monkeypatch):
     ran = []
 
-    def execute(command, config):
+    def run(config):
         ran.append(config.out)
         raise Stopped("stopped by SIGTERM at step 2 of 3; continue with resume=true")
 
-    monkeypatch.setattr(sweeps, "execute", execute)
+    monkeypatch.setattr(train, "run", run)
     status, _, err, _ = sweep("trainer.seed=0,1")
     assert status == 75 and len(ran) == 1
     assert f"ddo resume out={ran[0]}" in err
 
 
 def test_a_defect_keeps_its_traceback(sweep, monkeypatch):
-    def execute(command, config):
+    def run(config):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(sweeps, "execute", execute)
+    monkeypatch.setattr(train, "run", run)
     with pytest.raises(ZeroDivisionError):
         sweep("trainer.seed=0,1")
 
@@ -127,10 +128,10 @@ def test_the_same_sweep_again_finishes_what_is_unfinished(sweep, monkeypatch, tm
 )
 def test_mistakes_are_told_before_anything_is_run(arguments, match, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "execute", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(train, "run", lambda _: pytest.fail("a run was started"))
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and match in told.err and told.out == ""
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and match in shown.err and shown.out == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -139,7 +140,7 @@ def test_a_missing_launcher_is_named(capsys, monkeypatch, tmp_path):
     from hydra.core.config_store import ConfigStore
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddo_modulus.cli.application.find_spec", lambda name: None)
+    monkeypatch.setattr("ddo_modulus.cli.configuration.find_spec", lambda name: None)
     repository = ConfigStore.instance().repo["hydra"]["launcher"]
     for name in ("submitit_slurm.yaml", "submitit_local.yaml"):
         monkeypatch.delitem(repository, name, raising=False)
@@ -167,11 +168,11 @@ def test_the_signal_that_submitit_sends_is_one_that_the_trainer_hears(sweep, mon
     asked = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: asked.append(number))
 
-    def execute(command, config):
+    def run(config):
         raise Stopped("stopped by SIGUSR1 at step 2 of 3; continue with resume=true")
 
-    monkeypatch.setattr(sweeps, "execute", execute)
-    monkeypatch.setattr(sweeps, "_meet", lambda: None)
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(sweeps, "_export_ranks", lambda: None)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     try:
         status, _, err, _ = sweep("trainer.seed=0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where runs are put, and what their folders say of them."""
+"""Where runs are put, and what their folders record."""
 
 import json
 import re
@@ -10,17 +10,10 @@ import pytest
 import yaml
 
 from ddo_modulus.cli import main as cli
-from ddo_modulus.cli.experiment import (
-    differences,
-    environment,
-    job_id,
-    package_revision,
-    packages,
-    requeued,
-    revision,
-    run_folder,
-)
-from ddo_modulus.cli.main import compose, main
+from ddo_modulus.cli.configuration import compose, differences
+from ddo_modulus.cli.environment import environment, package_revision, packages, revision
+from ddo_modulus.cli.main import main
+from ddo_modulus.cli.run_folder import job_id, requeued, run_folder
 from ddo_modulus.errors import InputError
 
 JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
@@ -48,7 +41,7 @@ def test_the_job_names_the_folder(monkeypatch):
     config.out = None
     assert run_folder(config) == Path("/scratch/me/warm/15_2")
     config.name = " "
-    with pytest.raises(InputError, match="no name for a folder"):
+    with pytest.raises(InputError, match="cannot name a folder"):
         run_folder(config)
 
 
@@ -119,8 +112,8 @@ def test_revisions(tmp_path):
     (tmp_path / "installed" / "b").write_text("")
     assert revision(tmp_path / "installed", "b") is None
     # What is run now, and the folder that it is run in.
-    told = environment()["revision"]["working_directory"]
-    assert told == {"commit": clean, "dirty": True}
+    recorded = environment()["revision"]["working_directory"]
+    assert recorded == {"commit": clean, "dirty": True}
     assert package_revision() == revision(Path(cli.__file__).parent)
 
 
