@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +94,22 @@ def complete(command: str, config: DictConfig) -> DictConfig:
 def one_line(command: str, error: Exception) -> InputError:
     """An error of Hydra's in one line: its own take many, with a search path and a traceback."""
     message = str(error).split("\nTo append")[0].split("\nConfig search path")[0]
+    message = re.sub(r"^In '.+?': |, e\.g, \S+", "", message)
     message = re.sub(r"\s*Available options.*:\s*", "; choose one of ", message)
     message = re.sub(r"Could not override '(.+)'\.?", r"unknown key '\1'", message)
+    message += _suggestion(error.__cause__)
     if "hydra/launcher/submitit" in message and find_spec("submitit") is None:
         message = "hydra/launcher=submitit_... needs a package: pip install 'ddo-modulus[sweep]'"
     return InputError(f"{message} (`ddo {command} --help` lists all keys)")
+
+
+def _suggestion(cause: BaseException | None) -> str:
+    """A question whether a key like the unknown one was meant, if there is one."""
+    siblings = getattr(cause, "parent_node", None)
+    if not isinstance(siblings, Mapping):
+        return ""
+    near = get_close_matches(str(getattr(cause, "key", "")), map(str, siblings), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def parsable(override: str, *, sweeps: bool = False) -> str:
