@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values read from a configuration, checked."""
+"""Values of a configuration, with their types checked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ddo_modulus.errors import InputError
 
 
 def integer(config: DictConfig, key: str, least: int = 1) -> int:
-    """A whole number of a configuration.
+    """An integer of a configuration.
 
     Raises:
-        InputError: If it is something else, or below ``least``.
+        InputError: If it is no integer, or below ``least``.
     """
     value = OmegaConf.select(config, key)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -27,7 +27,7 @@ def number(config: DictConfig, key: str) -> float:
     """A number of a configuration.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If it is no number.
     """
     value = OmegaConf.select(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -36,7 +36,7 @@ def number(config: DictConfig, key: str) -> float:
 
 
 def flag(config: DictConfig, key: str) -> bool:
-    """True or false of a configuration.
+    """A truth value of a configuration.
 
     Raises:
         InputError: If it is neither.
@@ -56,7 +56,7 @@ def pick_device(name: str) -> torch.device:
     """A device by name; ``"auto"`` is a GPU if there is one.
 
     Raises:
-        InputError: If there is no such device.
+        InputError: If this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -37,7 +37,7 @@ def test_runs_as_a_module(module):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_tells_every_key(command, capsys):
+def test_help_of_a_command_explains_every_key(command, capsys):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     for line in (CONF / f"{command}.yaml").read_text().splitlines():
@@ -83,7 +83,7 @@ def test_values_have_types():
     assert config.overwrite is True
 
 
-def test_what_goes_wrong_inside(monkeypatch, capsys):
+def test_errors_of_a_command(monkeypatch, capsys):
     import ddo_modulus.cli.simulate as command
 
     def fails(error):

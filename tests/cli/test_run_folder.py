@@ -45,7 +45,7 @@ def test_the_job_names_the_folder(monkeypatch):
         run_folder(config)
 
 
-def test_a_run_says_how_it_came_about(ddo, tiny, monkeypatch, tmp_path):
+def test_a_run_records_how_it_came_about(ddo, tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_JWT", "secret")
     result = ddo("train", **tiny)
@@ -55,8 +55,8 @@ def test_a_run_says_how_it_came_about(ddo, tiny, monkeypatch, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["name"] == "kolmogorov64" and config["out"] == "runs/kolmogorov64/17"
     assert config["trainer"]["steps"] == 3 and config["trainer"]["learning_rate"] == 2e-3
-    said = yaml.safe_load((run / "overrides.yaml").read_text())
-    assert "experiment=kolmogorov64" in said and "trainer.steps=3" in said
+    overrides = yaml.safe_load((run / "overrides.yaml").read_text())
+    assert "experiment=kolmogorov64" in overrides and "trainer.steps=3" in overrides
     (start,) = json.loads((run / "environment.json").read_text())
     assert start["slurm"] == {"SLURM_JOB_ID": "17"}
     assert "secret" not in (run / "environment.json").read_text()

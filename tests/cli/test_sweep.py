@@ -15,7 +15,7 @@ from ddo_modulus.errors import Stopped
 
 @pytest.fixture
 def sweep(tiny, arguments, monkeypatch, tmp_path, capfd):
-    """Run a sweep; its status, what it said on stdout and stderr, and its folders."""
+    """Run a sweep; its status, stdout, stderr and folders."""
     monkeypatch.setenv("SAVE_DIR", str(tmp_path / "saved"))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     # Left alone, it would outlive the test.
@@ -23,8 +23,8 @@ def sweep(tiny, arguments, monkeypatch, tmp_path, capfd):
 
     def sweep(*more, **keys):
         status = main(["train", "-m", *arguments(**(tiny | keys)), *more])
-        said = capfd.readouterr()
-        return status, said.out, said.err, sorted((tmp_path / "saved").glob("*/*/[0-9]*"))
+        output = capfd.readouterr()
+        return status, output.out, output.err, sorted((tmp_path / "saved").glob("*/*/[0-9]*"))
 
     return sweep
 
@@ -126,7 +126,7 @@ def test_the_same_sweep_again_finishes_what_is_unfinished(sweep, monkeypatch, tm
         ),
     ],
 )
-def test_mistakes_are_told_before_anything_is_run(arguments, match, capsys, monkeypatch, tmp_path):
+def test_mistakes_are_refused_before_anything_runs(arguments, match, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "run", lambda _: pytest.fail("a run was started"))
     assert main(arguments) == 2
@@ -163,7 +163,7 @@ def test_one_process_starts_a_sweep(launched, monkeypatch, capsys):
     assert "a sweep is started by one process" in capsys.readouterr().err
 
 
-def test_the_signal_that_submitit_sends_is_one_that_the_trainer_hears(sweep, monkeypatch):
+def test_the_trainer_handles_the_signal_that_submitit_sends(sweep, monkeypatch):
     """It saves after SIGUSR1; then submitit's own handler asks for the job again."""
     asked = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: asked.append(number))

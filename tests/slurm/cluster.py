@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Slurm of one's own: real daemons in a temporary folder, two nodes on this machine.
+"""A private Slurm: real daemons in a temporary folder, and two nodes on this machine.
 
-Nothing outside the folder is touched. What of Slurm needs a kernel's control groups is left out:
-processes are tracked by their parents, and nothing binds them to CPUs. Numbers of jobs start
-anywhere, since jobs of two such clusters that had the same would meet on the same port.
+Nothing outside the folder is touched. Parts of Slurm that need control groups are switched off:
+processes are tracked by their parents, and not bound to CPUs. Job numbers start at random, because
+the port of a job depends on its number, and jobs of two such clusters must not share one.
 """
 
 import getpass
@@ -132,7 +132,7 @@ class Cluster:
             time.sleep(0.1)
 
     def ask(self, *command, check=True, **options):
-        """What a command of Slurm says."""
+        """Output of a command of Slurm."""
         options = {"env": self.environment, "timeout": 60} | options
         done = subprocess.run(command, capture_output=True, text=True, **options)
         if check and done.returncode:
@@ -150,14 +150,15 @@ class Cluster:
         return self.ask(*map(str, command), env=environment, cwd=cwd)
 
     def show(self, job):
-        """What Slurm knows of a job: ``JobState``, ``Restarts``, ``ExitCode`` and so on."""
-        told = self.ask("scontrol", "--oneliner", "show", "job", job)
-        return dict(entry.split("=", 1) for entry in told.split() if "=" in entry)
+        """Slurm's record of a job: ``JobState``, ``Restarts``, ``ExitCode`` and so on."""
+        answer = self.ask("scontrol", "--oneliner", "show", "job", job)
+        return dict(entry.split("=", 1) for entry in answer.split() if "=" in entry)
 
     def start_now(self, job):
-        """Start a job that was put back; Slurm would keep it for two minutes.
+        """Start a requeued job; Slurm would hold it for two minutes.
 
-        It does so because what is left of the turn before would be taken for the end of the next.
+        The nodes must be idle first: what is left of one turn would be taken for the end of the
+        next.
         """
         idle = lambda: set(self.ask("sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"}  # noqa: E731
         self._until(idle, 120, "nodes are idle")
@@ -165,7 +166,7 @@ class Cluster:
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def await_state(self, job, *states, seconds=120):
-        """Wait until a job is in one of some states; what Slurm knows of it then."""
+        """Wait until a job is in one of some states; Slurm's record of it then."""
         self._until(lambda: self.show(job)["JobState"] in states, seconds, f"{job} in {states}")
         return self.show(job)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said of the scripts without Slurm."""
+"""What can be tested of the scripts without Slurm."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ def test_shellcheck_finds_nothing(script):
 @pytest.mark.parametrize("status", [0, 1, 2, 75, 137, 138])
 @pytest.mark.parametrize("restarts", [0, 3])
 def test_which_ends_are_put_back_into_the_queue(status, restarts, tmp_path):
-    """With programs of Slurm that say what they are asked, and three turns at most."""
+    """With stand-ins for Slurm's programs that log their arguments, and at most three turns."""
     (script,) = (path for path in SCRIPTS if path.name == "train_one_node.sbatch")
-    asked = tmp_path / "asked"
+    log = tmp_path / "log"
     for name, end in (("srun", f"exit {status}"), ("scontrol", "exit 0"), ("sleep", "exit 0")):
         program = tmp_path / name
-        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {asked}\n{end}\n')
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{end}\n')
         program.chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin",
@@ -41,8 +41,8 @@ def test_which_ends_are_put_back_into_the_queue(status, restarts, tmp_path):
     }
     done = subprocess.run(["bash", script, "a=b c"], env=environment, cwd=tmp_path)
     assert done.returncode == status
-    said = asked.read_text()
+    calls = log.read_text()
     requeued = status in (75, 138) and restarts < 3
-    assert ("scontrol requeue 45017" in said) == requeued
-    assert re.search(r"^srun .*--container-image=image --container-mounts=here:there", said)
-    assert "-m ddo_modulus.cli train a=b c" in said
+    assert ("scontrol requeue 45017" in calls) == requeued
+    assert re.search(r"^srun .*--container-image=image --container-mounts=here:there", calls)
+    assert "-m ddo_modulus.cli train a=b c" in calls

@@ -47,19 +47,19 @@ def submit(cluster, job_environment, folder):
 def whole(cluster, submit, keys):
     """An uninterrupted run."""
     job, run = submit("train_one_node.sbatch", *keys)
-    assert cluster.await_end(job)["JobState"] == "COMPLETED", said(run)
+    assert cluster.await_end(job)["JobState"] == "COMPLETED", log(run)
     return run
 
 
-def said(run):
-    log = run.parents[1] / f"ddo-{run.name}.log"
-    return log.read_text() if log.exists() else ""
+def log(run):
+    path = run.parents[1] / f"ddo-{run.name}.log"
+    return path.read_text() if path.exists() else ""
 
 
 def await_checkpoint(run, seconds=120):
     end = time.monotonic() + seconds
     while not list(run.glob("checkpoints/step-*")):
-        assert time.monotonic() < end, said(run)
+        assert time.monotonic() < end, log(run)
         time.sleep(0.002)
 
 
@@ -88,11 +88,11 @@ def test_the_signal_before_the_time_limit(cluster, submit, keys, whole):
     await_checkpoint(run)
     cluster.ask("scancel", "--signal=USR1", job)
     cluster.await_state(job, "PENDING")
-    assert "stopped by SIGUSR1" in said(run) and not (run / "package").exists()
+    assert "stopped by SIGUSR1" in log(run) and not (run / "package").exists()
     cluster.start_now(job)
     end = cluster.await_end(job)
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), said(run)
-    assert "requeued: going on" in said(run) and "resumed at step" in said(run)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(run)
+    assert "requeued: going on" in log(run) and "resumed at step" in log(run)
     assert_same(run, whole)
     first, second = starts(run)
     assert first["slurm"]["SLURM_JOB_ID"] == second["slurm"]["SLURM_JOB_ID"] == job
@@ -103,11 +103,11 @@ def test_a_signal_before_training_has_begun(cluster, submit, keys):
     job, run = submit("train_one_node.sbatch", *keys)
     end = time.monotonic() + 30
     while f"{job}.0" not in cluster.ask("squeue", "--steps", "--noheader", "--format=%i"):
-        assert time.monotonic() < end, said(run)
+        assert time.monotonic() < end, log(run)
         time.sleep(0.1)
     time.sleep(1)  # Python is importing
     cluster.ask("scancel", "--signal=USR1", job)
-    assert cluster.await_state(job, "PENDING", "COMPLETED", "FAILED")["Restarts"] == "1", said(run)
+    assert cluster.await_state(job, "PENDING", "COMPLETED", "FAILED")["Restarts"] == "1", log(run)
     assert not run.exists()
     cluster.ask("scancel", job)
 
@@ -121,8 +121,8 @@ def test_two_nodes_preempted_by_an_urgent_job(cluster, submit, keys, whole):
     assert cluster.await_end(pushing)["JobState"] == "COMPLETED"
     cluster.start_now(job)
     end = cluster.await_end(job)
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), said(run)
-    assert "resumed at step" in said(run)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(run)
+    assert "resumed at step" in log(run)
     assert_same(run, whole)
 
 
@@ -130,8 +130,8 @@ def test_a_mistake_is_not_tried_again(cluster, submit, keys):
     job, run = submit("train_one_node.sbatch", *keys, "trainer.batch=3")
     end = cluster.await_end(job)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "ddo: trainer.batch=3 cannot be shared out to 2 ranks" in said(run)
-    assert said(run).count("ddo: ") == 1
+    assert "ddo: trainer.batch=3 cannot be shared out to 2 ranks" in log(run)
+    assert log(run).count("ddo: ") == 1
     assert not run.exists()
 
 
@@ -155,11 +155,11 @@ def test_a_sweep_of_jobs_one_of_them_stopped(cluster, job_environment, folder, k
         cluster.await_state(job, "PENDING")
         assert not (run / "package").exists()
         cluster.start_now(job)
-        told = launcher.communicate(timeout=240)[0]
+        output = launcher.communicate(timeout=240)[0]
     finally:
         launcher.kill()
-    assert launcher.returncode == 0, told
-    assert told.count("finished") == 2
+    assert launcher.returncode == 0, output
+    assert output.count("finished") == 2
     assert len(starts(run)) == 2 and starts(run)[1]["slurm"]["SLURM_RESTART_COUNT"] == "1"
     assert_same(run, whole)
     other = run.with_name("1")
