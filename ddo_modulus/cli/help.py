@@ -26,6 +26,7 @@ def print_overview(commands: Iterable[str]) -> None:
     for command in commands:
         print(f"  {command:<12}{_text(CONF / f'{command}.yaml').split('.')[0].removeprefix('# ')}")
     print("\n`ddo COMMAND --help` lists a command's keys, their defaults and their meaning.")
+    print("`ddo train -m key=value,value ...` trains once with each value.")
 
 
 def print_keys(command: str) -> None:
