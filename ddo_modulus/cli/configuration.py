@@ -104,12 +104,17 @@ def one_line(command: str, error: Exception) -> InputError:
 
 
 def _suggestion(cause: BaseException | None) -> str:
-    """A question whether a key like the unknown one was meant, if there is one."""
-    siblings = getattr(cause, "parent_node", None)
-    if not isinstance(siblings, Mapping):
+    """Ask whether a key like the unknown one was meant, if there is one."""
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not (
+        isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig)
+    ):
         return ""
-    near = get_close_matches(str(getattr(cause, "key", "")), map(str, siblings), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    key = str(cause.key)
+    near = get_close_matches(key, map(str, cause.parent_node), 1)
+    return f"; did you mean {str(cause.full_key).removesuffix(key)}{near[0]}?" if near else ""
 
 
 def parsable(override: str, *, sweeps: bool = False) -> str:

@@ -53,7 +53,10 @@ def test_help_of_a_command_explains_every_key(command, capsys):
         (["simulate"], "simulate needs frames=... out=... trajectories=..."),
         (["simulate", "speed=1"], "unknown key 'speed'"),
         (["simulate", "simulator.speed=1"], "unknown key 'simulator.speed' (`ddo simulate"),
-        (["simulate", "simulator.raynolds=1"], "'simulator.raynolds'; did you mean reynolds?"),
+        (
+            ["simulate", "simulator.raynolds=1"],
+            "'simulator.raynolds'; did you mean simulator.reynolds?",
+        ),
         (["train"], "ddo: You must specify 'experiment'; choose one of kolmogorov64"),
         (["simulate", "simulator=weather"], "choose one of kolmogorov"),
         (["simulate", "--out=x"], "not of the form key=value"),
