@@ -29,7 +29,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.grid import Grid, LatLonGrid, resampled
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.inference.backgrounds import LENGTH_KM, background_error_field, background_states
 from ddo_modulus.inference.preparation import (
     Analysis,
@@ -300,7 +300,7 @@ def _tell(
 ) -> None:
     """Add the statistics of the innovations to the diagnostics of each analysis."""
     operator = observations.operator
-    values = spread(observations.values.reshape(-1, operator.size), len(chunk))
+    values = per_member(observations.values.reshape(-1, operator.size), len(chunk))
     background = torch.zeros_like(states[:, 0]) if guess is None else guess.mean(1)
     analysis = operator(states.flatten(0, 1)).unflatten(0, states.shape[:2]).mean(1)
     misfits = {"omb": values - operator(background), "oma": values - analysis}

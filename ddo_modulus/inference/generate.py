@@ -23,7 +23,7 @@ from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import Churn, StepCounter, sample
-from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
+from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
@@ -124,14 +124,14 @@ def generate(
         raise InputError(f"the package's condition is {task.condition!r}: it takes {wanted}")
     if package.normalization.mean.shape[-1] > 1 and shape != package.grid.shape:
         raise InputError("the package's climatology is by point: it draws on its own grid only")
-    denoiser: DiffusionOperator | TrajectoryDenoiser = package.operator
+    denoiser: DiffusionOperator | TrajectoryPrior = package.operator
     noise, starts, length, margin = package.operator.noise, times, 1, 0
     if task.frames > 1 and task.coarse is None:
         _check_steps(times, package.interval)
         margin = task.frames - 1
         longer = _prolonged(times, margin, package.interval)
         length = len(longer)
-        denoiser = TrajectoryDenoiser(package.operator, task.frames, length, balance=1.0)
+        denoiser = TrajectoryPrior(package.operator, task.frames, length, balance=1.0)
         noise, starts = denoiser.noise, times[:1]
         middle = longer[denoiser.members[:, task.frames // 2].numpy()]
         conditions = package.conditions(middle)

@@ -93,7 +93,7 @@ def usable(
     if package.task.frames > 1:
         raise InputError(
             f"the package's states are windows of {package.task.frames} frames; take a package of "
-            "single states (trajectories are assimilated in Python, by TrajectoryDenoiser)"
+            "single states (trajectories are assimilated in Python, by TrajectoryPrior)"
         )
     operators = report_operators(package) if operators is None else operators
     frame, grid = table.frame, package.grid

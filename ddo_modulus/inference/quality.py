@@ -35,7 +35,7 @@ from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.diffusion.prior import Denoiser, linear_part
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.observations import Observations
 from ddo_modulus.observations.table import ERROR_COLUMN
 from ddo_modulus.posterior.inflation import first_guess
@@ -129,7 +129,7 @@ def departures(
     operator = observations.operator
     values = observations.values.double().reshape(-1, operator.size)
     state = first_guess(linear, len(values))
-    rows = spread(spanned(operator.linearize(state), linear, state), len(values))
+    rows = per_member(spanned(operator.linearize(state), linear, state), len(values))
     expected = (rows.square() * linear.variance.to(rows)[:, None]).sum(-1)
     error = observations.error_covariance(values).diagonal(dim1=1, dim2=2)
     return (values - operator(state)) / (expected + error).sqrt()

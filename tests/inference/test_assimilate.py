@@ -395,25 +395,25 @@ def test_members_do_not_depend_on_what_is_computed_with_them(package):
 def test_how_posteriors_are_solved_is_the_packages_unless_told(package, conditionings, monkeypatch):
     seen = conditionings("ddo_modulus.inference.assimilate")
     own = replace(
-        package.sampling, covariance="jacobian", iterations=3, jacobian_range=[0.2, 9], steps=2
+        package.sampling, covariance="jacobian", iterations=3, guidance_interval=[0.2, 9], steps=2
     )
     monkeypatch.setattr(package, "sampling", own)
     table = read_table(reports(package))
     result = assimilate(package, table, TIMES[:1], ensemble=2)
     told = assimilate(
-        package, table, TIMES[:1], ensemble=2, iterations=1, jacobian_range=[0.5, 4.0]
+        package, table, TIMES[:1], ensemble=2, iterations=1, guidance_interval=[0.5, 4.0]
     )
     assert seen == [
-        {"covariance": "jacobian", "iterations": 3, "jacobian_range": (0.2, 9.0)},
-        {"covariance": "jacobian", "iterations": 1, "jacobian_range": (0.5, 4.0)},
+        {"covariance": "jacobian", "iterations": 3, "guidance_interval": (0.2, 9.0)},
+        {"covariance": "jacobian", "iterations": 1, "guidance_interval": (0.5, 4.0)},
     ]
-    assert list(result.attrs["jacobian_range"]) == [0.2, 9.0]
+    assert list(result.attrs["guidance_interval"]) == [0.2, 9.0]
     assert told.attrs["iterations"] == 1
-    with pytest.raises(InputError, match="jacobian_range='ab' must be two noise levels"):
-        assimilate(package, table, TIMES[:1], jacobian_range="ab")
-    assert replace(own, jacobian_range=[0.5, np.inf]).jacobian_range == (0.5, own.sigma_max)
-    monkeypatch.setattr(package, "sampling", replace(own, jacobian_range=None))
-    assert "jacobian_range" not in assimilate(package, table, TIMES[:1], ensemble=2).attrs
+    with pytest.raises(InputError, match="guidance_interval='ab' must be two noise levels"):
+        assimilate(package, table, TIMES[:1], guidance_interval="ab")
+    assert replace(own, guidance_interval=[0.5, np.inf]).guidance_interval == (0.5, own.sigma_max)
+    monkeypatch.setattr(package, "sampling", replace(own, guidance_interval=None))
+    assert "guidance_interval" not in assimilate(package, table, TIMES[:1], ensemble=2).attrs
 
 
 def test_labels(package):

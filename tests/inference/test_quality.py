@@ -63,11 +63,9 @@ def test_departures_of_several_analyses_from_their_backgrounds():
     error = GaussianField(noise.basis, Matern(0.3, 1.5), 2, scale=0.2)
     backgrounds = torch.randn(2, 2, 6, 7, generator=torch.Generator().manual_seed(5)).double()
     parts = [Observations(u, torch.full((7,), value), 0.1) for value in (0.5, -0.5)]
-    together = departures(
-        Background(prior, noise, backgrounds, error), noise, Observations.batch(parts)
-    )
+    together = departures(Background(prior, backgrounds, error), noise, Observations.batch(parts))
     for background, part, found in zip(backgrounds, parts, together, strict=True):
-        alone = departures(Background(prior, noise, background, error), noise, part)
+        alone = departures(Background(prior, background, error), noise, part)
         torch.testing.assert_close(found, alone[0])
 
 
