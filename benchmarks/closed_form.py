@@ -392,9 +392,7 @@ def sweep_table(quick: bool) -> list[str]:
     for n in (16, 32) if quick else (32, 64, 128, 256):
         start = time.process_time()
         problem = Problem(FourierBasis((n, n)), BoxGrid((n, n)), 60, seed=2)
-        posterior = MomentMatching(
-            problem.denoiser(), problem.observations, covariance="linear"
-        )
+        posterior = MomentMatching(problem.denoiser(), problem.observations, covariance="linear")
         generator = torch.Generator().manual_seed(3)
         points = torch.randint(n * n, (28,), generator=generator)
         directions = torch.cat(

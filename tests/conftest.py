@@ -15,7 +15,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.task import Task
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
@@ -165,7 +166,7 @@ def untrained(prior):
             grid,
             Normalization(channels, mean, std),
             units,
-            Sampling(steps=16, sigma_min=0.01),
+            PosteriorConfig(steps=16, sigma_min=0.01),
             Task(condition="hour_of_day"),
             {"data": "none"},
         )

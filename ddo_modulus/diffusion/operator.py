@@ -42,7 +42,7 @@ from ddo_modulus.fields.rotation import SubsetRotation
 from ddo_modulus.nn.operator import NeuralOperator
 
 
-class DiffusionOperator(Differentiable, Module):
+class DiffusionOperator(Module, Differentiable):
     r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
 
     In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight

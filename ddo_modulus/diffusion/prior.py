@@ -85,8 +85,8 @@ class Scheduled(Protocol):
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
-    ) -> Mapping[float, Denoiser]:
-        """The denoiser to call at each of these levels.
+    ) -> Mapping[float, Prior]:
+        """The prior to call at each of these levels.
 
         Args:
             levels: Noise levels on the CPU, in any order, with repetitions.

@@ -48,7 +48,7 @@ class Captured:
         self._failure: str | None = None
         self._replay: Replay | None = None
         self._pool = pool
-        self._scheduled: tuple[Mapping[float, Denoiser], dict[float, Captured]] | None = None
+        self._scheduled: tuple[Mapping[float, Prior], dict[float, Captured]] | None = None
 
     @property
     def failure(self) -> str | None:
@@ -107,7 +107,7 @@ class Captured:
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
-    ) -> Mapping[float, Denoiser]:
+    ) -> Mapping[float, Prior]:
         """As the denoiser's own (:class:`~ddo_modulus.diffusion.prior.Scheduled`), recorded."""
         if not isinstance(self.prior, Scheduled):
             return {}

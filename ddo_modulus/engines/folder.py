@@ -174,7 +174,7 @@ def export(
         done(1)
         models = to_onnx(traced)
         done(3)
-        sampling = package.sampling
+        sampling = package.posterior
         graphs = {}
         for name, model in models.items():
             if missing := unsupported(model, traced):
@@ -264,7 +264,7 @@ def probes(
     sizes span decades, and random conditions.
     """
     generator = torch.Generator().manual_seed(seed)
-    operator, sampling = package.operator, package.sampling
+    operator, sampling = package.operator, package.posterior
     linear = operator.linear.at(shape)
     size = condition_size(package)
     condition = None if size is None else torch.randn(batch, *size, generator=generator)

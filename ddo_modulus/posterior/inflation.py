@@ -149,9 +149,14 @@ class Innovations:
         fit = fit - 0.5 * (logarithm[:, None] / width) ** 2
         return logarithm[fit.argmax(0)].exp()
 
-    def chi_square(self, factor: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-        """Sum of squares in units of their expectation; about M if the prior is calibrated."""
-        return (self.square / (1 + factor[:, None] * self.signal)).sum(-1)
+    def chi_square(self, factor: float | Float[Tensor, " T"] = 1.0) -> Float[Tensor, " T"]:
+        """Sum of squares in units of their expectation; about M if the prior is calibrated.
+
+        Args:
+            factor: Inflation of the prior.
+        """
+        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1, 1)
+        return (self.square / (1 + factor * self.signal)).sum(-1)
 
 
 def innovation_inflation(

@@ -26,6 +26,7 @@ this is optimal interpolation of the innovation with :math:`V_{lin}`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Literal
@@ -34,7 +35,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.diffusion.noise import level_range, within
-from ddo_modulus.diffusion.prior import Denoiser, NoGaussianPart, Prior, gaussian_part, grid_of
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.prior import NoGaussianPart, Prior, gaussian_part, grid_of
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.derivative import Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
@@ -89,9 +91,24 @@ class MomentMatching:
             observations = AnalysisSystem(observations, prior.noise)
         self.prior, self.system = prior, observations
         self.covariance, self.iterations = covariance, iterations
-        self.guidance_interval = level_range(guidance_interval, "guidance_interval")
+        interval = level_range(guidance_interval, "guidance_interval")
+        # All levels: none has to be looked at.
+        self.guidance_interval = None if interval == (0.0, math.inf) else interval
         self._gaussian = gaussian_part(prior)
         self._factors: LevelFactors | None = None
+
+    @classmethod
+    def configured(
+        cls, prior: Prior, observations: Observations | AnalysisSystem, config: PosteriorConfig
+    ) -> MomentMatching:
+        """With the options of a resolved configuration."""
+        return cls(
+            prior,
+            observations,
+            covariance=config.covariance,
+            iterations=config.iterations,
+            guidance_interval=config.guidance_interval,
+        )
 
     @property
     def noise(self) -> GaussianField:
@@ -163,7 +180,7 @@ class MomentMatching:
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
-    ) -> Mapping[float, Denoiser]:
+    ) -> Mapping[float, Prior]:
         """One denoiser for the levels at which the derivative is taken, one for the others.
 
         Both know the factors of all levels beforehand, where those do not depend on the states.

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.prior import Prior
-from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.basis import FourierBasis
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.posterior import Inflated
