@@ -187,7 +187,7 @@ def test_seeds(package, build):
 
 
 def test_how_the_system_is_solved_reaches_the_analysis(package, build, conditionings):
-    seen = conditionings("ddo_modulus.inference.assimilate")
+    seen = conditionings()
     options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
     build(**options)(observed(package))
     assert seen[0] == options | {"guidance_interval": (0.1, 9.0)}

@@ -378,7 +378,7 @@ def test_packages_of_another_kind(untrained, conditional):
 
 
 def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
-    seen = conditionings("ddo_modulus.inference.super_resolve")
+    seen = conditionings()
     options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
     model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
     coords = coords_for(model)
