@@ -137,7 +137,6 @@ class Problem:
         """
         posterior = MomentMatching(
             self.denoiser(),
-            self.noise,
             self.observations,
             covariance=covariance,  # type: ignore[arg-type]
         )
@@ -230,7 +229,7 @@ def ours(
     denoiser = problem.denoiser(white=white)
     noise = problem.white if white else problem.noise
     scheduler = FieldNoiseScheduler(noise, sigma_max=sigma_max)
-    posterior = MomentMatching(denoiser, noise, problem.observations, **options)
+    posterior = MomentMatching(denoiser, problem.observations, **options)
     generator = torch.Generator().manual_seed(0)
     return sample(posterior, scheduler, batch, steps=steps, generator=generator), denoiser
 
@@ -393,9 +392,7 @@ def sweep_table(quick: bool) -> list[str]:
     for n in (16, 32) if quick else (32, 64, 128, 256):
         start = time.process_time()
         problem = Problem(FourierBasis((n, n)), BoxGrid((n, n)), 60, seed=2)
-        posterior = MomentMatching(
-            problem.denoiser(), problem.noise, problem.observations, covariance="linear"
-        )
+        posterior = MomentMatching(problem.denoiser(), problem.observations, covariance="linear")
         generator = torch.Generator().manual_seed(3)
         points = torch.randint(n * n, (28,), generator=generator)
         directions = torch.cat(

@@ -316,7 +316,6 @@ class LearnedPrior:
         spectrum = MeasuredSpectrum(self.noise.basis, (error * self.scale)[None])
         background = Background(
             self.denoiser,
-            self.noise,
             self.noise.color(centre.float()),
             GaussianField(self.noise.basis, spectrum),
         )
@@ -374,14 +373,13 @@ class LearnedPrior:
         )
         observations = Observations(operator, values, ERROR**2 / (1 - self.bridge))
         # Where all is noise, a posterior is the mean; the linear part's needs no sampling.
-        linear = MomentMatching(denoiser.linear, self.noise, observations, covariance="linear")  # type: ignore[attr-defined]
+        linear = MomentMatching(denoiser.linear, observations, covariance="linear")  # type: ignore[attr-defined]
         blank = torch.zeros_like(values[:, :1, None, None]).expand(-1, 1, *SHAPE)
         mean = linear(blank, torch.full_like(values[:, 0], 1e5))
         deviation = (variance + SIGMA_MAX**2).sqrt().to(latents)[:, None]
         states = mean[:, None] + self.noise.color(latents * deviation)[:, :, None]
         posterior = MomentMatching(
             denoiser,
-            self.noise,
             observations,
             covariance=self.covariance,  # type: ignore[arg-type]
             iterations=max(self.options.iterations, 1),

@@ -83,8 +83,8 @@ CASES = [
     Case("256x512", 1, 400, 32, 32),
 ]
 DERIVATIVES: dict[str, dict[str, Any]] = {
-    "2 iterations at all levels": {"iterations": 2, "jacobian_range": None},
-    "derivative from .4 to 10": {"jacobian_range": (0.4, 10.0)},
+    "2 iterations at all levels": {"iterations": 2, "guidance_interval": None},
+    "derivative from .4 to 10": {"guidance_interval": (0.4, 10.0)},
 }
 SMALL = [Case("uk_t2m", 2, 20, 8, 8), Case("8x12", 2, 10, 4, 8)]
 
@@ -168,7 +168,7 @@ def load(case: Case) -> tuple[DiffusionOperator, FieldNoiseScheduler, Method, Te
 def derivative() -> str:
     """Where ours take it."""
     own = Package.load("kolmogorov64").sampling
-    low, high = own.jacobian_range or (0.0, math.inf)
+    low, high = own.guidance_interval or (0.0, math.inf)
     return (
         "Unless told otherwise, `kolmogorov64`, and the untrained operator like it, take the "
         f"derivative in {own.iterations} iteration at noise levels from {low:g} to {high:g}; "

@@ -121,7 +121,7 @@ def assimilate(
             if case.observations.variance.ndim == 2  # type: ignore[union-attr]
             else case.observations.variance,
         )
-        posterior = MomentMatching(denoiser, scheduler.field, part, **options)
+        posterior = MomentMatching(denoiser, part, **options)
         x = sample(
             posterior,
             scheduler,
@@ -146,7 +146,7 @@ def at_all_levels(iterations: int) -> dict[str, Any]:
 def as_packaged(package: Package) -> dict[str, Any]:
     """Options of `MomentMatching` that the maker of a package found to be enough."""
     own = package.sampling
-    names = ("covariance", "iterations", "jacobian_range")
+    names = ("covariance", "iterations", "guidance_interval")
     return {name: getattr(own, name) for name in names}
 
 

@@ -40,7 +40,7 @@ from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import sample
-from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
+from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import (
@@ -69,7 +69,7 @@ def unseen(package: Package, count: int, frames: int, spin_up: float) -> Tensor:
 
 
 def levels(
-    package: Package, denoiser: TrajectoryDenoiser, sigma_max: float | None
+    package: Package, denoiser: TrajectoryPrior, sigma_max: float | None
 ) -> FieldNoiseScheduler:
     """Noise and its levels: the package's, but for the largest if that is given."""
     own = package.sampling
@@ -96,16 +96,16 @@ def free(package: Package, truth: Tensor, options: argparse.Namespace) -> list[s
     count, steps = options.free, options.steps
     frames, margin = package.task.frames, package.task.frames - 1
     length = truth.shape[1] + 2 * margin
-    joint = TrajectoryDenoiser(package.operator, frames, length)
+    joint = TrajectoryPrior(package.operator, frames, length)
     scheduler = levels(package, joint, options.sigma_max)
     cases: dict[str, Tensor] = {"truth, other half": truth[1::2]}
     seconds = {"truth, other half": 0.0}
     reference = truth[::2]
-    windows = TrajectoryDenoiser(package.operator, frames, length, joint=False)
+    windows = TrajectoryPrior(package.operator, frames, length, joint=False)
     gaussian = joint.linear.prior.sample(count, generator=torch.Generator().manual_seed(5))
     cases["Gaussian process of the linear part"] = inner(gaussian.to(DEVICE), margin)
     seconds["Gaussian process of the linear part"] = 0.0
-    balanced = TrajectoryDenoiser(package.operator, frames, length, balance=1.0)
+    balanced = TrajectoryPrior(package.operator, frames, length, balance=1.0)
     for name, denoiser in (
         ("windows alone (SDA)", windows),
         ("composed", joint),
@@ -143,7 +143,7 @@ def observed(
 
     def find(case: Case, balance: float, iterations: int) -> tuple[Tensor, float]:
         began, length = time.perf_counter(), case.truth.shape[1] + 2 * margin
-        denoiser = TrajectoryDenoiser(package.operator, frames, length, balance=balance)
+        denoiser = TrajectoryPrior(package.operator, frames, length, balance=balance)
         members = assimilate(
             denoiser,
             levels(package, denoiser, options.sigma_max),
@@ -171,7 +171,7 @@ def observed(
         s = scores(each, case, "every frame by itself")
         rows.append(line(s, case, each, time.perf_counter() - began))
     began = time.perf_counter()
-    process = TrajectoryDenoiser(package.operator, frames, truth.shape[1]).linear
+    process = TrajectoryPrior(package.operator, frames, truth.shape[1]).linear
     exact = interpolate(process, case, options.members)
     s = scores(exact, case, "Gaussian process, exact")
     rows.append(line(s, case, exact, time.perf_counter() - began))

@@ -2,10 +2,10 @@
 from .diffusion.noise import FieldNoiseScheduler
 from .diffusion.operator import DiffusionOperator
 from .diffusion.package import Package
-from .diffusion.prior import Denoiser, Engine
+from .diffusion.prior import Denoiser, FunctionPrior, Prior
 from .diffusion.samplers import Churn, sample
 from .diffusion.task import CoarseWindow, Task
-from .diffusion.trajectory import TrajectoryDenoiser
+from .diffusion.trajectory import TrajectoryPrior
 from .fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from .fields.coupled import CoupledField
 from .fields.gaussian_denoiser import GaussianDenoiser
@@ -23,9 +23,16 @@ from .observations import (
     wind_direction,
     wind_speed,
 )
-from .posterior import Background, Inflated, MomentMatching, innovation_inflation
+from .posterior import (
+    AnalysisSystem,
+    Background,
+    Inflated,
+    MomentMatching,
+    innovation_inflation,
+)
 
 __all__ = [
+    "AnalysisSystem",
     "AreaMeanOperator",
     "Background",
     "BoxGrid",
@@ -35,7 +42,7 @@ __all__ = [
     "CoupledField",
     "Denoiser",
     "DiffusionOperator",
-    "Engine",
+    "FunctionPrior",
     "FieldNoiseScheduler",
     "FourierBasis",
     "GaussianDenoiser",
@@ -51,11 +58,12 @@ __all__ = [
     "Observations",
     "Package",
     "PointOperator",
+    "Prior",
     "ProfileRadiance",
     "ReportOperators",
     "SphericalBasis",
     "Task",
-    "TrajectoryDenoiser",
+    "TrajectoryPrior",
     "WhiteField",
     "innovation_inflation",
     "sample",

@@ -110,11 +110,11 @@ def main() -> None:
         ensembles = {
             "climatology": linear.fields(white * linear.variance.sqrt().float())[:, 0],
             "optimal interpolation": draw(
-                MomentMatching(linear, noise, observations, covariance="linear"),
+                MomentMatching(linear, observations, covariance="linear"),
                 "optimal interpolation",
             ),
             "diffusion posterior": draw(
-                MomentMatching(prior, noise, observations, iterations=1), "diffusion posterior"
+                MomentMatching(prior, observations, iterations=1), "diffusion posterior"
             ),
         }
 

@@ -15,7 +15,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.task import Task
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
@@ -73,16 +74,16 @@ def unit_coefficients():
 
 @pytest.fixture
 def conditionings(monkeypatch):
-    """Options of every :class:`MomentMatching` that a module makes from then on."""
+    """Options of every :class:`MomentMatching` that is made from then on."""
 
-    def watch(module):
-        seen, original = [], MomentMatching
+    def watch():
+        seen, original = [], MomentMatching.__init__
 
-        def spy(*args, **options):
+        def spy(self, *args, **options):
             seen.append(options)
-            return original(*args, **options)
+            original(self, *args, **options)
 
-        monkeypatch.setattr(f"{module}.MomentMatching", spy)
+        monkeypatch.setattr(MomentMatching, "__init__", spy)
         return seen
 
     return watch
@@ -165,7 +166,7 @@ def untrained(prior):
             grid,
             Normalization(channels, mean, std),
             units,
-            Sampling(steps=16, sigma_min=0.01),
+            PosteriorConfig(steps=16, sigma_min=0.01),
             Task(condition="hour_of_day"),
             {"data": "none"},
         )

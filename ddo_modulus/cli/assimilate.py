@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,27 @@ import xarray as xr
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from ddo_modulus.cli.options import flag, integer, number, pick_device
+from ddo_modulus.cli.options import (
+    flag,
+    integer,
+    number,
+    optional_number,
+    pick_device,
+    plain,
+)
 from ddo_modulus.console import notify, progress_bar, show
 from ddo_modulus.data.orography import read_orography
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing, write_store
-from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.engines import EngineOptions, open_engine, pick_precision
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import LatLonGrid
-from ddo_modulus.inference.assimilate import Inflation, assimilate, report_operators, usable
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.inference.backgrounds import BackgroundConfig
+from ddo_modulus.inference.quality import QualityControl
+from ddo_modulus.inference.reports import report_operators, usable
 from ddo_modulus.observations.table import NO_TOLERANCE, read_table
 
 _ROWS_SHOWN = 24
@@ -46,62 +54,52 @@ def run(config: DictConfig) -> None:
     if config.orography is not None:
         package.orography = read_orography(config.orography, package.grid)
     operators = replace(report_operators(package), lapse_rate=number(config, "lapse_rate"))
-    chosen = usable(package, table, operators, required=config.missing != "prior")
-    times = analysis_times(config, chosen.frame["time"].to_numpy())
-    background = None
-    if config.background is not None:
-        background = open_dataset(config.background, package.channels)
-    posterior, left_out = config.posterior, list[pd.DataFrame]()
-    asked: dict[str, Any] = {
+    reports = usable(package, table, operators, required=config.missing != "prior")
+    times = analysis_times(config, reports.frame["time"].to_numpy())
+    quality = QualityControl(
+        gross_error=optional_number(config, "gross_error"),
+        duplicates=config.duplicates,
+        thinning_km=optional_number(config, "thinning.km"),
+        superob_km=optional_number(config, "superob.km"),
+        tolerance=tolerance,
+        default_error=_errors(config.default_error, "default_error"),
+        missing=config.missing,
+        operators=operators,
+    )
+    options: dict[str, Any] = {
         "ensemble": integer(config, "ensemble"),
         "seed": integer(config, "seed", 0),
-        "inflation": _inflation(config.inflation),
-        "tolerance": tolerance,
-        "default_error": _default_error(config.default_error),
-        "operators": operators,
-        **_optional(config, "gross_error", "thinning.km", "superob.km"),
-        "duplicates": config.duplicates,
-        "background": background,
-        "background_error": _default_error(config.background_error, "background_error"),
-        "background_length": number(config, "background_length"),
-        "grid": _grid(config, package),
-        "missing": config.missing,
-        "rejected": left_out.append,
-        "steps": None if posterior.steps is None else integer(config, "posterior.steps"),
-        "solver": posterior.solver,
-        "covariance": posterior.covariance,
-        "iterations": (
-            None if posterior.iterations is None else integer(config, "posterior.iterations")
+        "posterior": PosteriorConfig.of(
+            {
+                **plain(config.posterior),
+                "inflation": config.inflation,
+                "batch": integer(config, "batch"),
+            }
         ),
-        "jacobian_range": _levels(posterior.jacobian_range),
-        "batch": integer(config, "batch"),
+        "quality": quality,
+        "background": _background(config, package),
+        "grid": _grid(config, package),
     }
     engine = None
     if config.engine != "torch":  # last, since to make one may be long work
         folder = None if config.engines is None else Path(config.engines)
         precision = pick_precision(config.precision)
-        options = EngineOptions(folder, precision, batch=asked["batch"], tell=notify)
-        engine = open_engine(config.engine, package, options)
+        engine_options = EngineOptions(folder, precision, batch=config.batch, tell=notify)
+        engine = open_engine(config.engine, package, engine_options)
     with progress_bar("assimilate") as progress:
-        analysis = assimilate(package, table, times, **asked, engine=engine, progress=progress)
-    analysis.attrs.update(package=str(config.package), engine=config.engine)
+        result = assimilate(package, table, times, **options, engine=engine, progress=progress)
+    analysis = result.dataset.assign_attrs(package=str(config.package), engine=config.engine)
     write_store(analysis, out, overwrite=overwrite)
     if rejects is not None:
-        _write_table(left_out[0], rejects, overwrite)
+        _write_table(result.rejected, rejects, overwrite)
     show(summary(analysis))
-    for reason, count in json.loads(analysis.attrs["dropped"]).items():
+    for reason, count in result.dropped.items():
         print(f"left out, {reason}: {count} rows")
-    for note, count in json.loads(analysis.attrs["notes"]).items():
+    for note, count in result.notes.items():
         print(f"{note}: {count} rows")
     if rejects is not None:
         print(rejects)
     print(out)
-
-
-def _levels(value: object) -> Sequence[float] | None:
-    """``posterior.jacobian_range``."""
-    found = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
-    return level_range(found, "posterior.jacobian_range")  # type: ignore[arg-type]
 
 
 def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
@@ -197,19 +195,16 @@ def _duration(value: object, key: str) -> np.timedelta64:
     return duration
 
 
-def _inflation(value: object) -> Inflation:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    return value  # type: ignore[return-value]  # what it may be is checked by assimilate()
-
-
-def _optional(config: DictConfig, *keys: str) -> dict[str, Any]:
-    """Numbers that may be null, by the names that ``assimilate`` has for them."""
-    values = {}
-    for key in keys:
-        given = OmegaConf.select(config, key)
-        values[key.replace(".", "_")] = None if given is None else number(config, key)
-    return values
+def _background(config: DictConfig, package: Package) -> BackgroundConfig | None:
+    """The forecast that a configuration names, with its errors."""
+    if (config.background is None) != (config.background_error is None):
+        raise InputError("a background needs background_error, its standard deviation by channel")
+    if config.background is None:
+        return None
+    error = _errors(config.background_error, "background_error")
+    assert error is not None
+    length = number(config, "background_length")
+    return BackgroundConfig(error, length, open_dataset(config.background, package.channels))
 
 
 def _grid(config: DictConfig, package: Package) -> LatLonGrid | None:
@@ -256,7 +251,7 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
             table.to_parquet(temporary, index=False)
 
 
-def _default_error(value: object, key: str = "default_error") -> float | dict[str, float] | None:
+def _errors(value: object, key: str) -> float | dict[str, float] | None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
     numbers = list(plain.values()) if isinstance(plain, dict) else [plain]
     if plain is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):

@@ -21,10 +21,11 @@ from ddo_modulus.cli.options import flag, integer, number, pick_device
 from ddo_modulus.console import notify, show
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser, Recorder
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.prior import Prior, Recorder
 from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
 from ddo_modulus.engines.engines import Precision
-from ddo_modulus.engines.speed import Cost, Method, Twin, difference, measure
+from ddo_modulus.engines.speed import Cost, Twin, difference, evaluations, measure
 from ddo_modulus.errors import InputError
 
 
@@ -82,12 +83,12 @@ def run(config: DictConfig) -> None:
     precisions = [pick_precision(name) for name in _several(config.precision)]
     sizes = [_numbers(config, key) for key in ("analyses", "ensemble")]
     package = Package.load(config.package, pick_device(config.device))
-    steps = [package.sampling.steps] if config.steps is None else _numbers(config, "steps")
+    steps = [package.posterior.steps] if config.steps is None else _numbers(config, "steps")
     rows: list[Measurement] = []
     for analyses, ensemble, levels in itertools.product(*sizes, steps):
         twin = _twin(package, config, analyses)
-        method = Method.of(package.sampling, steps=levels, ensemble=ensemble)
-        rows += _compare(package, config, twin, method, chosen, precisions)
+        case = _Case(package, twin, replace(package.posterior, steps=levels), ensemble)
+        rows += _compare(case, config, chosen, precisions)
     show(table(rows, str(config.package)))
     for row in rows:
         if row.failure is not None:
@@ -98,16 +99,24 @@ def run(config: DictConfig) -> None:
         print(out)
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What is measured: a package, its twin experiment, and how it is sampled."""
+
+    package: Package
+    twin: Twin
+    posterior: PosteriorConfig
+    ensemble: int
+
+
 def _compare(
-    package: Package,
+    case: _Case,
     config: DictConfig,
-    twin: Twin,
-    method: Method,
     chosen: Sequence[str],
     precisions: Sequence[Precision],
 ) -> Iterator[Measurement]:
     """Rows of one size: every engine against the operator itself, which is always run."""
-    device = package.operator.device
+    device, noise = case.package.operator.device, case.package.operator.noise
     reference: Tensor | None = None
     for name, precision in [("torch", "fp32"), *itertools.product(chosen, precisions)]:
         if name == "torch" and reference is not None:
@@ -115,14 +124,14 @@ def _compare(
         row = Measurement(
             name,
             precision,
-            len(twin.truth),
-            method.ensemble,
-            method.steps,
-            method.evaluations(package.scheduler()),
+            len(case.twin.truth),
+            case.ensemble,
+            case.posterior.steps,
+            evaluations(case.posterior, case.posterior.scheduler(noise)),
         )
         notify(f"benchmark {name} {precision}, {row.analyses} x {row.ensemble}, {row.steps} steps")
         try:
-            cost, note = _measure(package, config, twin, method, name, pick_precision(precision))
+            cost, note = _measure(case, config, name, pick_precision(precision))
         # What is not installed or does not fit belongs in the table, beside what does.
         except (InputError, ImportError, RuntimeError, NotImplementedError) as error:
             if name == "torch":
@@ -152,27 +161,24 @@ def _compare(
 
 
 def _measure(
-    package: Package,
-    config: DictConfig,
-    twin: Twin,
-    method: Method,
-    name: str,
-    precision: Precision,
+    case: _Case, config: DictConfig, name: str, precision: Precision
 ) -> tuple[Cost, str | None]:
     """Cost of one engine, and what it had to do without."""
     folder = None if config.engines is None else Path(config.engines)
-    members = len(twin.truth) * method.ensemble
+    members = len(case.twin.truth) * case.ensemble
     options = EngineOptions(folder, precision, batch=members, tell=notify)
-    engine = open_engine(name, package, options)
-    posterior: Denoiser = method.posterior(engine, package.operator.noise, twin)
+    engine = open_engine(name, case.package, options)
+    posterior: Prior = case.twin.posterior(engine, case.posterior)
     if isinstance(engine, Recorder):
         posterior = engine.captured(posterior)
-    scheduler, seed = package.scheduler(), integer(config, "seed", 0)
+    operator, seed = case.package.operator, integer(config, "seed", 0)
 
     def draw() -> Tensor:
-        return method.draw(posterior, scheduler, twin, seed + 1)
+        return case.twin.ensemble(
+            posterior, case.posterior, operator.noise, case.ensemble, seed + 1
+        )
 
-    cost = measure(draw, package.operator.device, repeats=integer(config, "repeats"))
+    cost = measure(draw, operator.device, repeats=integer(config, "repeats"))
     failure = getattr(posterior, "failure", None)
     return cost, None if failure is None else f"no CUDA graph: {failure}"
 
@@ -182,7 +188,7 @@ def _twin(package: Package, config: DictConfig, analyses: int) -> Twin:
     device = package.operator.device
     times = np.datetime64("2000-01-01", "ns") + np.arange(analyses) * np.timedelta64(6, "h")
     condition = package.conditions(times)
-    return Twin.draw(
+    return Twin.simulate(
         package.operator,
         package.scheduler(),
         analyses,

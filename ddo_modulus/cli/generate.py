@@ -17,16 +17,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from ddo_modulus.cli.assimilate import parse_time
-from ddo_modulus.cli.options import flag, integer, number, pick_device, plain
+from ddo_modulus.cli.options import flag, integer, number, optional_number, pick_device, plain
 from ddo_modulus.console import progress_bar
 from ddo_modulus.data.source import check_values, open_dataset
 from ddo_modulus.data.store import check_output, write_store
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.samplers import SOLVERS, Churn
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.samplers import Churn
 from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError
-from ddo_modulus.inference.assimilate import coordinates
-from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.inference.generate import generate
+from ddo_modulus.inference.result import coordinates
 
 _EPOCH = np.datetime64("2000-01-01", "ns")
 
@@ -40,7 +41,7 @@ def run(config: DictConfig) -> None:
     """
     overwrite = flag(config, "overwrite")
     out = check_output(config.out, overwrite=overwrite)
-    sampler = build_sampler(config)
+    posterior = posterior_of(config)
     package = Package.load(config.package, pick_device(config.device))
     resolution = _resolution(config.resolution)
     shown = None
@@ -62,7 +63,8 @@ def run(config: DictConfig) -> None:
             coarse=coarse,
             resolution=resolution,
             seed=integer(config, "seed", 0),
-            sampler=sampler,
+            frozen=flag(config, "frozen"),
+            posterior=posterior,
             progress=progress,
         )
     if shown is not None:
@@ -73,25 +75,21 @@ def run(config: DictConfig) -> None:
     print(f"{out}: {', '.join(f'{n} {name}' for name, n in dataset.sizes.items())}")
 
 
-def build_sampler(config: DictConfig) -> Sampler:
-    """How a configuration asks to draw.
+def posterior_of(config: DictConfig) -> PosteriorConfig:
+    """How a configuration asks to sample; what is null is the package's own.
 
     Raises:
         InputError: On a value that is out of range.
     """
-    if config.solver is not None and config.solver not in SOLVERS:
-        raise InputError(f"unknown solver {config.solver!r}; choose one of {', '.join(SOLVERS)}")
     churn = Churn(**{name: number(config, f"churn.{name}") for name in plain(config.churn)})
-    return Sampler(
-        steps=None if config.steps is None else integer(config, "steps"),
+    return PosteriorConfig(
+        steps=config.steps,
         solver=config.solver,
-        **{
-            name: None if config[name] is None else number(config, name)
-            for name in ("sigma_min", "sigma_max", "rho")
-        },
+        sigma_min=optional_number(config, "sigma_min"),
+        sigma_max=optional_number(config, "sigma_max"),
+        rho=optional_number(config, "rho"),
         discretization=str(config.discretization),
         churn=churn if churn.amount > 0 else None,
-        frozen=flag(config, "frozen"),
         batch=integer(config, "batch"),
     )
 

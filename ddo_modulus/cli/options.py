@@ -35,6 +35,15 @@ def number(config: DictConfig, key: str) -> float:
     return float(value)
 
 
+def optional_number(config: DictConfig, key: str) -> Any:  # noqa: ANN401 - None where it is null
+    """A number of a configuration, or None.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    return None if OmegaConf.select(config, key) is None else number(config, key)
+
+
 def flag(config: DictConfig, key: str) -> bool:
     """A truth value of a configuration.
 

@@ -27,7 +27,8 @@ from ddo_modulus.cli.run_folder import record_start, requeued, run_folder, train
 from ddo_modulus.data.loader import Loader
 from ddo_modulus.data.store import check_output
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.task import Task
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
@@ -172,7 +173,7 @@ def train(config: DictConfig, record: Record) -> Package | None:
         grid,
         normalization,
         record.units,
-        Sampling(**plain(config.sampling)),
+        PosteriorConfig.of(plain(config.sampling)),
         task,
         provenance(config, record.dataset, trainer),
         None if step is None else float(step / np.timedelta64(1, "s")),

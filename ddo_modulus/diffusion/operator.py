@@ -26,7 +26,8 @@ from ddo_modulus.compat import lasting, recorded
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, build_basis
 from ddo_modulus.fields.coupled import CoupledField
-from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, Prior
+from ddo_modulus.fields.derivative import Differentiable
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, PriorCovariance
 from ddo_modulus.fields.gaussian_field import (
     EOFField,
     Flat,
@@ -41,7 +42,7 @@ from ddo_modulus.fields.rotation import SubsetRotation
 from ddo_modulus.nn.operator import NeuralOperator
 
 
-class DiffusionOperator(Module):
+class DiffusionOperator(Module, Differentiable):
     r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
 
     In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight
@@ -166,7 +167,7 @@ class DiffusionOperator(Module):
                 self._linear = self._stored_prior()
         return self._linear
 
-    def set_prior(self, prior: Prior) -> None:
+    def set_prior(self, prior: PriorCovariance) -> None:
         """Take a Gaussian prior as the linear part.
 
         Args:
@@ -274,7 +275,7 @@ class DiffusionOperator(Module):
 
     def _stored_prior(self) -> GaussianDenoiser:
         variance = self.prior_variance.detach().double().cpu()
-        prior: Prior
+        prior: PriorCovariance
         if self.coupling is not None:
             covariance = torch.zeros(self.basis.size, self.channels, self.channels).double()
             covariance[:, *_lower(self.channels)] = self.coupling.detach().double().cpu()

@@ -14,7 +14,6 @@ Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import tarfile
 import zipfile
@@ -30,8 +29,9 @@ from torch import Tensor
 from ddo_modulus.constants import GRAVITY
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.store import replacing
-from ddo_modulus.diffusion.noise import FieldNoiseScheduler, level_range
+from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.posterior_config import DEFAULTS, PosteriorConfig
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import MeasuredSpectrum
@@ -56,41 +56,6 @@ _UNREADABLE = (
 )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """What the maker of a package found to be enough.
-
-    Attributes:
-        steps: Noise levels.
-        sigma_min: Least noise level.
-        sigma_max: Largest noise level.
-        rho: Exponent of the schedule.
-        solver: Name of the solver.
-        covariance: ``covariance`` of :class:`~ddo_modulus.posterior.MomentMatching`.
-        iterations: Its GMRES iterations.
-        jacobian_range: Its noise levels at which the derivative is taken; None: at all.
-
-    Raises:
-        InputError: If that is no range.
-    """
-
-    steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 20.0
-    solver: str = "dpmpp_2m"
-    covariance: str = "jacobian"
-    iterations: int = 2
-    jacobian_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        """Check what is a list in JSON, which knows no infinity."""
-        found = level_range(self.jacobian_range, "jacobian_range")
-        if found is not None and math.isinf(found[1]):
-            found = level_range((found[0], self.sigma_max), "jacobian_range")
-        object.__setattr__(self, "jacobian_range", found)
-
-
 @dataclass
 class Package:
     """A trained prior, ready for use.
@@ -100,7 +65,7 @@ class Package:
         grid: Where its states live.
         normalization: Between physical units and the operator's; names the channels.
         units: Physical unit of each channel.
-        sampling: Defaults for sampling.
+        posterior: How to sample from it, by default; what is None is taken from :data:`.DEFAULTS`.
         task: Frames of a state, and the condition they are given.
         provenance: How and on what it was trained; free form, JSON.
         interval: Seconds from one frame to the next, for a task of several; None if it has one.
@@ -112,7 +77,7 @@ class Package:
     grid: Grid
     normalization: Normalization
     units: tuple[str, ...]
-    sampling: Sampling = field(default_factory=Sampling)
+    posterior: PosteriorConfig = DEFAULTS
     task: Task = field(default_factory=Task)
     provenance: dict[str, Any] = field(default_factory=dict)
     interval: float | None = None
@@ -124,6 +89,7 @@ class Package:
         Raises:
             InputError: If they do not.
         """
+        self.posterior = PosteriorConfig.of(self.posterior).over(DEFAULTS)
         basis, statistics = self.operator.basis, self.normalization.mean.shape
         if basis.shape != self.grid.shape:
             raise InputError(f"an operator on {basis.shape} does not fit a grid {self.grid.shape}")
@@ -156,8 +122,7 @@ class Package:
 
     def scheduler(self) -> FieldNoiseScheduler:
         """Noise of the operator with the package's schedule."""
-        s = self.sampling
-        return FieldNoiseScheduler(self.operator.noise, s.sigma_min, s.sigma_max, s.rho)
+        return self.posterior.scheduler(self.operator.noise)
 
     def statistics_at(self, grid: Grid) -> Normalization:
         """The climatology on another grid of the domain; by point, it is interpolated."""
@@ -265,7 +230,7 @@ class Package:
             "coarse": None if self.task.coarse is None else asdict(self.task.coarse),
             "frames": self.task.frames,
             "interval": self.interval,
-            "sampling": asdict(self.sampling),
+            "sampling": self.posterior.to_json(),
             "provenance": self.provenance,
         }
         state = self.operator.state_dict()
@@ -313,7 +278,7 @@ class Package:
                 else BoxGrid(grid["shape"], grid["lengths"], periodic=grid["periodic"]),
                 normalization.to(device),
                 tuple(header["units"]),
-                Sampling(**header["sampling"]),
+                _posterior(header["sampling"]),
                 _task(header),
                 header["provenance"],
                 header.get("interval"),
@@ -326,6 +291,14 @@ class Package:
                 f"the package in {folder} cannot be read ({type(error).__name__}: {error}); "
                 "it is damaged or not a package: copy or train it again"
             ) from error
+
+
+def _posterior(header: dict[str, Any]) -> PosteriorConfig:
+    """Options of a header; the interval of the derivative used to have another name."""
+    options = dict(header)
+    if "jacobian_range" in options:
+        options["guidance_interval"] = options.pop("jacobian_range")
+    return PosteriorConfig.of(options)
 
 
 def _task(header: dict[str, Any]) -> Task:

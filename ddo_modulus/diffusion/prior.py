@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Denoisers: the posterior mean of a state given a noisy copy of it.
+r"""Priors: the expected state given a noisy copy of it, and what posteriors need besides.
 
-Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
+Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
 With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
 :math:`D(x, \sigma) = E[x_0 | x_\sigma = x]` (PhysicsNeMo's *x0 predictor*). It gives the score,
 :math:`C \nabla \log p = (D - x) / \sigma^2`, and by Tweedie's second formula the covariance
 :math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with :math:`J = \partial D / \partial x`.
+
+A *prior* is a denoiser with its noise, its Gaussian part and its derivative. The diffusion
+operator, engines, trajectories, inflated priors and posteriors are all priors, so that each can be
+sampled from and conditioned on observations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Differentiable, Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 
 
 class Denoiser(Protocol):
-    """Anything that maps a noisy state to the mean of the clean one."""
+    """Maps noisy states to the expected clean ones: all that a sampler needs."""
 
     def __call__(
         self,
@@ -32,7 +36,7 @@ class Denoiser(Protocol):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean state.
+        """Expected clean states.
 
         Args:
             x: Noisy states.
@@ -42,123 +46,97 @@ class Denoiser(Protocol):
         ...
 
 
-Pullback = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B C H W"]]
-
-
 @runtime_checkable
-class Engine(Denoiser, Protocol):
-    """A denoiser that brings its own derivative, whatever it computes with.
-
-    Where automatic differentiation cannot look inside (an inference engine, a captured graph),
-    guidance still needs :math:`J^T v`. A denoiser with :meth:`vjp` is asked for it
-    (:func:`value_and_pullback`). One that can keep what the derivative needs offers, beside it, a
-    method ``value_and_pullback(x, sigma, condition)`` with the result of that function, and is
-    spared the second forward pass.
-
-    Attributes:
-        noise: Noise field, on the grid of the engine.
-        linear: Gaussian part, that posteriors precondition with.
-    """
+class Prior(Denoiser, Protocol):
+    """A denoiser with all that a posterior needs of it."""
 
     @property
     def noise(self) -> GaussianField:
-        """Noise field, on the grid of the engine."""
+        """Noise field, on the prior's own grid; :meth:`.GaussianField.at` gives other grids."""
         ...
 
     @property
     def linear(self) -> GaussianDenoiser:
-        """Gaussian part of the denoiser, on the grid of the engine."""
+        """Gaussian part of the prior: what it is approximated by where a closed form is needed."""
         ...
 
-    def vjp(
+    def value_and_pullback(
         self,
         x: Float[Tensor, "B C H W"],
         sigma: Float[Tensor, " B"],
-        v: Float[Tensor, "B C H W"],
         condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean states, and ``J^T v`` with ``J`` their derivative by ``x``."""
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean states, and the map ``v -> J^T v`` with their Jacobian ``J``."""
         ...
 
 
 @runtime_checkable
-class Recorder(Engine, Protocol):
-    """An engine that can make one thing of all that is built on it, such as a CUDA graph."""
+class Recorder(Prior, Protocol):
+    """An engine that can record everything built on it at once, for example as a CUDA graph."""
 
-    def captured(self, denoiser: Denoiser) -> Denoiser:
-        """The same denoiser, one that calls this engine, quicker where it can be."""
+    def captured(self, prior: Prior) -> Prior:
+        """The same prior, one that calls this engine, recorded where that is faster."""
         ...
 
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """A denoiser that can prepare for the noise levels that it will be asked at."""
+    """A denoiser that prepares for the noise levels at which a sampler will call it."""
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
-    ) -> Mapping[float, Denoiser]:
-        """The same denoiser for each of these levels, quicker; members of a batch share theirs.
-
-        Levels may have one in common, which then tells them apart by itself.
+    ) -> Mapping[float, Prior]:
+        """The prior to call at each of these levels.
 
         Args:
-            levels: Noise levels, on the CPU; in any order, repetitions do not matter.
-            like: States of the shape, dtype and device to come; values do not matter.
+            levels: Noise levels on the CPU, in any order, with repetitions.
+            like: States of the shape, dtype and device to come; their values do not matter.
         """
         ...
 
 
-def value_and_pullback(
-    denoiser: Denoiser,
-    x: Float[Tensor, "B C H W"],
-    sigma: Float[Tensor, " B"],
-    condition: Tensor | None = None,
-) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-    """Denoised states and the map ``v -> J^T v``, which may be called any number of times.
+class FunctionPrior(Differentiable):
+    """A prior made of a denoising function, such as a network of your own.
 
-    By the denoiser's own ``value_and_pullback`` or ``vjp`` (:class:`Engine`) if it has one, else by
-    automatic differentiation.
+    Args:
+        denoise: The function; torch must be able to differentiate it.
+        noise: The noise that it removes.
+        linear: Gaussian part of the prior. If None, a Gaussian prior with the covariance of the
+            noise at level one and zero mean stands in.
     """
-    own = getattr(denoiser, "value_and_pullback", None)
-    if own is not None:
-        return own(x, sigma, condition)
-    product = getattr(denoiser, "vjp", None)
-    if product is not None:
-        return denoiser(x, sigma, condition), lambda v: product(x, sigma, v, condition)[1]
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        clean = denoiser(x, sigma, condition)
 
-    def pullback(v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return torch.autograd.grad(clean, x, v, retain_graph=True)[0]
+    def __init__(
+        self, denoise: Denoiser, noise: GaussianField, linear: GaussianDenoiser | None = None
+    ) -> None:
+        self.denoise, self.noise = denoise, noise
+        self.linear = GaussianDenoiser(0.0, noise, noise) if linear is None else linear
 
-    return clean.detach(), pullback
-
-
-def vjp(
-    denoiser: Denoiser,
-    x: Float[Tensor, "B C H W"],
-    sigma: Float[Tensor, " B"],
-    v: Float[Tensor, "B C H W"],
-    condition: Tensor | None = None,
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-    """Denoised states and ``J^T v`` of any denoiser, at once."""
-    own = getattr(denoiser, "vjp", None)
-    if own is not None:
-        return own(x, sigma, v, condition)
-    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
-    return clean, pullback(v)
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Expected clean states."""
+        return self.denoise(x, sigma, condition)
 
 
-def linear_part(denoiser: Denoiser, noise: GaussianField) -> GaussianDenoiser:
-    """Gaussian approximation of a denoiser: its own, or the unit-variance noise field as prior.
+class NoGaussianPart(InputError, AttributeError):  # noqa: N818 - says what is missing
+    """The Gaussian part of a prior that has none in closed form was asked for."""
 
-    Raises:
-        InputError: If the denoiser's own approximation lives in another noise field.
+
+def gaussian_part(prior: Prior) -> GaussianDenoiser:
+    """Gaussian part of a prior, to precondition with.
+
+    For a prior that has none (:class:`NoGaussianPart`), a Gaussian prior with the covariance of the
+    noise at level one and zero mean stands in.
     """
-    own = getattr(denoiser, "linear", None)
-    if own is None:
-        return GaussianDenoiser(0.0, noise, noise)
-    if own.noise.basis.dimension != noise.basis.dimension or own.noise.channels != noise.channels:
-        raise InputError("the denoiser was built for another noise field than the one given")
-    return own.at(noise.shape)
+    try:
+        return prior.linear
+    except NoGaussianPart:
+        return GaussianDenoiser(0.0, prior.noise, prior.noise)
+
+
+def grid_of(x: Tensor) -> tuple[int, int]:
+    """Numbers of rows and columns of states."""
+    return x.shape[-2], x.shape[-1]

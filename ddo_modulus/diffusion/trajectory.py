@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A denoiser of short windows, composed into one of trajectories of any length.
+r"""A prior of trajectories of any length, composed of a prior of short windows.
 
 Axes: ``B`` batch, ``L`` frames of the trajectory, ``P`` frames of a window, ``S = L - P + 1``
 windows, ``C`` variables, ``H W`` grid. Frames are channels, the first frame's variables first:
@@ -42,6 +42,7 @@ from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.coupled import CoupledField
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 
@@ -54,8 +55,8 @@ _TOGETHER, _TOGETHER_ON_CPU = 256, 4
 _SHELL = 24
 
 
-class TrajectoryDenoiser:
-    """Denoiser of trajectories, from one of windows.
+class TrajectoryPrior(Differentiable):
+    """Prior of trajectories, from one of windows.
 
     Args:
         window: Denoiser of windows, with a coupled prior.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,16 +18,16 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.samplers import SOLVERS
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import LatLonGrid
-from ddo_modulus.inference.assimilate import Inflation, assimilate, report_operators
-from ddo_modulus.inference.backgrounds import LENGTH_KM, background_error_field
-from ddo_modulus.inference.preparation import working_shape
-from ddo_modulus.inference.quality import GROSS_ERROR, QualityControl
+from ddo_modulus.inference.analyses import working_shape
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.inference.backgrounds import BackgroundConfig
+from ddo_modulus.inference.quality import QualityControl
+from ddo_modulus.inference.reports import report_operators
 from ddo_modulus.observations.table import (
     CORE_COLUMNS,
     LABELS,
@@ -41,14 +41,8 @@ if TYPE_CHECKING:
     from earth2studio.utils.type import CoordSystem, FrameSchema
 
 Output = Literal["mean", "spread", "members"]
-Tolerance = (
-    timedelta
-    | np.timedelta64
-    | str
-    | Sequence[timedelta]
-    | Sequence[np.timedelta64]
-    | Sequence[str]
-)
+# Defaults of quality control that differ from those of :class:`.QualityControl`.
+_QUALITY = {"tolerance": "10min", "duplicates": "average", "missing": "prior"}
 
 Frame = Any  # a frame of pandas or cuDF
 
@@ -80,32 +74,20 @@ class DDOAssimilation(PackagedModel):
         lat: Latitudes of the result inside the package's domain, evenly spaced; the package's own
             if None. On a finer grid the prior is drawn at a finer resolution.
         lon: Longitudes, of any branch, also across its seam.
-        time_tolerance: Largest distance in time of an observation from the request time, or its
-            first and last offset; as durations or text (``"10min"``).
-        variables: Variables of the reports that are used; None for all that say something of the
+        variables: Variables of the reports that are used; None for all that say something about the
             package's (and :meth:`input_coords` asks for the package's own).
-        fields: Further columns that :meth:`input_coords` shall ask for, as ``["elev"]``.
-        quality: Range of the ``quality`` of reports to use, low and high; what marks mean depends
-            on the source. Reports without a mark are used.
-        default_error: Standard deviation of errors that the frame does not tell, for all variables
-            or by variable; those of :data:`ddo_modulus.observations.TYPICAL_ERROR` for the others.
-        gross_error: See :func:`~ddo_modulus.inference.assimilate.assimilate`, and so below.
-        duplicates: See there; one report of each place and time, by default.
-        thinning_km: See there.
-        superob_km: See there.
-        background_error: See there; needed to take a background.
-        background_length: See there.
-        inflation: See there.
+        fields: Further columns that :meth:`input_coords` asks for, such as ``["elev"]``.
         seed: Of all noise. If None, each call draws one from torch's global generator.
-        steps: Noise levels; the package's own if None, and so below.
-        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
-        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        iterations: See there.
-        jacobian_range: See there; ``[0, inf]`` is all levels.
-        batch: States computed together; bounds the memory.
-        engine: What computes the denoiser, one of :data:`ddo_modulus.engines.ENGINES`.
-        precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        engines: Folder that ``ddo export`` wrote; the cache if None.
+        posterior: How to sample, as :class:`.PosteriorConfig` or a mapping of its options; the
+            package's own where None.
+        quality: Which reports are used, as :class:`.QualityControl` or a mapping of its options.
+            By default those within 10 minutes of the request time, one for each place and time;
+            a time without any is a draw from what is known without them.
+        background: Errors of the forecasts that are handed over as backgrounds, as
+            :class:`.BackgroundConfig` or a mapping of its options; needed to take a background.
+        engine: What evaluates the prior, one of :data:`ddo_modulus.engines.ENGINES`, or a mapping
+            with ``name``, ``precision`` of the network (``"fp32"``, ``"fp16"`` or ``"bf16"``) and
+            ``folder`` that ``ddo export`` wrote (the cache if None).
 
     Raises:
         InputError: If the package is of another kind, or an option is out of range.
@@ -118,89 +100,51 @@ class DDOAssimilation(PackagedModel):
         number_of_samples: int = 32,
         lat: Sequence[float] | np.ndarray | None = None,
         lon: Sequence[float] | np.ndarray | None = None,
-        time_tolerance: Tolerance = "10min",
         variables: Sequence[str] | None = None,
         fields: Sequence[str] = (),
-        quality: Sequence[float] | None = None,
-        default_error: float | Mapping[str, float] | None = None,
-        gross_error: float | None = GROSS_ERROR,
-        duplicates: str = "average",
-        thinning_km: float | None = None,
-        superob_km: float | None = None,
-        background_error: float | Mapping[str, float] | None = None,
-        background_length: float = LENGTH_KM,
-        inflation: Inflation = "adaptive",
         seed: int | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
-        covariance: str | None = None,
-        iterations: int | None = None,
-        jacobian_range: Sequence[float] | None = None,
-        batch: int = 256,
-        engine: str = "torch",
-        precision: str = "fp32",
-        engines: str | None = None,
+        posterior: PosteriorConfig | Mapping[str, Any] | None = None,
+        quality: QualityControl | Mapping[str, Any] | None = None,
+        background: BackgroundConfig | Mapping[str, Any] | None = None,
+        engine: str | Mapping[str, Any] = "torch",
     ) -> None:
-        self._tolerance = _tolerance(time_tolerance)
-        derived = level_range(jacobian_range, "jacobian_range")
-        how: dict[str, Any] = {
-            "default_error": _plain(default_error),
-            "gross_error": gross_error,
-            "duplicates": duplicates,
-            "thinning_km": thinning_km,
-            "superob_km": superob_km,
-            "background_length": background_length,
-            "inflation": inflation,
-            "steps": steps,
-            "solver": solver,
-            "covariance": covariance,
-            "iterations": iterations,
-            "jacobian_range": None if derived is None else list(derived),
-            "batch": batch,
-        }
+        self._posterior = PosteriorConfig.of(posterior)
+        self._control = QualityControl.of(
+            quality if isinstance(quality, QualityControl) else {**_QUALITY, **(quality or {})}
+        )
+        self._background = BackgroundConfig.of(background)
         super().__init__(
             package,
             output=output,
             number_of_samples=number_of_samples,
             lat=None if lat is None else np.asarray(lat, float).tolist(),
             lon=None if lon is None else np.asarray(lon, float).tolist(),
-            time_tolerance=[str(pd.Timedelta(t)) for t in self._tolerance],
             variables=None if variables is None else list(map(str, variables)),
             fields=list(map(str, fields)),
-            quality=None if quality is None else list(map(float, quality)),
-            background_error=_plain(background_error),
             seed=seed,
+            posterior=self._posterior.to_json(),
+            quality=self._control.to_json(),
+            background=None if self._background is None else self._background.to_json(),
             engine=engine,
-            precision=precision,
-            engines=None if engines is None else str(engines),
-            **how,
         )
-        self._how = how
         self.output, self.number_of_samples, self.seed = output, number_of_samples, seed
         self._variables = None if variables is None else [str(v) for v in variables]
         self._fields = [str(name) for name in fields]
-        self._quality = None if quality is None else [float(q) for q in quality]
         self._check_package(package)
         if output not in ("mean", "spread", "members"):
             raise InputError(f"output={output!r} must be 'mean', 'spread' or 'members'")
-        least = {"number_of_samples": 1 + (output == "spread"), "seed": 0, "steps": 1}
-        for name, low in {**least, "iterations": 1, "batch": 1}.items():
+        least = {"number_of_samples": 1 + (output == "spread"), "seed": 0}
+        for name, low in least.items():
             value = self.options[name]
             if value is not None and (not isinstance(value, int) or value < low):
                 raise InputError(f"{name}={value!r} must be a whole number from {low} up")
-        if solver is not None and solver not in SOLVERS:
-            raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-        QualityControl(gross_error, duplicates, thinning_km, superob_km)
-        if quality is not None and not (len(quality) == 2 and quality[0] <= quality[1]):
-            raise InputError(f"quality={list(quality)} must be a range, low and high")
         if unknown := [f for f in fields if f not in (ERROR, *NUMBERS, *LABELS)]:
             raise InputError(
-                f"no use is made of the columns {', '.join(unknown)}; known are "
+                f"no use is made of the columns {', '.join(unknown)}; choose from "
                 f"{', '.join((ERROR, *NUMBERS, *LABELS))}"
             )
-        self._error = None
-        if background_error is not None:
-            self._error = background_error_field(package, background_error, background_length)
+        if self._background is not None:
+            self._background.field(package)  # says now if an error is missing
         self._axes, self._grid = self._output_grid(lat, lon)
         self._rejected = pd.DataFrame()
 
@@ -253,7 +197,7 @@ class DDOAssimilation(PackagedModel):
         schema["variable"] = np.array(self._variables or self.package.channels, str)
         for name in self._fields:
             schema[name] = np.empty(0, str if name in LABELS else np.float32)
-        if self._error is None:
+        if self._background is None:
             return (schema,)
         return (schema, self._axes_of(np.empty(0, "datetime64[ns]"), members=False))
 
@@ -330,30 +274,26 @@ class DDOAssimilation(PackagedModel):
         (axes,) = self.output_coords(self.input_coords(), times)
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
-        left_out: list[pd.DataFrame] = []
         # The caller may be in inference mode, whose tensors have no derivatives.
         with torch.inference_mode(False):
-            analysis = assimilate(
+            result = assimilate(
                 self.package,
                 table,
                 times,
                 ensemble=self.number_of_samples,
                 seed=seed,
-                tolerance=self._tolerance,
-                background=None if background is None else _dataset(background),
-                background_error=None if background is None else self._error_of(),
+                posterior=self._posterior,
+                quality=self._control,
+                background=None if background is None else self._with_forecast(background),
                 grid=self._grid,
-                missing="prior",
-                rejected=left_out.append,
                 engine=self._engine(working_shape(self.package.grid, self._grid)),
-                **self._how,
             )
-        self._rejected = left_out[0]
+        self._rejected, analysis = result.rejected, result.dataset
         place = np.searchsorted(analysis["time"].values, times)  # they are sorted there
         fields = torch.from_numpy(np.stack([analysis[c].values for c in self.package.channels], 2))[
             :, place
         ]  # E T C H W
-        result = {
+        output = {
             "mean": lambda: fields.mean(0),
             "spread": lambda: fields.std(0),
             "members": lambda: fields.movedim(0, 1),
@@ -362,14 +302,9 @@ class DDOAssimilation(PackagedModel):
             "seed": seed,
             "observations": analysis["observations"].values[place].tolist(),
             "inflation": analysis["inflation"].values[place].tolist(),
-            "dropped": {
-                str(reason): int(n)
-                for reason, n in self._rejected.get("reason", pd.Series(dtype=str))
-                .value_counts()
-                .items()
-            },
+            "dropped": dict(result.dropped),
         }
-        return xr.DataArray(self._on_device(result), dict(axes), tuple(axes), attrs=attributes)
+        return xr.DataArray(self._on_device(output), dict(axes), tuple(axes), attrs=attributes)
 
     def create_generator(
         self,
@@ -407,21 +342,16 @@ class DDOAssimilation(PackagedModel):
             obs["time"] = pd.Series(dtype="datetime64[ns]")
         elif not isinstance(obs, pd.DataFrame):  # cuDF
             obs = obs.to_pandas()
-        table = read_table(obs, self._variables, required=False)
-        if self._quality is not None and "quality" in table.frame:
-            low, high = self._quality
-            mark = table.frame["quality"]
-            bad = mark.notna() & ~mark.between(low, high)
-            table = table.without(bad.map({True: "quality", False: ""}))
-        return table
+        return read_table(obs, self._variables, required=False)
 
-    def _error_of(self) -> Any:  # noqa: ANN401 - a field, or None that assimilate() explains
-        if self._error is None:
+    def _with_forecast(self, background: xr.DataArray) -> BackgroundConfig:
+        """The background with its errors."""
+        if self._background is None:
             raise InputError(
                 "a background needs the standard deviation of its errors: give the model "
-                "background_error"
+                "background={'error': ...}"
             )
-        return self._error
+        return replace(self._background, forecast=_dataset(background))
 
     def _on_device(self, result: torch.Tensor) -> Any:  # noqa: ANN401 - of numpy or cupy
         if self.device.type != "cuda":
@@ -443,32 +373,6 @@ def _times(given: object) -> np.ndarray:
     if not len(times) or np.isnat(times).any():
         raise InputError(f"request_time={given!r} holds no time")
     return times
-
-
-def _tolerance(given: Tolerance) -> tuple[np.timedelta64, np.timedelta64]:
-    """First and last offset of an observation from the request time."""
-
-    def parsed(value: timedelta | np.timedelta64 | str) -> np.timedelta64:
-        try:
-            duration = pd.Timedelta(value).to_timedelta64()
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"time_tolerance={given!r}: {value!r} is no duration; write it as '10min'"
-            ) from error
-        if np.isnat(duration):
-            raise InputError(f"time_tolerance={given!r} holds no duration")
-        return duration
-
-    if isinstance(given, (str, timedelta, np.timedelta64)):
-        last = parsed(given)
-        first = -last
-    elif len(given) == 2:
-        first, last = parsed(given[0]), parsed(given[1])
-    else:
-        raise InputError(f"time_tolerance={given!r} must be a duration, or the first and last")
-    if first > last:
-        raise InputError(f"time_tolerance={given!r}: the first offset is after the last")
-    return first.astype("timedelta64[ns]"), last.astype("timedelta64[ns]")
 
 
 def _dataset(background: xr.DataArray) -> xr.Dataset:
@@ -494,7 +398,3 @@ def _dataset(background: xr.DataArray) -> xr.Dataset:
     if "time" not in background.dims:
         background = background.expand_dims("time")
     return background.to_dataset("variable")
-
-
-def _plain(value: float | Mapping[str, float] | None) -> float | dict[str, float] | None:
-    return {str(k): float(v) for k, v in value.items()} if isinstance(value, Mapping) else value

@@ -18,7 +18,8 @@ import inspect
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
@@ -28,9 +29,10 @@ import torch
 
 from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.package import SHIPPED, Package
-from ddo_modulus.diffusion.prior import Engine
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig, checked_names
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.earth2.host import needs_earth2studio
-from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
+from ddo_modulus.engines import ENGINES, EngineOptions, Precision, open_engine, pick_precision
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import LatLonGrid
 
@@ -46,6 +48,40 @@ CONFIG_FORMAT = 1
 
 #: Files of a package, all of them needed.
 FILES = ("package.json", "operator.mdlus", "normalization.npz")
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What evaluates a component's prior.
+
+    Attributes:
+        name: One of :data:`ddo_modulus.engines.ENGINES`.
+        precision: Of the network: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        folder: That ``ddo export`` wrote; the cache if None.
+
+    Raises:
+        InputError: If there is no such engine or precision.
+    """
+
+    name: str = "torch"
+    precision: Precision = "fp32"
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise InputError(f"unknown engine {self.name!r}; choose one of {', '.join(ENGINES)}")
+        pick_precision(self.precision)
+
+    @classmethod
+    def of(cls, engine: object) -> EngineChoice:
+        """From a name, or a mapping of the attributes.
+
+        Raises:
+            InputError: If there is no such option, engine or precision.
+        """
+        if not isinstance(engine, Mapping):
+            return cls(str(engine))
+        return cls(**checked_names(cls, engine, "engine"))
 
 
 class PackagedModel(torch.nn.Module, AutoModelMixin):
@@ -64,6 +100,9 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         options: See above.
     """
 
+    #: How it samples; set by the subclasses that do.
+    _posterior: PosteriorConfig = PosteriorConfig()
+
     #: Shipped package that :meth:`load_default_package` gives.
     default_package: ClassVar[str] = "uk_t2m"
 
@@ -78,38 +117,30 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         self.package = package
         self.operator = package.operator  # a submodule, so that it moves along
         self.options = options
-        self._opened: tuple[torch.device, Engine] | None = None
-        engine = options.get("engine", "torch")
-        if engine not in ENGINES:
-            raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
-        pick_precision(options.get("precision", "fp32"))  # says so now if there is none such
+        self._opened: tuple[torch.device, Prior] | None = None
+        self._engine_choice = EngineChoice.of(options.get("engine", "torch"))
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.operator.device
 
-    def _engine(self, shape: tuple[int, int]) -> Engine | None:
-        """What computes the denoiser, by the options ``engine``, ``precision`` and ``engines``.
+    def _engine(self, shape: tuple[int, int]) -> Prior | None:
+        """What evaluates the prior, by the option ``engine``.
 
         None for ``"torch"``, the operator itself. Kept until the component moves.
 
         Args:
             shape: Grid of the states.
         """
-        name = str(self.options.get("engine", "torch"))
-        if name == "torch":
+        choice = self._engine_choice
+        if choice.name == "torch":
             return None
         if self._opened is None or self._opened[0] != self.device:
-            folder = self.options.get("engines")
-            options = EngineOptions(
-                None if folder is None else Path(str(folder)),
-                pick_precision(self.options.get("precision", "fp32")),
-                shape,
-                int(str(self.options["batch"])),
-                logger.info,
-            )
-            self._opened = self.device, open_engine(name, self.package, options)
+            folder = None if choice.folder is None else Path(choice.folder)
+            batch = self._posterior.resolve(self.package).batch
+            options = EngineOptions(folder, choice.precision, shape, batch, logger.info)
+            self._opened = self.device, open_engine(choice.name, self.package, options)
         return self._opened[1]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:

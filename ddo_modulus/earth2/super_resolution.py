@@ -8,22 +8,20 @@ grid, ``H W`` fine grid. See :mod:`ddo_modulus.inference.super_resolve` for the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.samplers import SOLVERS
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.earth2.packaged import PackagedModel
 from ddo_modulus.errors import InputError
-from ddo_modulus.inference.assimilate import Inflation, member_generator
-from ddo_modulus.inference.generate import Sampler
+from ddo_modulus.inference.assimilate import member_generator
 from ddo_modulus.inference.super_resolve import CoarseGrid, super_resolve
 
 with needs_earth2studio():
@@ -82,19 +80,13 @@ class DDOSuperResolution(PackagedModel):
         number_of_samples: Draws for each coarse field.
         seed: A draw depends on this, its valid time and its place in the batch and among the
             samples. If None, each call draws a seed from torch's global generator.
-        steps: Noise levels; the package's own if None, and so below.
-        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
         coarse_error: Standard deviation of a coarse value's error, in standard deviations of its
-            variable; for a prior, and so the next four.
-        inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
-            most probable one given the coarse field.
-        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        iterations: See there.
-        jacobian_range: See there; ``[0, inf]`` is all levels.
-        batch: States computed together; bounds the memory.
-        engine: What computes the denoiser, one of :data:`ddo_modulus.engines.ENGINES`.
-        precision: Of the network in an engine: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        engines: Folder that ``ddo export`` wrote; the cache if None.
+            variable; for a prior.
+        posterior: How to sample, as :class:`.PosteriorConfig` or a mapping of its options; the
+            package's own where None.
+        engine: What evaluates the prior, one of :data:`ddo_modulus.engines.ENGINES`, or a mapping
+            with ``name``, ``precision`` of the network (``"fp32"``, ``"fp16"`` or ``"bf16"``) and
+            ``folder`` that ``ddo export`` wrote (the cache if None).
 
     Raises:
         InputError: If the package is of another kind, or an option is out of range or not for it.
@@ -109,19 +101,11 @@ class DDOSuperResolution(PackagedModel):
         resolution: Sequence[int] | None = None,
         number_of_samples: int = 1,
         seed: int | None = None,
-        steps: int | None = None,
-        solver: str | None = None,
         coarse_error: float = 0.01,
-        inflation: Inflation = "adaptive",
-        covariance: str | None = None,
-        iterations: int | None = None,
-        jacobian_range: Sequence[float] | None = None,
-        batch: int = 64,
-        engine: str = "torch",
-        precision: str = "fp32",
-        engines: str | None = None,
+        posterior: PosteriorConfig | Mapping[str, Any] | None = None,
+        engine: str | Mapping[str, Any] = "torch",
     ) -> None:
-        derived = level_range(jacobian_range, "jacobian_range")
+        self._posterior = PosteriorConfig.of(posterior).over(PosteriorConfig(batch=64))
         super().__init__(
             package,
             coarse_factor=coarse_factor,
@@ -130,27 +114,16 @@ class DDOSuperResolution(PackagedModel):
             resolution=None if resolution is None else list(resolution),
             number_of_samples=number_of_samples,
             seed=seed,
-            steps=steps,
-            solver=solver,
             coarse_error=coarse_error,
-            inflation=inflation,
-            covariance=covariance,
-            iterations=iterations,
-            jacobian_range=None if derived is None else list(derived),
-            batch=batch,
+            posterior=self._posterior.to_json(),
             engine=engine,
-            precision=precision,
-            engines=None if engines is None else str(engines),
         )
-        least = {"number_of_samples": 1, "seed": 0, "steps": 1, "iterations": 1, "batch": 1}
-        for name, low in least.items():
+        for name, low in {"number_of_samples": 1, "seed": 0}.items():
             value = self.options[name]
             if value is not None and (not isinstance(value, int) or value < low):
                 raise InputError(f"{name}={value!r} must be a whole number from {low} up")
-        if solver is not None and solver not in SOLVERS:
-            raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
         self.number_of_samples, self.seed = number_of_samples, seed
-        self._sampler = Sampler(steps=steps, solver=solver, batch=batch)
+        self._error = coarse_error
         task = package.task
         self._window = task.span if task.coarse is not None else 1
         if task.coarse is None and task.frames > 1:
@@ -172,13 +145,6 @@ class DDOSuperResolution(PackagedModel):
             if len(resolution) != 2 or min(resolution) < 2:
                 raise InputError(f"resolution={resolution} must be numbers of rows and columns")
             self._fine = package.grid.at(resolution)
-        self._prior_options = {
-            "error": coarse_error,
-            "inflation": inflation,
-            "covariance": covariance,
-            "iterations": iterations,
-            "jacobian_range": derived,
-        }
 
     def _coarse_grid(
         self, factor: float | None, axes: tuple[Sequence[float] | np.ndarray | None, ...]
@@ -301,9 +267,9 @@ class DDOSuperResolution(PackagedModel):
             ],
             cells=None if self.package.task.coarse is not None else self._cells,
             shape=self._fine.shape,
-            sampler=self._sampler,
+            error=self._error,
+            posterior=self._posterior,
             engine=self._engine(self._fine.shape),
-            **self._prior_options,  # type: ignore[arg-type]
         )
         states = states.unflatten(0, lots).movedim(3, 1)  # B S T L C H W
         return states if self.number_of_samples > 1 else states[:, 0]

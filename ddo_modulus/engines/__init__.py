@@ -8,9 +8,17 @@ guided sampler runs in the engine (docs/export.md).
 from ddo_modulus.engines.engines import (
     ENGINES,
     EngineOptions,
+    Precision,
     TorchEngine,
     open_engine,
     pick_precision,
 )
 
-__all__ = ["ENGINES", "EngineOptions", "TorchEngine", "open_engine", "pick_precision"]
+__all__ = [
+    "ENGINES",
+    "EngineOptions",
+    "Precision",
+    "TorchEngine",
+    "open_engine",
+    "pick_precision",
+]

@@ -19,8 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.cuda_graphs import Replay
-from ddo_modulus.diffusion.prior import Denoiser, Scheduled
+from ddo_modulus.diffusion.prior import Denoiser, Prior, Scheduled
+from ddo_modulus.fields.derivative import Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import one_level
 
 if TYPE_CHECKING:
@@ -37,16 +39,16 @@ class Captured:
     a warning with the reason.
 
     Args:
-        denoiser: What to record; its state must not change afterwards.
+        prior: What to record; its state must not change afterwards.
         pool: Memory to share with other graphs (:class:`Replay`).
     """
 
-    def __init__(self, denoiser: Denoiser, pool: _POOL_HANDLE | None = None) -> None:
-        self.denoiser = denoiser
+    def __init__(self, prior: Prior, pool: _POOL_HANDLE | None = None) -> None:
+        self.prior = prior
         self._failure: str | None = None
         self._replay: Replay | None = None
         self._pool = pool
-        self._scheduled: tuple[Mapping[float, Denoiser], dict[float, Captured]] | None = None
+        self._scheduled: tuple[Mapping[float, Prior], dict[float, Captured]] | None = None
 
     @property
     def failure(self) -> str | None:
@@ -55,9 +57,23 @@ class Captured:
         return next((p.failure for p in parts if p.failure is not None), self._failure)
 
     @property
+    def noise(self) -> GaussianField:
+        """Noise field of the prior."""
+        return self.prior.noise
+
+    @property
     def linear(self) -> GaussianDenoiser:
-        """Gaussian part of the denoiser, if it has one."""
-        return self.denoiser.linear  # type: ignore[attr-defined]
+        """Gaussian part of the prior."""
+        return self.prior.linear
+
+    def value_and_pullback(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean states and ``v -> J^T v``; not recorded."""
+        return self.prior.value_and_pullback(x, sigma, condition)
 
     @torch.no_grad()
     def __call__(
@@ -68,34 +84,34 @@ class Captured:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state."""
         if x.device.type != "cuda" or self._failure is not None:
-            return self.denoiser(x, sigma, condition)
+            return self.prior(x, sigma, condition)
         one = one_level(sigma)
         given = None if condition is None else (condition.shape, condition.dtype)
         key = (one, x.shape, x.dtype, given)
         try:
             if self._replay is None:
                 self._replay = Replay(
-                    _function(self.denoiser), warm_up=2, watched=True, pool=self._pool
+                    _function(self.prior), warm_up=2, watched=True, pool=self._pool
                 )
             return self._replay(key, x, sigma[:1] if one else sigma, condition)
         except RuntimeError as error:
             self._failure = str(error).strip().splitlines()[0]
             self._replay = None
             warnings.warn(
-                f"no CUDA graph of {type(self.denoiser).__name__}, which runs without: "
+                f"no CUDA graph of {type(self.prior).__name__}, which runs without: "
                 f"{self._failure}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return self.denoiser(x, sigma, condition)
+            return self.prior(x, sigma, condition)
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
-    ) -> Mapping[float, Denoiser]:
+    ) -> Mapping[float, Prior]:
         """As the denoiser's own (:class:`~ddo_modulus.diffusion.prior.Scheduled`), recorded."""
-        if not isinstance(self.denoiser, Scheduled):
+        if not isinstance(self.prior, Scheduled):
             return {}
-        prepared = self.denoiser.scheduled(levels, like)
+        prepared = self.prior.scheduled(levels, like)
         if self._scheduled is None or self._scheduled[0] is not prepared:
             pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
             own = {id(d): Captured(d, pool) for d in prepared.values()}

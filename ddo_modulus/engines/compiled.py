@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.engines.capture import Captured
 from ddo_modulus.engines.engines import EngineOptions, Precision, TorchEngine
 from ddo_modulus.errors import InputError
@@ -115,9 +115,9 @@ class CompiledEngine(TorchEngine):
         ):
             return self.operator(x, sigma, condition)
 
-    def captured(self, denoiser: Denoiser) -> Denoiser:
-        """A denoiser that calls this engine as a CUDA graph, or itself without graphs."""
-        return Captured(denoiser) if self.graphs else denoiser
+    def captured(self, prior: Prior) -> Prior:
+        """A prior that calls this engine as a CUDA graph, or itself without graphs."""
+        return Captured(prior) if self.graphs else prior
 
 
 def _fast(operator: DiffusionOperator) -> bool:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Engine, Pullback, value_and_pullback
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 
@@ -66,7 +67,7 @@ ENGINES: dict[str, str] = {
 }
 
 
-def open_engine(name: str, package: Package, options: EngineOptions | None = None) -> Engine:
+def open_engine(name: str, package: Package, options: EngineOptions | None = None) -> Prior:
     """An engine for the denoiser of a package, on the device of the package.
 
     Args:
@@ -86,7 +87,7 @@ def open_engine(name: str, package: Package, options: EngineOptions | None = Non
     return make(package, EngineOptions() if options is None else options)  # type: ignore[operator]
 
 
-class TorchEngine:
+class TorchEngine(Differentiable):
     """The operator itself, with automatic differentiation.
 
     Args:
@@ -121,23 +122,3 @@ class TorchEngine:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean states."""
         return self.operator(x, sigma, condition)
-
-    def value_and_pullback(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states, and ``v -> J^T v`` from what their forward pass left behind."""
-        return value_and_pullback(self.__call__, x, sigma, condition)
-
-    def vjp(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        v: Float[Tensor, "B C H W"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean states and ``J^T v``."""
-        clean, pullback = self.value_and_pullback(x, sigma, condition)
-        return clean, pullback(v)

@@ -24,7 +24,6 @@ from ddo_modulus import __version__
 from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import vjp
 from ddo_modulus.engines.engines import EngineOptions, Precision
 from ddo_modulus.engines.trace import Trace, trace
 from ddo_modulus.errors import InputError
@@ -175,7 +174,7 @@ def export(
         done(1)
         models = to_onnx(traced)
         done(3)
-        sampling = package.sampling
+        sampling = package.posterior
         graphs = {}
         for name, model in models.items():
             if missing := unsupported(model, traced):
@@ -265,7 +264,7 @@ def probes(
     sizes span decades, and random conditions.
     """
     generator = torch.Generator().manual_seed(seed)
-    operator, sampling = package.operator, package.sampling
+    operator, sampling = package.operator, package.posterior
     linear = operator.linear.at(shape)
     size = condition_size(package)
     condition = None if size is None else torch.randn(batch, *size, generator=generator)
@@ -293,9 +292,8 @@ def _measure(
     x, sigma, v, *given = arguments = probes(package, shape)
     device = package.operator.device
     condition = given[0].to(device) if given else None
-    with torch.no_grad():
-        results = vjp(package.operator, x.to(device), sigma.to(device), v.to(device), condition)
-        expected = [t.cpu() for t in results]
+    clean, pullback = package.operator.value_and_pullback(x.to(device), sigma.to(device), condition)
+    expected = [clean.cpu(), pullback(v.to(device)).cpu()]
     try:
         import onnxruntime
 

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.folder import Contract
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 
@@ -64,6 +65,15 @@ class GraphEngine(ABC):
         if torch.is_grad_enabled() and x.requires_grad:
             return _Differentiable.apply(x, sigma, condition, self)
         return self._outputs(DENOISER, {"x": x, "sigma": sigma}, condition)[0]
+
+    def value_and_pullback(
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, " B"],
+        condition: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
+        """Expected clean states, and ``v -> J^T v`` by the exported vector-Jacobian product."""
+        return self(x, sigma, condition), lambda v: self.vjp(x, sigma, v, condition)[1]
 
     def vjp(
         self,

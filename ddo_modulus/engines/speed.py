@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,14 +24,13 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler, within
-from ddo_modulus.diffusion.package import Sampling
-from ddo_modulus.diffusion.prior import Denoiser
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.prior import Denoiser, Prior
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.posterior import MomentMatching
-from ddo_modulus.posterior.moment_matching import Covariance
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Twin:
     condition: Tensor | None = None
 
     @classmethod
-    def draw(
+    def simulate(
         cls,
         prior: Denoiser,
         scheduler: FieldNoiseScheduler,
@@ -114,72 +113,61 @@ class Twin:
             condition,
         )
 
+    def posterior(self, prior: Prior, config: PosteriorConfig) -> MomentMatching:
+        """A prior conditioned on the observations.
 
-@dataclass(frozen=True)
-class Method:
-    """How a posterior is sampled.
+        Args:
+            prior: The prior.
+            config: How; resolved.
+        """
+        return MomentMatching.configured(prior, self.observations, config)
 
-    Attributes:
-        steps: Noise levels.
-        ensemble: Members ``E``.
-        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
-        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`.
-    """
-
-    steps: int = 32
-    ensemble: int = 32
-    covariance: Covariance = "jacobian"
-    iterations: int = 2
-    solver: str = "dpmpp_2m"
-    jacobian_range: tuple[float, float] | None = None
-
-    @classmethod
-    def of(cls, sampling: Sampling, *, steps: int | None = None, ensemble: int = 32) -> Method:
-        """As the maker of a package found it to be enough, unless told otherwise."""
-        own = {f.name: getattr(sampling, f.name) for f in fields(cls) if hasattr(sampling, f.name)}
-        return cls(**own | {"steps": steps or sampling.steps, "ensemble": ensemble})
-
-    def evaluations(self, scheduler: FieldNoiseScheduler) -> int:
-        """NFE of a member at the noise levels of a scheduler."""
-        levels = scheduler.timesteps(self.steps, dtype=torch.float64)
-        calls = levels[:-1]
-        if self.solver == "heun":
-            calls = torch.cat([calls, levels[1:-1]])
-        derived = int(within(calls, self.jacobian_range).sum())
-        if self.covariance == "linear":
-            derived = 0
-        return len(calls) + 2 * self.iterations * derived
-
-    def posterior(self, prior: Denoiser, noise: GaussianField, twin: Twin) -> MomentMatching:
-        """A prior conditioned on the observations of a twin experiment."""
-        return MomentMatching(
-            prior,
-            noise,
-            twin.observations,
-            covariance=self.covariance,
-            iterations=self.iterations,
-            jacobian_range=self.jacobian_range,
-        )
-
-    def draw(
-        self, posterior: Denoiser, scheduler: FieldNoiseScheduler, twin: Twin, seed: int = 1
+    def ensemble(
+        self,
+        posterior: Denoiser,
+        config: PosteriorConfig,
+        noise: GaussianField,
+        members: int,
+        seed: int = 1,
     ) -> Float[Tensor, "T E C H W"]:
-        """An ensemble for each analysis."""
-        truth, condition = twin.truth, twin.condition
+        """Draw an ensemble for each analysis.
+
+        Args:
+            posterior: Where to draw from.
+            config: How; resolved.
+            noise: What noise levels are multiples of.
+            members: Size ``E`` of each ensemble.
+            seed: Of the noise.
+        """
+        condition = self.condition
         if condition is not None:
-            condition = condition.repeat_interleave(self.ensemble, 0)
+            condition = condition.repeat_interleave(members, 0)
         states = sample(
             posterior,
-            scheduler,
-            len(truth) * self.ensemble,
-            steps=self.steps,
-            solver=self.solver,
-            generator=torch.Generator(truth.device).manual_seed(seed),
+            config.scheduler(noise),
+            len(self.truth) * members,
+            steps=config.steps,
+            solver=config.solver,
+            generator=torch.Generator(self.truth.device).manual_seed(seed),
             condition=condition,
         )
-        return states.unflatten(0, (len(truth), self.ensemble))
+        return states.unflatten(0, (len(self.truth), members))
+
+
+def evaluations(config: PosteriorConfig, scheduler: FieldNoiseScheduler) -> int:
+    """Evaluations of the network (NFE) for a member, at the noise levels of a scheduler.
+
+    Args:
+        config: How the posterior is sampled; resolved.
+        scheduler: Its noise levels.
+    """
+    levels = scheduler.timesteps(config.steps, dtype=torch.float64)
+    calls = levels[:-1]
+    if config.solver == "heun":
+        calls = torch.cat([calls, levels[1:-1]])
+    if config.covariance == "linear":
+        return len(calls)
+    return len(calls) + 2 * config.iterations * int(within(calls, config.guidance_interval).sum())
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,17 @@ from torch import Tensor
 from ddo_modulus.compat import lasting
 from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.coupled import CoupledField
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.fields.product import ProductField
 from ddo_modulus.fields.rotation import Rotation
 
-#: Gaussian laws that have a closed form together with the noise.
-Prior = GaussianField | EOFField | CoupledField | ProductField
+#: Prior covariances that have a closed form together with the noise.
+PriorCovariance = GaussianField | EOFField | CoupledField | ProductField
 
 
-class GaussianDenoiser:
+class GaussianDenoiser(Differentiable):
     r"""The exact denoiser of a Gaussian prior; optimal interpolation in closed form.
 
     In coordinates where prior and noise are both diagonal, :math:`a = E^T L^{-1} (x - m)` with
@@ -53,7 +54,7 @@ class GaussianDenoiser:
     def __init__(
         self,
         mean: Tensor | float,
-        prior: Prior,
+        prior: PriorCovariance,
         noise: GaussianField,
         inflation: float | Float[Tensor, " T"] = 1.0,
     ) -> None:
@@ -92,10 +93,10 @@ class GaussianDenoiser:
         """The same prior with its covariance multiplied, for each analysis if factors differ."""
         more = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
         number = max(len(more), len(self.variance))
-        more = spread(more, number)
+        more = per_member(more, number)
         other = copy(self)  # in the same coordinates, which may have been work to find
-        other.inflation = more * spread(self.inflation, number)
-        other.variance = more[:, None].to(self.variance.device) * spread(self.variance, number)
+        other.inflation = more * per_member(self.inflation, number)
+        other.variance = more[:, None].to(self.variance.device) * per_member(self.variance, number)
         other._constants, other._grids = {}, {}
         return other
 
@@ -114,7 +115,7 @@ class GaussianDenoiser:
     def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
         """The mean for each state of a batch (or for all), like the states."""
         mean = self._on(like)[0]
-        return mean if mean.ndim == 3 else spread(mean, len(like))
+        return mean if mean.ndim == 3 else per_member(mean, len(like))
 
     def __call__(
         self,
@@ -143,7 +144,7 @@ class GaussianDenoiser:
 
     def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
-        s = spread(self._on(sigma)[1], sigma.shape[0])
+        s = per_member(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
     def whitening(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
@@ -151,12 +152,19 @@ class GaussianDenoiser:
 
         Not by way of the gain: one minus it is lost to round-off where noise is small.
         """
-        s = spread(self._on(sigma)[1], sigma.shape[0])
+        s = per_member(self._on(sigma)[1], sigma.shape[0])
         return 1 / (s + sigma[:, None] ** 2).sqrt()
 
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Variance of each coordinate of the clean state given the noisy one."""
         return sigma[:, None] ** 2 * self.gain(sigma)
+
+    def posterior_covariance(
+        self, v: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Covariance of the clean state given the noisy one, applied to fields."""
+        a = self.rotate(self.noise.color_adjoint(v).flatten(1))
+        return self.fields(a * self.posterior_variance(sigma), mean=False)
 
     def uncovered(
         self, x: Float[Tensor, "B C H W"], sigma: float, known: Basis

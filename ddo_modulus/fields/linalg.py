@@ -167,7 +167,7 @@ def one_level(level: Float[Tensor, " B"]) -> bool:
     return level.stride(0) == 0 or len(level) == 1 or bool((level == level[0]).all())
 
 
-def spread(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
+def per_member(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
     """Repeat what belongs to an analysis for each of its members.
 
     Raises:

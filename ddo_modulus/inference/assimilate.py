@@ -10,277 +10,252 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus import __version__
-from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser, Engine, Recorder
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.prior import Prior, Recorder
 from ddo_modulus.diffusion.samplers import StepCounter, sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
-from ddo_modulus.fields.gaussian_field import GaussianField
-from ddo_modulus.fields.grid import Grid, LatLonGrid, resampled
-from ddo_modulus.fields.linalg import spread
-from ddo_modulus.inference.backgrounds import LENGTH_KM, background_error_field, background_states
-from ddo_modulus.inference.preparation import (
+from ddo_modulus.fields.grid import LatLonGrid, resampled
+from ddo_modulus.fields.linalg import per_member
+from ddo_modulus.inference.analyses import (
     Analysis,
-    View,
-    chunks,
-    operators_at,
+    GriddedPrior,
+    batches,
     prepare,
     refuse_empty,
-    windows,
     working_shape,
 )
-from ddo_modulus.inference.preparation import report_operators as report_operators
-from ddo_modulus.inference.preparation import usable as usable
-from ddo_modulus.inference.quality import GROSS_ERROR, QualityControl
-from ddo_modulus.lexicon import CELL_MEANS, long_name, reported_range
-from ddo_modulus.observations import Observations, ReportOperators
-from ddo_modulus.observations.table import NO_TOLERANCE, ObservationTable, Tolerance
-from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
+from ddo_modulus.inference.backgrounds import BackgroundConfig, Forecast, background_states
+from ddo_modulus.inference.quality import QualityControl
+from ddo_modulus.inference.reports import Reports
+from ddo_modulus.inference.result import (
+    AnalysisResult,
+    coordinates,
+    diagnostic_variables,
+    labelled,
+)
+from ddo_modulus.observations.table import ObservationTable, read_table
+from ddo_modulus.posterior import AnalysisSystem, Inflated, Innovations, MomentMatching
 
 _LOG = logging.getLogger(__name__)
-
-Inflation = Literal["none", "adaptive"] | float
 
 
 def assimilate(
     package: Package,
-    table: ObservationTable,
+    observations: ObservationTable | pd.DataFrame | str | Path,
     times: Sequence[np.datetime64] | np.ndarray,
     *,
     ensemble: int = 32,
     seed: int = 0,
-    inflation: Inflation = "adaptive",
-    tolerance: Tolerance = NO_TOLERANCE,
-    default_error: float | Mapping[str, float] | None = None,
-    operators: ReportOperators | None = None,
-    gross_error: float | None = GROSS_ERROR,
-    duplicates: str = "keep",
-    thinning_km: float | None = None,
-    superob_km: float | None = None,
-    background: xr.Dataset | None = None,
-    background_error: float | Mapping[str, float] | GaussianField | None = None,
-    background_length: float = LENGTH_KM,
+    posterior: PosteriorConfig | Mapping[str, Any] | None = None,
+    quality: QualityControl | Mapping[str, Any] | None = None,
+    background: BackgroundConfig | Mapping[str, Any] | None = None,
     grid: LatLonGrid | None = None,
-    missing: Literal["error", "prior"] = "error",
-    rejected: Callable[[pd.DataFrame], None] | None = None,
-    steps: int | None = None,
-    solver: str | None = None,
-    covariance: str | None = None,
-    iterations: int | None = None,
-    jacobian_range: Sequence[float] | None = None,
-    batch: int = 256,
-    engine: Engine | None = None,
+    engine: Prior | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> xr.Dataset:
+) -> AnalysisResult:
     """Condition a package's prior on observations, at each of a list of times by itself.
 
-    A member depends on its time, its number, the seed and the observations within ``tolerance`` of
-    its time, and on nothing else (up to round-off): not on the other times of the call, the size
-    of the ensemble or ``batch``. It computes where the package's operator is.
+    A member depends on its time, its number, the seed and the observations of its time, and on
+    nothing else (up to round-off): not on the other times of the call, the size of the ensemble or
+    the batch. It is computed where the package's operator is.
 
     Args:
         package: The prior.
-        table: Checked observations; rows that the package cannot use are left out.
+        observations: Reports: a checked table, or what :func:`.read_table` takes. Rows that the
+            package cannot use are left out.
         times: Analysis times, UTC; sorted, and repetitions dropped.
         ensemble: Members ``E``.
         seed: Of all noise.
-        inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
-            most probable one given the innovations of each analysis (:mod:`.inflation`).
-        tolerance: Largest distance in time of an observation, either way; or its first and last
-            offset.
-        default_error: Error standard deviation, in physical units, where the table has none: one
-            for all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
-        operators: How reports are read from the prior; :func:`report_operators` if None.
-        gross_error: Largest innovation, in the standard deviations that prior (with a background,
-            its errors) and observation error let expect (:mod:`.quality`); None for any.
-        duplicates: ``"average"`` makes one report of those of a kind, place and time; ``"keep"``
-            takes them as independent.
-        thinning_km: Keep one report of a kind in each cell of this height, the nearest in time.
-        superob_km: Or average them, with the error that is left.
-        background: Forecast for each time, in physical units (:func:`.background_states`): what
-            prior and observations are combined with. Of several members each is that of a
-            posterior member, in turn.
-        background_error: Standard deviation of its errors, in physical units, one for all channels
-            or by channel; or their law in the operator's units. Of an ensemble, the errors that
-            its members do not show (:mod:`.posterior.background`).
-        background_length: Their correlation length, km (a box's own units).
+        posterior: How to sample; the package's own options where None.
+        quality: Which reports are used, with which errors, and how near in time.
+        background: Forecasts that prior and observations are combined with.
         grid: Where the analysis is wanted, inside the prior's domain; the prior's own grid if None.
             On a finer one, the prior is sampled at a resolution as fine.
-        missing: What to do at a time without usable observations: ``"error"``, or ``"prior"``,
-            draw what is known without them.
-        rejected: Called once, before anything is drawn, with the reports left out: their columns,
-            the ``reason`` and, where it was of an analysis, its ``analysis_time``.
-        steps: Noise levels; the package's own if None, and so below.
-        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
-        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        iterations: See :class:`~ddo_modulus.posterior.MomentMatching`.
-        jacobian_range: See :class:`~ddo_modulus.posterior.MomentMatching`; ``[0, inf]`` is all
-            levels.
-        batch: States computed together; bounds the memory.
-        engine: What computes the package's denoiser (:mod:`ddo_modulus.engines`); the operator
-            itself if None.
+        engine: What evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself
+            if None.
         progress: Called with the number of steps of states done and their total.
 
     Returns:
-        Every channel on ``(ensemble, time, lat, lon)``, float32 in physical units, and on ``time``:
-        ``inflation``; ``observations`` used and rows ``dropped``; ``chi2``, the squared
-        innovations over their expectation (one if prior and errors are calibrated); for every
-        variable observed, ``<variable>_omb`` and ``<variable>_oma``, the RMS of observation minus
-        background (without one, the prior's mean) and minus analysis mean. Attributes record the
-        options, the rows ``dropped`` by reason, and ``notes``: reports that are used with a
-        reservation.
+        The analyses and their diagnostics. Attributes of the dataset record the options, the rows
+        ``dropped`` by reason, and ``notes``.
 
     Raises:
         InputError: If an option is out of range, no time is given, there is no usable observation
             for one of them, or an observation error is unknown.
     """
     times = np.unique(np.asarray(times, "datetime64[ns]"))
-    if ensemble < 1 or batch < 1 or seed < 0 or not len(times):
+    if ensemble < 1 or seed < 0 or not len(times):
         raise InputError(
-            f"ensemble={ensemble}, batch={batch} and the number of times ({len(times)}) must be "
-            f"at least 1, seed={seed} not negative"
+            f"ensemble={ensemble} and the number of times ({len(times)}) must be at least 1, "
+            f"seed={seed} not negative"
         )
-    if isinstance(inflation, str) and inflation not in ("none", "adaptive"):
-        raise InputError(f"inflation={inflation!r} must be 'none', 'adaptive' or a number")
-    own = package.sampling
-    chosen_levels = level_range(
-        own.jacobian_range if jacobian_range is None else jacobian_range, "jacobian_range"
-    )
-    if missing not in ("error", "prior"):
-        raise InputError(f"missing={missing!r} must be 'error' or 'prior'")
-    control = QualityControl(gross_error, duplicates, thinning_km, superob_km)
-    operators = report_operators(package) if operators is None else operators
-    view = View.of(package, working_shape(package.grid, grid))
-    forecast, error = _forecast(view, background, background_error, background_length, times)
-    chosen = usable(package, table, operators, required=missing == "error")
-    notes = operators.notes(chosen.frame)
-    for note, count in notes.items():
+    config = PosteriorConfig.of(posterior).resolve(package)
+    control = QualityControl.of(quality)
+    prior = GriddedPrior.of(package, working_shape(package.grid, grid))
+    forecast = _forecast(prior, BackgroundConfig.of(background), times)
+    table = observations
+    if not isinstance(table, ObservationTable):
+        table = read_table(table, required=control.missing == "error")
+    reports = Reports.select(package, table, times, control)
+    for note, count in reports.notes.items():
         _LOG.info("%s: %d reports", note, count)
-    known = [view.prior] * len(times)
-    if forecast is not None and error is not None:  # the forecast is the better judge of the two
-        known = [_judge(view, one, error.at(view.grid.shape)) for one in forecast]
-    elif not isinstance(inflation, str):
-        known = [view.prior.inflated(inflation)] * len(times)
-    analyses, left_out = prepare(
-        view,
-        windows(table, chosen, times, tolerance, required=missing == "error"),
-        times,
-        known,
-        control,
-        default_error,
-        operators_at(operators, package.grid, view.grid),
+    analyses, rejected = prepare(
+        prior, reports, times, _expected(prior, forecast, config, len(times)), control
     )
-    if missing == "error":
+    if control.missing == "error":
         refuse_empty(analyses, control)
-    dropped = dict(chosen.dropped)
-    for reason, count in left_out.get("reason", pd.Series(dtype=str)).value_counts().items():
+    run = _Run(
+        prior,
+        package.operator if engine is None else engine,
+        config,
+        ensemble,
+        seed,
+        prior.grid if grid is None else grid,
+        StepCounter(len(times) * ensemble * config.steps, progress),
+    )
+    fields, rows, done = [], [], 0
+    for some in batches(analyses, ensemble, config.batch, prior):
+        part = None if forecast is None else forecast.select(slice(done, done + len(some)))
+        done += len(some)
+        states, diagnostics = run.analyse(some, part)
+        fields.append(states)
+        rows += diagnostics
+    dropped = dict(reports.dropped)
+    for reason, count in rejected.get("reason", pd.Series(dtype=str)).value_counts().items():
         dropped[str(reason)] = dropped.get(str(reason), 0) + int(count)
-    if rejected is not None:
-        tables = [table for table in (chosen.rejected, left_out) if len(table)]
-        rejected(pd.concat(tables, ignore_index=True) if tables else left_out)
-    options: dict[str, Any] = {
-        "ensemble": ensemble,
-        "seed": seed,
-        "inflation": str(inflation),
-        "tolerance_seconds": (
-            [offset / np.timedelta64(1, "s") for offset in tolerance]
-            if isinstance(tolerance, tuple)
-            else tolerance / np.timedelta64(1, "s")
-        ),
-        "steps": own.steps if steps is None else steps,
-        "solver": own.solver if solver is None else solver,
-        "covariance": own.covariance if covariance is None else covariance,
-        "iterations": own.iterations if iterations is None else iterations,
-        "jacobian_range": chosen_levels,
-    }
-    denoiser = package.operator if engine is None else engine
-    counted = StepCounter(len(times) * ensemble * options["steps"], progress)
-    fields: list[Tensor] = []
-    diagnostics: list[dict[str, float]] = []
-    at, axes = 0, view.grid if grid is None else grid
-    for chunk in chunks(analyses, ensemble, batch, view):
-        guess = None if forecast is None else forecast[at : at + len(chunk)]
-        at += len(chunk)
-        parts_observed = [a.observations for a in chunk if a.observations is not None]
-        observations = None
-        if parts_observed:
-            many = len(chunk) > 1
-            observations = Observations.batch(parts_observed) if many else parts_observed[0]
-        factor = torch.ones(len(chunk), dtype=torch.float64)
-        if inflation == "adaptive" and observations is not None:
-            factor = Innovations.of(package.operator, view.noise, observations).inflation()
-        elif inflation not in ("none", "adaptive"):
-            factor = factor * float(inflation)
-        prior: Denoiser = denoiser if inflation == "none" else Inflated(denoiser, factor)
-        clock = np.array([analysis.time for analysis in chunk])
-        fits, parts = None, []
-        for first in range(0, ensemble, batch):  # in one go, unless there is but one analysis
-            members = range(first, min(first + batch, ensemble))
-            posterior = _with_forecast(prior, view, guess, error, members)
-            if observations is not None:
-                if fits is None:
-                    fits = Innovations.of(posterior, view.noise, observations)
-                posterior = MomentMatching(
-                    posterior,
-                    view.noise,
-                    observations,
-                    covariance=options["covariance"],
-                    iterations=options["iterations"],
-                    jacobian_range=options["jacobian_range"],
-                )
-            if isinstance(engine, Recorder):
-                posterior = engine.captured(posterior)
-            generators = [member_generator(seed, t, member) for t in clock for member in members]
-            condition = package.conditions(clock.repeat(len(members)))
-            device = package.operator.device
-            states = sample(
-                posterior,
-                package.scheduler(),
-                len(generators),
-                steps=options["steps"],
-                solver=options["solver"],
-                generator=generators,
-                shape=view.grid.shape,
-                condition=None if condition is None else condition.to(device),
-                device=device,
-                progress=partial(counted, len(generators)),
-            )
-            parts.append(states.unflatten(0, (len(chunk), -1)))
-        states = torch.cat(parts, 1)
-        hours = package.hours(clock.repeat(ensemble))
-        physical = view.statistics.denormalize(states.flatten(0, 1), hours)
-        fields.append(
-            resampled(physical, view.grid, axes).unflatten(0, (len(chunk), -1)).float().cpu()
-        )
-        rows = [
-            {"inflation": float(factor[i]), "observations": len(a.variables), "dropped": a.dropped}
-            for i, a in enumerate(chunk)
-        ]
-        if observations is not None and fits is not None:
-            _tell(rows, chunk, observations, fits, states.double().cpu(), guess)
-        diagnostics += rows
-    attributes = {
-        "provenance": json.dumps(package.provenance),
-        **{name: value for name, value in options.items() if value is not None},
+    attributes = run.attributes(control) | {
         "dropped": json.dumps(dropped),
-        "notes": json.dumps(notes),
-        "software": f"ddo_modulus {__version__}",
+        "notes": json.dumps(reports.notes),
     }
-    found = torch.cat(fields).transpose(0, 1)
-    dataset = labelled(package, times, found, coordinates(axes), attributes)
-    return dataset.assign(_diagnostics(package, pd.DataFrame(diagnostics)))
+    states = torch.cat(fields).transpose(0, 1)
+    dataset = labelled(package, times, states, coordinates(run.grid), attributes)
+    table_of_rows = pd.DataFrame(rows)
+    left_out = [part for part in (reports.rejected, rejected) if len(part)]
+    return AnalysisResult(
+        dataset.assign(diagnostic_variables(package, table_of_rows)),
+        pd.concat(left_out, ignore_index=True) if left_out else rejected,
+        dropped,
+        reports.notes,
+        table_of_rows.assign(time=times),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the batches of a call have in common."""
+
+    prior: GriddedPrior
+    engine: Prior
+    config: PosteriorConfig
+    ensemble: int
+    seed: int
+    grid: LatLonGrid | Any
+    counter: StepCounter
+
+    def analyse(
+        self, analyses: Sequence[Analysis], forecast: Forecast | None
+    ) -> tuple[Float[Tensor, "T E C H W"], list[dict[str, float]]]:
+        """Members of some analyses in physical units, and the diagnostics of each."""
+        systems = [a.system for a in analyses if a.system is not None]
+        system = AnalysisSystem.batch(systems) if systems else None
+        factor = self._inflation(system, len(analyses))
+        prior = self.engine if self.config.inflation == "none" else Inflated(self.engine, factor)
+        parts, chi2 = [], None
+        for first in range(0, self.ensemble, self.config.batch):
+            members = range(first, min(first + self.config.batch, self.ensemble))
+            posterior = prior if forecast is None else forecast.condition(prior, members)
+            if system is not None:
+                if chi2 is None:
+                    chi2 = Innovations.of(system.at_mean(posterior.linear)).chi_square()
+                posterior = MomentMatching.configured(posterior, system, self.config)
+            parts.append(self._draw(posterior, analyses, members))
+        states = torch.cat(parts, 1)
+        rows = [
+            {"inflation": float(f), "observations": len(a.variables), "dropped": a.dropped}
+            for f, a in zip(factor, analyses, strict=True)
+        ]
+        if system is not None and chi2 is not None:
+            background = None if forecast is None else forecast.states.mean(1)
+            _add_statistics(rows, analyses, system, chi2, states.double().cpu(), background)
+            system.forget()
+        return self._physical(states, analyses), rows
+
+    def attributes(self, control: QualityControl) -> dict[str, Any]:
+        """Options, for the dataset."""
+        config, (first, last) = (
+            self.config,
+            (offset / np.timedelta64(1, "s") for offset in control.offsets),
+        )
+        options = {
+            "provenance": json.dumps(self.prior.package.provenance),
+            "ensemble": self.ensemble,
+            "seed": self.seed,
+            "inflation": str(config.inflation),
+            "tolerance_seconds": last if first == -last else [first, last],
+            "software": f"ddo_modulus {__version__}",
+        }
+        chosen = config.to_json()
+        names = ("steps", "solver", "covariance", "iterations", "guidance_interval")
+        return options | {name: chosen[name] for name in names if name in chosen}
+
+    def _inflation(self, system: AnalysisSystem | None, analyses: int) -> Float[Tensor, " T"]:
+        """Factor on the prior's covariance for each analysis."""
+        factor = torch.ones(analyses, dtype=torch.float64)
+        if self.config.inflation == "none":
+            return factor
+        if self.config.inflation != "adaptive":
+            return factor * float(self.config.inflation)
+        if system is None:
+            return factor
+        return Innovations.of(system.at_mean(self.prior.linear)).inflation()
+
+    def _draw(
+        self, posterior: Prior, analyses: Sequence[Analysis], members: range
+    ) -> Float[Tensor, "T E C H W"]:
+        """Normalised states of some members of each analysis."""
+        if isinstance(self.engine, Recorder):
+            posterior = self.engine.captured(posterior)
+        package, clock = self.prior.package, np.array([a.time for a in analyses])
+        generators = [member_generator(self.seed, t, member) for t in clock for member in members]
+        condition = package.conditions(clock.repeat(len(members)))
+        device = package.operator.device
+        states = sample(
+            posterior,
+            self.config.scheduler(package.operator.noise),
+            len(generators),
+            steps=self.config.steps,
+            solver=self.config.solver,
+            churn=self.config.churn,
+            generator=generators,
+            shape=self.prior.grid.shape,
+            condition=None if condition is None else condition.to(device),
+            device=device,
+            progress=partial(self.counter, len(generators)),
+        )
+        return states.unflatten(0, (len(analyses), -1))
+
+    def _physical(
+        self, states: Float[Tensor, "T E C H W"], analyses: Sequence[Analysis]
+    ) -> Float[Tensor, "T E C H W"]:
+        """States in physical units on the grid of the result, float32 on the CPU."""
+        clock = np.array([a.time for a in analyses])
+        hours = self.prior.package.hours(clock.repeat(self.ensemble))
+        physical = self.prior.statistics.denormalize(states.flatten(0, 1), hours)
+        on_grid = resampled(physical, self.prior.grid, self.grid)
+        return on_grid.unflatten(0, (len(analyses), -1)).float().cpu()
 
 
 def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Generator:
@@ -290,132 +265,48 @@ def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Gener
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _tell(
-    rows: list[dict[str, float]],
-    chunk: Sequence[Analysis],
-    observations: Observations,
-    fits: Innovations,
-    states: Float[Tensor, "T E C H W"],
-    guess: Float[Tensor, "T E C H W"] | None,
-) -> None:
-    """Add the statistics of the innovations to the diagnostics of each analysis."""
-    operator = observations.operator
-    values = spread(observations.values.reshape(-1, operator.size), len(chunk))
-    background = torch.zeros_like(states[:, 0]) if guess is None else guess.mean(1)
-    analysis = operator(states.flatten(0, 1)).unflatten(0, states.shape[:2]).mean(1)
-    misfits = {"omb": values - operator(background), "oma": values - analysis}
-    chi2 = fits.chi_square(torch.ones(len(chunk), dtype=torch.float64))
-    for i, (row, one) in enumerate(zip(rows, chunk, strict=True)):
-        row["chi2"] = float(chi2[i]) / len(one.variables)
-        for variable in np.unique(one.variables):
-            kind = np.flatnonzero(one.variables == variable)
-            for name, misfit in misfits.items():
-                row[f"{variable}_{name}"] = float(misfit[i, kind].square().mean().sqrt())
-
-
-def _with_forecast(
-    prior: Denoiser,
-    view: View,
-    guess: Float[Tensor, "T E C H W"] | None,
-    error: GaussianField | None,
-    members: range,
-) -> Denoiser:
-    """A prior, and the forecasts of some members of each analysis."""
-    if guess is None or error is None:
-        return prior
-    if guess.shape[1] > 1:
-        guess = guess[:, [member % guess.shape[1] for member in members]]
-    return Background(prior, view.noise, guess.flatten(0, 1), error)
-
-
-def _judge(
-    view: View, forecast: Float[Tensor, "E C H W"], error: GaussianField
-) -> GaussianDenoiser:
-    """What a forecast of one time lets expect: its mean, with errors and the members' spread."""
-    factor = 1.0
-    if len(forecast) > 1:
-        stated = (error.basis.mean_square() * error.variance).sum(1).mean()
-        factor += float(forecast.var(0).mean() / stated)
-    return GaussianDenoiser(forecast.mean(0), error, view.noise, factor)
-
-
 def _forecast(
-    view: View,
-    background: xr.Dataset | None,
-    error: float | Mapping[str, float] | GaussianField | None,
-    length: float,
-    times: np.ndarray,
-) -> tuple[Float[Tensor, "T E C H W"] | None, GaussianField | None]:
-    """Background states of each time, and the law of their errors on the prior's basis."""
-    if (background is None) != (error is None):
-        raise InputError("a background needs background_error, its standard deviation by channel")
-    if background is None or error is None:
-        return None, None
-    if not isinstance(error, GaussianField):
-        error = background_error_field(view.package, error, length)
-    return background_states(view.package, background, times, view.grid), error
+    prior: GriddedPrior, background: BackgroundConfig | None, times: np.ndarray
+) -> Forecast | None:
+    """Background states of each time, on the grid of the analysis."""
+    if background is None:
+        return None
+    if background.forecast is None:
+        raise InputError("the background has no forecast: give one, valid at the analysis times")
+    error = background.field(prior.package)
+    states = background_states(prior.package, background.forecast, times, prior.grid)
+    return Forecast(states, error)
 
 
-def labelled(
-    package: Package,
-    times: np.ndarray,
-    fields: Float[Tensor, "E T C H W"],
-    axes: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-) -> xr.Dataset:
-    """Dataset of a package's channels, from fields in physical units.
-
-    Args:
-        package: Names the channels and their units.
-        times: ``(T,)`` UTC.
-        fields: In physical units.
-        axes: The coordinates of a grid (:func:`coordinates`).
-        attributes: Of the dataset.
-    """
-    means = package.operator.refinement.cell_means
-    methods = {"cell_methods": CELL_MEANS} if means else {}
-    data = {
-        channel: (
-            ("ensemble", "time", "lat", "lon"),
-            fields[:, :, i].contiguous().numpy(),
-            {"units": unit, "long_name": long_name(channel), **methods},
-        )
-        for i, (channel, unit) in enumerate(zip(package.channels, package.units, strict=True))
-    }
-    members = np.arange(len(fields))
-    return xr.Dataset(data, {"ensemble": members, "time": times, **axes}, attrs=dict(attributes))
+def _expected(
+    prior: GriddedPrior, forecast: Forecast | None, config: PosteriorConfig, analyses: int
+) -> list[Any]:
+    """What the reports of each analysis are checked against: the forecast, if there is one."""
+    if forecast is not None:
+        return forecast.expected(prior.noise)
+    linear = prior.linear
+    if config.inflation not in ("none", "adaptive"):
+        linear = linear.inflated(float(config.inflation))
+    return [linear] * analyses
 
 
-def coordinates(grid: Grid) -> dict[str, Any]:
-    """Latitude and longitude of a grid, or the two axes of a box, for a dataset."""
-    spherical = isinstance(grid, LatLonGrid)
-    axes = (("lat", "degrees_north", "y"), ("lon", "degrees_east", "x"))
-    return {
-        name: (
-            name,
-            getattr(grid, name),
-            {"units": degrees} if spherical else {"units": "1", "long_name": letter},
-        )
-        for name, degrees, letter in axes
-    }
-
-
-def _diagnostics(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
-    """Variables of a dataset on ``time``, of one row for each time."""
-    units = dict(zip(package.channels, package.units, strict=True))
-    known = {str(c).rpartition("_")[0] for c in rows} - units.keys()
-    units |= {v: found.units for v in known if (found := reported_range(v)) is not None}
-    names = {
-        "inflation": "factor on the prior's covariance",
-        "observations": "observations used",
-        "dropped": "observations left out",
-        "chi2": "squared innovations over their expectation",
-        "omb": "RMS of observation minus background",
-        "oma": "RMS of observation minus analysis mean",
-    }
-    data: dict[str, Any] = {}
-    for column in rows:
-        variable, _, kind = str(column).rpartition("_")
-        label = {"units": units.get(variable, "1"), "long_name": names[kind]}
-        data[str(column)] = ("time", rows[column].to_numpy(), label)
-    return data
+def _add_statistics(
+    rows: list[dict[str, float]],
+    analyses: Sequence[Analysis],
+    system: AnalysisSystem,
+    chi2: Float[Tensor, " T"],
+    states: Float[Tensor, "T E C H W"],
+    background: Float[Tensor, "T C H W"] | None,
+) -> None:
+    """Add the statistics of innovations and residuals to the diagnostics of each analysis."""
+    operator = system.observations.operator
+    values = per_member(system.observations.values.reshape(-1, operator.size), len(analyses))
+    before = torch.zeros_like(states[:, 0]) if background is None else background
+    after = operator(states.flatten(0, 1)).unflatten(0, states.shape[:2]).mean(1)
+    differences = {"omb": values - operator(before), "oma": values - after}
+    for i, (row, analysis) in enumerate(zip(rows, analyses, strict=True)):
+        row["chi2"] = float(chi2[i]) / len(analysis.variables)
+        for variable in np.unique(analysis.variables):
+            kind = np.flatnonzero(analysis.variables == variable)
+            for name, difference in differences.items():
+                row[f"{variable}_{name}"] = float(difference[i, kind].square().mean().sqrt())

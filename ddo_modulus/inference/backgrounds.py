@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forecasts as first guesses: from datasets in physical units to backgrounds of a package.
+"""Backgrounds: forecasts in physical units as states of a package, with their errors.
 
 Axes: ``T`` times, ``E`` members, ``C`` channel, ``H W`` grid.
 """
@@ -7,6 +7,8 @@ Axes: ``T`` times, ``E`` members, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +20,119 @@ from torch import Tensor
 from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.data.source import is_cartesian
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import checked_names
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, Scaled
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, resampled
 from ddo_modulus.lexicon import check_units
+from ddo_modulus.posterior import Background
 
 #: Correlation length of forecast errors, km, and smoothness: exponential correlations, whose fine
 #: scales are as uncertain as those of the fields themselves. Smoother errors claim that a forecast
 #: knows the fine scales best of all.
 LENGTH_KM, SMOOTHNESS = 200.0, 0.5
+
+
+@dataclass(frozen=True)
+class BackgroundConfig:
+    """A forecast as prior information beside what the prior has learned, and its errors.
+
+    Attributes:
+        error: Standard deviation of its errors in physical units, one for all channels or by
+            channel; or their covariance in the operator's units. Of an ensemble of forecasts, the
+            errors that its members do not show (:mod:`ddo_modulus.posterior.background`).
+        length: Correlation length of the errors, km; of a box, in its own units.
+        forecast: Forecast valid at each analysis time, in physical units
+            (:func:`background_states`). Of several members each is that of a posterior member, in
+            turn. A model that is handed its forecasts later leaves it out.
+
+    Raises:
+        InputError: If an error or the length is not positive.
+    """
+
+    error: float | Mapping[str, float] | GaussianField
+    length: float = LENGTH_KM
+    forecast: xr.Dataset | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is None:
+            raise InputError("a background needs background_error, its standard deviation")
+        errors = self.error.values() if isinstance(self.error, Mapping) else [self.error]
+        for value in (*errors, self.length):
+            if not isinstance(value, GaussianField) and not (np.isfinite(value) and value > 0):
+                raise InputError(
+                    f"background errors and their length must be positive, got {value}"
+                )
+
+    @classmethod
+    def of(cls, options: BackgroundConfig | Mapping[str, Any] | None) -> BackgroundConfig | None:
+        """The options as one object, from itself or a mapping (JSON, YAML); None stays None.
+
+        Raises:
+            InputError: If there is no such option, or a value is out of range.
+        """
+        if options is None or isinstance(options, BackgroundConfig):
+            return options
+        return cls(**checked_names(cls, options, "background"))
+
+    def field(self, package: Package) -> GaussianField:
+        """Covariance of the errors, on the basis of a package's prior."""
+        if isinstance(self.error, GaussianField):
+            return self.error
+        return background_error_field(package, self.error, self.length)
+
+    def to_json(self) -> dict[str, Any]:
+        """Error and length for JSON, without the forecast."""
+        if isinstance(self.error, GaussianField):
+            raise InputError("a covariance cannot be saved with the options; give a number")
+        plain = self.error
+        if isinstance(plain, Mapping):
+            plain = {str(k): float(v) for k, v in plain.items()}
+        return {"error": plain, "length": self.length}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Background states of each analysis and the covariance of their errors.
+
+    Attributes:
+        states: Normalised, ``(T, E, C, H, W)`` float64.
+        error: In the operator's units.
+    """
+
+    states: Float[Tensor, "T E C H W"]
+    error: GaussianField
+
+    def select(self, analyses: slice) -> Forecast:
+        """Those of some of the analyses."""
+        return Forecast(self.states[analyses], self.error)
+
+    def condition(self, prior: Prior, members: range) -> Background:
+        """A prior given the forecasts of some members of each analysis."""
+        states = self.states
+        if states.shape[1] > 1:
+            states = states[:, [member % states.shape[1] for member in members]]
+        return Background(prior, states.flatten(0, 1), self.error)
+
+    def expected(self, noise: GaussianField) -> list[GaussianDenoiser]:
+        """For each analysis a Gaussian of the forecast's mean, error and spread.
+
+        Args:
+            noise: Of the prior, on the grid of the analysis.
+        """
+        error = self.error.at(noise.shape)
+        stated = (error.basis.mean_square() * error.variance).sum(1).mean()
+        return [
+            GaussianDenoiser(
+                members.mean(0),
+                error,
+                noise,
+                1.0 + (float(members.var(0).mean() / stated) if len(members) > 1 else 0.0),
+            )
+            for members in self.states
+        ]
 
 
 def background_states(
@@ -63,14 +169,14 @@ def background_states(
         fields = fields.expand_dims("ensemble")
     if more := set(map(str, fields.dims)) - axes - {"ensemble"}:
         raise InputError(f"the background has the axes {', '.join(sorted(more))} besides; choose")
-    known = fields["time"].values.astype("datetime64[ns]")
+    available = fields["time"].values.astype("datetime64[ns]")
     for time in times:
-        if time not in known:
+        if time not in available:
             raise InputError(
-                f"the background has no {pd.Timestamp(time)}; it has {len(known)} times from "
-                f"{pd.Timestamp(known.min())} to {pd.Timestamp(known.max())}"
+                f"the background has no {pd.Timestamp(time)}; it has {len(available)} times from "
+                f"{pd.Timestamp(available.min())} to {pd.Timestamp(available.max())}"
             )
-    chosen = fields.isel(time=[int(np.flatnonzero(known == time)[0]) for time in times])
+    chosen = fields.isel(time=[int(np.flatnonzero(available == time)[0]) for time in times])
     order = ("time", "ensemble", "lat", "lon")
     values = torch.from_numpy(
         np.stack([chosen[c].transpose(*order).values.astype(float) for c in package.channels], 2)
@@ -133,7 +239,7 @@ def background_error_field(
     by_channel = dict(error) if isinstance(error, Mapping) else dict.fromkeys(channels, error)
     if missing := [c for c in channels if c not in by_channel]:
         raise InputError(
-            f"background_error tells nothing of {', '.join(missing)}: give the standard deviation "
+            f"background_error has no {', '.join(missing)}: give the standard deviation "
             f"of each channel, as {{{missing[0]}:...}}"
         )
     wrong = {c: v for c, v in by_channel.items() if not (np.isfinite(v) and v > 0)}

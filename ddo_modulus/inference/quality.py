@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,14 +34,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddo_modulus.constants import EARTH_RADIUS_KM
-from ddo_modulus.diffusion.prior import Denoiser, linear_part
+from ddo_modulus.diffusion.posterior_config import checked_names
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.gaussian_field import GaussianField
-from ddo_modulus.fields.linalg import spread
-from ddo_modulus.observations import Observations
-from ddo_modulus.observations.table import ERROR_COLUMN
-from ddo_modulus.posterior.inflation import first_guess
-from ddo_modulus.posterior.moment_matching import spanned
+from ddo_modulus.observations import ReportOperators, typical_error
+from ddo_modulus.observations.table import ERROR_COLUMN, NO_TOLERANCE, Tolerance, offsets
+from ddo_modulus.posterior.system import LinearizedSystem
 
 #: Innovations further off than that many of their expected standard deviations are gross errors.
 GROSS_ERROR = 5.0
@@ -64,25 +63,41 @@ _KINDS = ("pres", "sensor_index", "satellite")
 
 @dataclass(frozen=True)
 class QualityControl:
-    """What is done to the reports of an analysis before they are assimilated.
+    """Which reports an analysis uses, and with which errors.
 
     Attributes:
-        gross_error: Threshold of :func:`gross_errors`; None for no such check.
-        duplicates: ``"average"`` for one report of each kind, place and time
-            (:func:`average_duplicates`), or ``"keep"``.
+        gross_error: Largest innovation, in the standard deviations that the prior (with a
+            background, its errors) and the observation error make one expect
+            (:func:`gross_errors`); None for no such check.
+        duplicates: ``"average"`` makes one report of those of a kind, place and time
+            (:func:`average_duplicates`); ``"keep"`` takes them as independent.
         thinning_km: Spacing of :func:`thinned`; None to keep all.
         superob_km: Spacing of :func:`superobservations`; None for none.
         representativeness: Of superobservations.
+        tolerance: Largest distance in time of a report from the analysis, either way, or the first
+            and last offset; as durations or text (``"10min"``).
+        default_error: Error standard deviation, in physical units, of reports without one: one for
+            all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
+        accept: Least and largest mark of the column ``quality`` to use; reports without a mark are
+            used. None for all marks.
+        missing: What to do at a time without usable reports: ``"error"``, or ``"prior"``, draw from
+            what is known without them.
+        operators: How reports are read from the prior; :func:`.report_operators` if None.
 
     Raises:
         InputError: If an option is out of range, or reports would be thinned and averaged.
     """
 
     gross_error: float | None = GROSS_ERROR
-    duplicates: str = "keep"
+    duplicates: Literal["keep", "average"] = "keep"
     thinning_km: float | None = None
     superob_km: float | None = None
     representativeness: float = REPRESENTATIVENESS
+    tolerance: Tolerance = NO_TOLERANCE
+    default_error: float | Mapping[str, float] | None = None
+    accept: tuple[float, float] | None = None
+    missing: Literal["error", "prior"] = "error"
+    operators: ReportOperators | None = None
 
     def __post_init__(self) -> None:
         for name in ("gross_error", "thinning_km", "superob_km"):
@@ -97,51 +112,93 @@ class QualityControl:
             raise InputError(
                 f"representativeness={self.representativeness} must be between 0 and 1"
             )
+        if self.missing not in ("error", "prior"):
+            raise InputError(f"missing={self.missing!r} must be 'error' or 'prior'")
+        object.__setattr__(self, "tolerance", offsets(self.tolerance))
+        if self.accept is not None:
+            object.__setattr__(self, "accept", tuple(float(mark) for mark in self.accept))
+            if len(self.accept) != 2 or not self.accept[0] <= self.accept[1]:
+                raise InputError(
+                    f"accept={list(self.accept)} must be two marks, the least and the largest"
+                )
 
-    def reduce(
-        self, rows: pd.DataFrame, time: np.datetime64
-    ) -> tuple[pd.DataFrame, Bool[np.ndarray, " M"]]:
-        """Reports of one analysis that say what all say, and which rows were left out."""
-        left_out = np.zeros(len(rows), bool)
-        if self.thinning_km is not None:
-            left_out = thinned(rows, time, self.thinning_km)
-        fewer = rows[~left_out]
-        if self.duplicates == "average":
-            fewer = average_duplicates(fewer)
-        if self.superob_km is not None:
-            fewer = superobservations(
-                fewer, self.superob_km, representativeness=self.representativeness
+    @classmethod
+    def of(cls, options: QualityControl | Mapping[str, Any] | None) -> QualityControl:
+        """The options as one object, from itself, a mapping (JSON, YAML) or None for the defaults.
+
+        Raises:
+            InputError: If there is no such option, or a value is out of range.
+        """
+        if isinstance(options, QualityControl):
+            return options
+        return cls(**checked_names(cls, options, "quality"))
+
+    @property
+    def offsets(self) -> tuple[np.timedelta64, np.timedelta64]:
+        """First and last offset of a report from the analysis."""
+        assert isinstance(self.tolerance, tuple)
+        return self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """The options for JSON.
+
+        Raises:
+            InputError: If they hold operators, which are code.
+        """
+        if self.operators is not None:
+            raise InputError("quality.operators are code, and cannot be saved with the options")
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "operators"}
+        options["tolerance"] = [str(pd.Timedelta(offset)) for offset in self.offsets]
+        options["accept"] = None if self.accept is None else list(self.accept)
+        if isinstance(self.default_error, Mapping):
+            options["default_error"] = {str(k): float(v) for k, v in self.default_error.items()}
+        return options
+
+    def unaccepted(self, rows: pd.DataFrame) -> pd.Series:
+        """Which reports have a quality mark that is not accepted."""
+        if self.accept is None or "quality" not in rows:
+            return pd.Series(False, rows.index)
+        mark = rows["quality"]
+        return mark.notna() & ~mark.between(*self.accept)
+
+    def errors(self, rows: pd.DataFrame) -> pd.Series:
+        """Error standard deviations of reports, with the defaults where there is none.
+
+        Raises:
+            InputError: If there is no default for a variable.
+        """
+        error, default = rows[ERROR_COLUMN], self.default_error
+        if isinstance(default, (int, float)):
+            return error.fillna(float(default))
+        if default:
+            error = error.fillna(rows["variable"].map(dict(default)))
+        error = error.fillna(typical_error(rows))
+        if error.isna().any():
+            variables = sorted(rows["variable"][error.isna()].unique())
+            raise InputError(
+                f"observations of {', '.join(variables)} have no {ERROR_COLUMN}, and there is no "
+                f"default for them: add the column, or give default_error={{{variables[0]}:...}}, "
+                "the standard deviation in physical units"
             )
-        return fewer, left_out
+        return error.astype(float)
 
 
-def departures(
-    denoiser: Denoiser, noise: GaussianField, observations: Observations
-) -> Float[Tensor, "T M"]:
-    """Innovations over the standard deviations that prior and errors let expect.
+def normalized_innovations(at: LinearizedSystem) -> Float[Tensor, "T M"]:
+    """Innovations over the standard deviations that prior and observation errors make one expect.
 
     Args:
-        denoiser: The prior, with a linear part.
-        noise: Its noise field, on the grid of the analysis.
-        observations: Of one or several analyses.
+        at: The system at the prior mean of each analysis (:meth:`.AnalysisSystem.at_mean`).
     """
-    linear = linear_part(denoiser, noise)
-    operator = observations.operator
-    values = observations.values.double().reshape(-1, operator.size)
-    state = first_guess(linear, len(values))
-    rows = spread(spanned(operator.linearize(state), linear, state), len(values))
-    expected = (rows.square() * linear.variance.to(rows)[:, None]).sum(-1)
-    error = observations.error_covariance(values).diagonal(dim1=1, dim2=2)
-    return (values - operator(state)) / (expected + error).sqrt()
+    return at.innovation / at.expected_variance().sqrt()
 
 
 def gross_errors(
-    departure: Float[Tensor, " M"], variables: np.ndarray, threshold: float = GROSS_ERROR
+    innovation: Float[Tensor, " M"], variables: np.ndarray, threshold: float = GROSS_ERROR
 ) -> Bool[np.ndarray, " M"]:
     """Which reports of one analysis cannot be right.
 
     Args:
-        departure: As :func:`departures` gives them.
+        innovation: As :func:`normalized_innovations` gives them.
         variables: ``(M,)`` what each report is of; each kind is judged by its own scale.
         threshold: In standard deviations.
 
@@ -150,7 +207,7 @@ def gross_errors(
     """
     if not threshold > 0:
         raise InputError(f"the threshold of gross errors must be positive, got {threshold}")
-    square = departure.double().square().cpu().numpy()
+    square = innovation.double().square().cpu().numpy()
     bad = np.zeros(len(square), bool)
     for variable in np.unique(variables):
         kind = variables == variable

@@ -19,8 +19,9 @@ Gaussian, they are draws from the exact posterior, optimal interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +29,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser, Engine, Recorder
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.diffusion.prior import Prior, Recorder
 from ddo_modulus.diffusion.samplers import StepCounter
 from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
-from ddo_modulus.inference.assimilate import Inflation
-from ddo_modulus.inference.generate import Sampler, conditions_of, draw, finished
+from ddo_modulus.inference.generate import conditions_of, draw, finished
 from ddo_modulus.lexicon import check_units
 from ddo_modulus.observations import LinearOperator, Observations
-from ddo_modulus.posterior import Inflated, Innovations, MomentMatching
+from ddo_modulus.posterior import (
+    AnalysisSystem,
+    Inflated,
+    MomentMatching,
+    innovation_inflation,
+)
 
 Array = np.ndarray
 
@@ -180,11 +186,8 @@ def conditioned(
     *,
     shape: tuple[int, int] | None = None,
     error: float = 0.01,
-    inflation: Inflation = "adaptive",
-    covariance: str | None = None,
-    iterations: int | None = None,
-    jacobian_range: Sequence[float] | None = None,
-    engine: Engine | None = None,
+    posterior: PosteriorConfig | Mapping[str, Any] | None = None,
+    engine: Prior | None = None,
 ) -> MomentMatching:
     """A prior of single states given the means over coarse cells.
 
@@ -195,21 +198,18 @@ def conditioned(
         cells: What they are the means over.
         shape: Grid of the states, the package's own if None.
         error: Standard deviation of a mean, in standard deviations of its variable.
-        inflation: Factor on the prior's covariance, as in
-            :func:`~ddo_modulus.inference.assimilate.assimilate`.
-        covariance: See :class:`~ddo_modulus.posterior.MomentMatching`; the package's own if None.
-        iterations: As `covariance`.
-        jacobian_range: As `covariance`; ``[0, inf]`` is all levels.
-        engine: What computes the package's denoiser (:mod:`ddo_modulus.engines`); the operator
-            itself if None.
+        posterior: How to sample; the package's own options where None.
+        engine: What evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself
+            if None.
 
     Returns:
-        A denoiser of ``B`` states, in the operator's units.
+        A posterior of ``B`` states, in the operator's units.
 
     Raises:
         InputError: If an argument is out of range or does not fit the package.
     """
-    own, channels, count = package.sampling, len(package.channels), len(times)
+    config = PosteriorConfig.of(posterior).resolve(package)
+    channels, count = len(package.channels), len(times)
     if package.task.frames > 1 or package.task.coarse is not None:
         raise InputError("coarse cells condition a prior of single states without a coarse view")
     if tuple(means.shape) != (count, channels, *cells.shape):
@@ -217,11 +217,8 @@ def conditioned(
             f"the coarse fields have shape {tuple(means.shape)}; expected "
             f"{(count, channels, *cells.shape)}"
         )
-    if not error > 0 or isinstance(inflation, str) and inflation not in ("none", "adaptive"):
-        raise InputError(
-            f"error={error} must be positive, inflation={inflation!r} 'none', 'adaptive' or a "
-            "number"
-        )
+    if not error > 0:
+        raise InputError(f"error={error} must be positive")
     grid = _grid_at(package, shape)
     statistics = package.normalization.to("cpu")
     hours = package.hours(np.asarray(times)) if statistics.per_hour else slice(None)
@@ -229,29 +226,20 @@ def conditioned(
         v[hours].double().expand(-1, channels, *grid.shape)
         for v in (statistics.mean, statistics.std)
     )
-    spread = (error * std.mean((-2, -1))).square()[:, :, None, None]
+    variance = (error * std.mean((-2, -1))).square()[:, :, None, None]
     observations = Observations(
         cells.operator(grid, channels),
         means.detach().double().cpu().flatten(1),
-        spread.expand(-1, -1, *cells.shape).flatten(1),
+        variance.expand(-1, -1, *cells.shape).flatten(1),
     ).rescale(mean, std)
-    noise = package.operator.noise.at(grid.shape)
-    prior: Denoiser = package.operator if engine is None else engine
-    if inflation != "none":
-        factor = torch.ones(count, dtype=torch.float64)
-        if inflation == "adaptive":
-            factor = Innovations.of(package.operator, noise, observations).inflation()
-        else:
-            factor = factor * float(inflation)
+    system = AnalysisSystem(observations, package.operator.noise.at(grid.shape))
+    prior: Prior = package.operator if engine is None else engine
+    if config.inflation == "adaptive":
+        prior = Inflated(prior, innovation_inflation(package.operator, system))
+    elif config.inflation != "none":
+        factor = torch.full((count,), float(config.inflation), dtype=torch.float64)
         prior = Inflated(prior, factor)
-    return MomentMatching(
-        prior,
-        noise,
-        observations,
-        covariance=own.covariance if covariance is None else covariance,  # type: ignore[arg-type]
-        iterations=own.iterations if iterations is None else iterations,
-        jacobian_range=own.jacobian_range if jacobian_range is None else jacobian_range,
-    )
+    return MomentMatching.configured(prior, system, config)
 
 
 def super_resolve(
@@ -263,18 +251,14 @@ def super_resolve(
     cells: CoarseGrid | None = None,
     shape: tuple[int, int] | None = None,
     error: float = 0.01,
-    inflation: Inflation = "adaptive",
-    covariance: str | None = None,
-    iterations: int | None = None,
-    jacobian_range: Sequence[float] | None = None,
-    sampler: Sampler | None = None,
-    engine: Engine | None = None,
+    posterior: PosteriorConfig | Mapping[str, Any] | None = None,
+    engine: Prior | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "T E C H W"]:
     """Draw fine states that belong to coarse fields, by either way (see the module).
 
-    A draw depends on its coarse field, its time and its generator, not on the others or on
-    ``sampler.batch``, up to round-off.
+    A draw depends on its coarse field, its time and its generator, not on the others or on the
+    batch, up to round-off.
 
     Args:
         package: With a coarse condition, or a prior of single states.
@@ -283,12 +267,8 @@ def super_resolve(
         generators: ``T`` lists of ``E``, one for each draw.
         cells: The coarse cells, for a prior.
         shape: Grid of the draws, the package's own if None.
-        error: See :func:`conditioned`, and so the next four; for a prior.
-        inflation: See there.
-        covariance: See there.
-        iterations: See there.
-        jacobian_range: See there.
-        sampler: How to draw; with the package's own settings if None.
+        error: For a prior; see :func:`conditioned`.
+        posterior: How to sample; the package's own options where None.
         engine: See :func:`conditioned`.
         progress: Called with the number of steps of states done and their total.
 
@@ -299,8 +279,8 @@ def super_resolve(
         InputError: If an argument is out of range or does not fit the package, or a coarse value is
             missing or not plausible in its units.
     """
-    sampler = Sampler() if sampler is None else sampler
-    times, own = np.asarray(times, "datetime64[ns]"), package.sampling
+    config = PosteriorConfig.of(posterior).resolve(package)
+    times = np.asarray(times, "datetime64[ns]")
     _check_values(package, coarse)
     if (cells is None) != (package.task.coarse is not None):
         raise InputError(
@@ -308,56 +288,47 @@ def super_resolve(
             + ("coarse cells" if cells is None else "no coarse cells, since it knows its own")
         )
     grid, members = _grid_at(package, shape), len(generators[0])
-    steps = own.steps if sampler.steps is None else sampler.steps
-    scheduler = sampler.scheduler(package, package.operator.noise)
-    counted = StepCounter(steps * members * len(times), progress)
+    counter = StepCounter(config.steps * members * len(times), progress)
     # A posterior is for whole ensembles: as many at once as fit, or one, in parts.
-    together = max(1, sampler.batch // members) if cells is not None else len(times)
+    together = max(1, config.batch // members) if cells is not None else len(times)
     parts = []
     for first in range(0, len(times), together):
         some = slice(first, first + together)
-        denoiser: Denoiser = package.operator if engine is None else engine
+        prior: Prior = package.operator if engine is None else engine
         if cells is not None:
-            denoiser = conditioned(
+            prior = conditioned(
                 package,
                 times[some],
                 coarse[some, 0],
                 cells,
                 shape=grid.shape,
                 error=error,
-                inflation=inflation,
-                covariance=covariance,
-                iterations=iterations,
-                jacobian_range=jacobian_range,
+                posterior=config,
                 engine=engine,
             )
         if isinstance(engine, Recorder):
-            denoiser = engine.captured(denoiser)
+            prior = engine.captured(prior)
         fields = coarse[some].detach().float().cpu() if cells is None else None
-        parts.append(
-            draw(
-                package,
-                denoiser,
-                scheduler,
-                [generator for row in generators[some] for generator in row],
-                steps=steps,
-                solver=own.solver if sampler.solver is None else sampler.solver,
-                churn=sampler.churn,
-                shape=grid.shape,
-                conditions=conditions_of(package, times[some], fields),
-                rows=np.repeat(np.arange(len(times[some])), members).tolist(),
-                batch=sampler.batch,
-                progress=counted,
-            )
+        drawn = draw(
+            prior,
+            config,
+            [generator for row in generators[some] for generator in row],
+            shape=grid.shape,
+            conditions=conditions_of(package, times[some], fields),
+            rows=np.repeat(np.arange(len(times[some])), members).tolist(),
+            batch=config.batch,
+            progress=counter,
+            device=package.operator.device,
         )
-    drawn = torch.cat(parts)
+        parts.append(drawn)
+    states = torch.cat(parts)
     if cells is None:
-        frames = finished(package, drawn, package.operator.linear, scheduler, steps)
+        frames = finished(package, states, package.operator.linear, config)
     else:
-        frames = drawn.unflatten(1, (-1, len(package.channels)))
-    states = frames[:, package.task.frames // 2]
+        frames = states.unflatten(1, (-1, len(package.channels)))
     hours = package.hours(times.repeat(members))
-    physical = package.normalization.to("cpu").denormalize(states, hours)
+    middle = frames[:, package.task.frames // 2]
+    physical = package.normalization.to("cpu").denormalize(middle, hours)
     return physical.float().unflatten(0, (len(times), members))
 
 

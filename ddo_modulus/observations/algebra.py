@@ -32,7 +32,7 @@ from torch import Tensor
 from ddo_modulus.compat import lasting
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 
 
 class ObservationOperator(ABC):
@@ -56,6 +56,14 @@ class ObservationOperator(ABC):
         Args:
             mean: ``(C, H, W)``, or ``(T, C, H, W)`` if it differs between analyses.
             std: Of the same shape.
+        """
+
+    @abstractmethod
+    def take(self, rows: Int[Tensor, " R"]) -> ObservationOperator:
+        """Some of the observations.
+
+        Args:
+            rows: Their numbers, ascending.
         """
 
 
@@ -103,7 +111,7 @@ class Tangent:
         total: Tensor | float = 0.0
         for a, operator in self.terms:
             rows = operator.rows(fields)
-            total = total + (rows if a is None else a[..., None] * spread(rows, len(a)))
+            total = total + (rows if a is None else a[..., None] * per_member(rows, len(a)))
         assert isinstance(total, Tensor)
         return total
 
@@ -129,20 +137,20 @@ class LinearOperator(ObservationOperator):
 
     def __call__(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """Observed values of the states."""
-        return self.increment(x) + spread(self._placed(x)[2], len(x))
+        return self.increment(x) + per_member(self._placed(x)[2], len(x))
 
     def increment(self, v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M"]:
         """The operator without its offset."""
         index, weight, _ = self._placed(v)
-        values = v.flatten(1).gather(1, spread(index, len(v)).flatten(1))
-        return (values.unflatten(1, (self.size, -1)) * spread(weight, len(v))).sum(-1)
+        values = v.flatten(1).gather(1, per_member(index, len(v)).flatten(1))
+        return (values.unflatten(1, (self.size, -1)) * per_member(weight, len(v))).sum(-1)
 
     def adjoint(self, u: Float[Tensor, "B M"], shape: Sequence[int]) -> Float[Tensor, "B C H W"]:
         """Euclidean adjoint of :meth:`increment` for states of shape ``(C, H, W)``."""
         index, weight, _ = self._placed(u)
-        values = (u[..., None] * spread(weight, len(u))).flatten(1)
+        values = (u[..., None] * per_member(weight, len(u))).flatten(1)
         flat = u.new_zeros(len(u), math.prod(shape))
-        flat = flat.scatter_add(1, spread(index, len(u)).flatten(1), values)
+        flat = flat.scatter_add(1, per_member(index, len(u)).flatten(1), values)
         return flat.unflatten(1, tuple(shape))
 
     def rows(self, fields: Float[Tensor, "N C H W"]) -> Float[Tensor, "T M N"]:
@@ -161,15 +169,15 @@ class LinearOperator(ObservationOperator):
     def rescale(self, mean: Tensor, std: Tensor) -> LinearOperator:
         """Fold the standard deviations into the weights and the mean into the offset."""
         analyses = max(len(self.index), 1 if std.ndim == 3 else len(std))
-        index = spread(self.index, analyses).flatten(1)
+        index = per_member(self.index, analyses).flatten(1)
         factor, shift = (
-            spread(t.reshape(-1, math.prod(t.shape[-3:])), analyses)
+            per_member(t.reshape(-1, math.prod(t.shape[-3:])), analyses)
             .gather(1, index)
             .unflatten(1, (self.size, -1))
             for t in (std, mean)
         )
-        weight = spread(self.weight, analyses).to(factor)
-        offset = spread(self.offset, analyses) + (weight * shift).sum(-1)
+        weight = per_member(self.weight, analyses).to(factor)
+        offset = per_member(self.offset, analyses) + (weight * shift).sum(-1)
         return LinearOperator(index.unflatten(1, (self.size, -1)), weight * factor, offset)
 
     def take(self, rows: Int[Tensor, " R"]) -> LinearOperator:
@@ -334,6 +342,12 @@ class DerivedOperator(ObservationOperator):
         operators = (operator.rescale(mean, std) for operator in self.operators)
         return DerivedOperator(self.function, *operators, constants=self.constants)
 
+    def take(self, rows: Int[Tensor, " R"]) -> DerivedOperator:
+        """The same function for some of the observations."""
+        operators = (operator.take(rows) for operator in self.operators)
+        constants = [constant[rows] for constant in self.constants]
+        return DerivedOperator(self.function, *operators, constants=constants)
+
 
 class StackedOperator(ObservationOperator):
     """Several operators observed together, one after the other along ``M``."""
@@ -367,6 +381,16 @@ class StackedOperator(ObservationOperator):
     def rescale(self, mean: Tensor, std: Tensor) -> StackedOperator:
         """The rescaled parts."""
         return StackedOperator(*(operator.rescale(mean, std) for operator in self.operators))
+
+    def take(self, rows: Int[Tensor, " R"]) -> StackedOperator:
+        """Some of the observations; a part of which none is left is left out."""
+        parts, start = [], 0
+        for operator in self.operators:
+            inside = rows[(rows >= start) & (rows < start + operator.size)] - start
+            if len(inside):
+                parts.append(operator.take(inside))
+            start += operator.size
+        return StackedOperator(*parts)
 
 
 def _channel_offset(channels: int | ArrayLike, grid: Grid, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
@@ -85,6 +85,18 @@ class Observations:
         return Observations(
             self.operator.rescale(mean, std), self.values, self.variance, self.covariance
         )
+
+    def take(self, rows: Int[Tensor, " R"]) -> Observations:
+        """Some of the observations of one analysis.
+
+        Args:
+            rows: Their numbers, ascending.
+        """
+        operator, values = self.operator.take(rows), self.values[..., rows]
+        if self.covariance is not None:
+            return Observations(operator, values, covariance=self.covariance[rows][:, rows])
+        assert isinstance(self.variance, Tensor)
+        return Observations(operator, values, self.variance[..., rows])
 
     @staticmethod
     def batch(parts: Sequence[Observations]) -> Observations:

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.observations.algebra import (
     LinearOperator,
     ObservationOperator,
@@ -217,11 +217,18 @@ class ProfileOperator(ObservationOperator):
         operators = [operator.rescale(mean, std) for operator in self.operators]
         return ProfileOperator(self.function, operators, self.point, self.output, self.constants)
 
+    def take(self, rows: Int[Tensor, " R"]) -> ProfileOperator:
+        """Some of the outputs, and the profiles that they need."""
+        points, point = self.point[rows].unique(return_inverse=True)
+        operators = [operator.take(points) for operator in self.operators]
+        output, constants = self.output[rows], self.constants[points]
+        return ProfileOperator(self.function, operators, point, output, constants)
+
     def _profiles(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N q"]:
         return torch.stack([operator(x) for operator in self.operators], -1)
 
     def _radiances(self, profiles: Float[Tensor, "B N q"]) -> Float[Tensor, "B N K"]:
-        constants = spread(self._placed(profiles)[0][None], len(profiles))
+        constants = per_member(self._placed(profiles)[0][None], len(profiles))
         given = torch.cat([profiles, constants], -1)
         if isinstance(self.function, torch.nn.Module):
             like = next(self.function.parameters(), None)

@@ -17,6 +17,7 @@ What is done about flaws:
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,10 @@ _HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there,
 
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
-#: Distance in time of an observation, or its first and last offset.
-Tolerance = np.timedelta64 | tuple[np.timedelta64, np.timedelta64]
+#: A duration: of NumPy, of Python, or as text (``"10min"``).
+Duration = np.timedelta64 | timedelta | str
+#: Distance in time of an observation, either way, or its first and last offset.
+Tolerance = Duration | Sequence[Duration]
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class ObservationTable:
             InputError: If there is no observation for some of the times, and ``required``.
         """
         seen = self.frame["time"].to_numpy()
-        first, last = tolerance if isinstance(tolerance, tuple) else (-tolerance, tolerance)
+        first, last = offsets(tolerance)
         windows = [
             slice(
                 int(np.searchsorted(seen, time + first, side="left")),
@@ -124,7 +127,7 @@ class ObservationTable:
         if empty and required:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
-                f"no observations within {_told(first, last)} of {len(empty)} of "
+                f"no observations within {_span(first, last)} of {len(empty)} of "
                 f"{len(windows)} analysis times: {shown}; the table runs from "
                 f"{pd.Timestamp(seen[0])} to {pd.Timestamp(seen[-1])} UTC. Choose times within, "
                 "or a larger tolerance"
@@ -132,7 +135,37 @@ class ObservationTable:
         return [self.frame.iloc[window] for window in windows]
 
 
-def _told(first: np.timedelta64, last: np.timedelta64) -> str:
+def offsets(tolerance: Tolerance) -> tuple[np.timedelta64, np.timedelta64]:
+    """First and last offset in time of an observation from the analysis.
+
+    Raises:
+        InputError: If a duration cannot be understood, or the first offset is after the last.
+    """
+    if isinstance(tolerance, (str, timedelta, np.timedelta64)):
+        last = _duration(tolerance, tolerance)
+        first = -last
+    elif len(tolerance) == 2:
+        first, last = (_duration(value, tolerance) for value in tolerance)
+    else:
+        raise InputError(f"tolerance={tolerance!r} must be a duration, or the first and last")
+    if first > last:
+        raise InputError(f"tolerance={tolerance!r}: the first offset is after the last")
+    return first, last
+
+
+def _duration(value: Duration, tolerance: Tolerance) -> np.timedelta64:
+    try:
+        duration = pd.Timedelta(value).to_timedelta64()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"tolerance={tolerance!r}: {value!r} is no duration; write it as '10min'"
+        ) from error
+    if np.isnat(duration):
+        raise InputError(f"tolerance={tolerance!r} holds no duration")
+    return duration.astype("timedelta64[ns]")
+
+
+def _span(first: np.timedelta64, last: np.timedelta64) -> str:
     span = f"{pd.Timedelta(first)} to {pd.Timedelta(last)}"
     return str(pd.Timedelta(last)) if first == -last else span
 

@@ -40,11 +40,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.compat import lasting
-from ddo_modulus.diffusion.prior import Denoiser, Pullback, linear_part, value_and_pullback
+from ddo_modulus.diffusion.prior import Prior, gaussian_part, grid_of
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.fields.product import ProductField
 
 # Information that the exact share may hold too much of; in modes that are known anyway.
@@ -75,21 +76,20 @@ class _Terms:
             return clean
         background = self.background
         if background.ndim == 4:
-            background = spread(background, len(clean))
+            background = per_member(background, len(clean))
         z = self.linear.noise.whiten(background - clean).flatten(1)
         gain = self.linear.posterior_variance(sigma)
         return clean + self.linear.fields(gain * self.linear.rotate(self.rest * z), mean=False)
 
 
 class Background:
-    """Conditions a denoiser on a forecast; the result is a denoiser.
+    """Conditions a prior on a forecast; the result is a prior.
 
     Observations come after it: ``MomentMatching(Background(...), ...)``. A prior may be inflated
     before (:class:`~ddo_modulus.posterior.Inflated`): the forecast keeps its error.
 
     Args:
-        denoiser: The prior.
-        noise: Noise field of the prior, on the grid of the background.
+        prior: The prior.
         background: Forecast in the units of the states: ``(C, H, W)``; ``(T, C, H, W)``, one for
             each analysis, whose members stand next to each other in the batch; or
             ``(B, C, H, W)``, one for each member (an ensemble of forecasts).
@@ -97,16 +97,16 @@ class Background:
 
     Raises:
         InputError: If the background is not finite or of another shape, the fields do not share a
-            basis, or only a part of the forecast can be exact and the prior has no linear part.
+            basis, or only a part of the forecast can be exact and the prior has no Gaussian part.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        noise: GaussianField,
+        prior: Prior,
         background: Float[Tensor, "*T C H W"],
         covariance: GaussianField,
     ) -> None:
+        noise = prior.noise.at(grid_of(background))
         size = (noise.channels, *noise.shape)
         if background.ndim not in (3, 4) or tuple(background.shape[-3:]) != size:
             raise InputError(
@@ -114,16 +114,13 @@ class Background:
             )
         if not bool(background.isfinite().all()):
             raise InputError("the background holds values that are NaN or infinite; fill them")
-        self.denoiser, self.noise, self.covariance = denoiser, noise, covariance
+        self.prior, self.noise, self.covariance = prior, noise, covariance
         self.background = noise.basis.synthesize(noise.basis.analyze(background.double().cpu()))
         self._grids: dict[tuple[int, int], _Terms] = {}  # in double, on the CPU
         self._terms: dict[tuple, _Terms] = {}
-        terms = self._at(noise.shape, self.background)
-        if terms.rest is not None and not hasattr(denoiser, "linear"):
-            raise InputError(
-                "this prior has no linear part to weigh the background by; condition on the "
-                "background first, on observations after, or take errors proportional to the noise"
-            )
+
+        if self._at(noise.shape, self.background).rest is not None:
+            _ = prior.linear  # the rest is weighed by it: a prior without one says so now
 
     @cached_property
     def linear(self) -> GaussianDenoiser:
@@ -138,7 +135,7 @@ class Background:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state given the noisy one and the background."""
         terms, both, level, _ = self._joined(x, sigma)
-        return terms.corrected(self.denoiser(both, level, condition), sigma)
+        return terms.corrected(self.prior(both, level, condition), sigma)
 
     def value_and_pullback(
         self,
@@ -148,7 +145,7 @@ class Background:
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
         """Expected clean state and ``v -> J^T v``."""
         terms, both, level, wide = self._joined(x, sigma)
-        clean, pullback = value_and_pullback(self.denoiser, both, level, condition)
+        clean, pullback = self.prior.value_and_pullback(both, level, condition)
         with torch.enable_grad():
             leaf = clean.detach().requires_grad_()
             result = terms.corrected(leaf, sigma)
@@ -158,17 +155,6 @@ class Background:
 
         return result.detach(), through
 
-    def vjp(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        v: Float[Tensor, "B C H W"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean state and ``J^T v``, as :class:`.Engine` has it."""
-        clean, pullback = self.value_and_pullback(x, sigma, condition)
-        return clean, pullback(v)
-
     def _joined(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
     ) -> tuple[_Terms, Tensor, Tensor, Tensor]:
@@ -176,7 +162,7 @@ class Background:
         terms = self._at((x.shape[-2], x.shape[-1]), x)
         background = terms.background
         if background.ndim == 4:
-            background = spread(background, len(x))
+            background = per_member(background, len(x))
         odds = terms.share * sigma**2  # precision of the background over that of the noisy state
         wide = odds.view(-1, 1, 1, 1)
         return terms, (x + wide * background) / (1 + wide), sigma / (1 + odds).sqrt(), wide
@@ -198,7 +184,7 @@ class Background:
         basis, noise = self.noise.basis, self.noise.at(shape)
         shared = basis.truncate(basis.at(shape).modes)
         background = shared.synthesize(shared.analyze(self.background), shape)
-        own, error = linear_part(self.denoiser, noise), self.covariance.at(shape)
+        own, error = gaussian_part(self.prior).at(shape), self.covariance.at(shape)
         variance, _ = error.relative_to(noise)
         precision = 1 / variance.double()
         share = shared_precision(precision, own)
@@ -207,9 +193,9 @@ class Background:
         # The mean: one step from the prior's towards the background.
         start, end = (t.reshape(-1, *t.shape[-3:]) for t in (own.mean, background))
         batch = max(len(start), len(end), product.analyses)
-        start = spread(start, batch)
-        z = noise.whiten(spread(end, batch) - start).flatten(1)
-        step = spread(product.variance, batch) * product.rotate(precision * z)
+        start = per_member(start, batch)
+        z = noise.whiten(per_member(end, batch) - start).flatten(1)
+        step = per_member(product.variance, batch) * product.rotate(precision * z)
         mean = start + product.fields(step, mean=False)
         exact = bool((rest.abs() <= 1e-9 * precision).all())
         return _Terms(

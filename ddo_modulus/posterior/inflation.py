@@ -27,37 +27,43 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.compat import lasting
-from ddo_modulus.diffusion.prior import Denoiser, Pullback, linear_part, value_and_pullback, vjp
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Pullback
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.observations import Observations
-from ddo_modulus.posterior.moment_matching import spanned
+from ddo_modulus.posterior.system import AnalysisSystem, LinearizedSystem
 
 
 class Inflated:
-    """A prior scaled about its mean; again a denoiser.
+    """A prior scaled about its mean; again a prior.
 
     Args:
-        denoiser: The prior, with a linear part.
+        prior: The prior.
         factor: Variance factors: a number, or ``(T,)``, one for each analysis.
 
     Raises:
         InputError: If a factor is not positive and finite.
     """
 
-    def __init__(self, denoiser: Denoiser, factor: float | Float[Tensor, " T"]) -> None:
-        self.denoiser = denoiser
+    def __init__(self, prior: Prior, factor: float | Float[Tensor, " T"]) -> None:
+        self.prior = prior
         self.factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
         if not bool((self.factor.isfinite() & (self.factor > 0)).all()):
             raise InputError(f"inflation factors must be positive and finite, got {factor}")
         self._roots: dict[tuple, Tensor] = {}
 
+    @property
+    def noise(self) -> GaussianField:
+        """Noise field of the prior."""
+        return self.prior.noise
+
     @cached_property
     def linear(self) -> GaussianDenoiser:
-        """Linear part of the prior, scaled alike."""
-        return self.denoiser.linear.inflated(self.factor)  # type: ignore[attr-defined]
+        """Gaussian part of the prior, scaled in the same way."""
+        return self.prior.linear.inflated(self.factor)
 
     def __call__(
         self,
@@ -67,7 +73,7 @@ class Inflated:
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state under the inflated prior."""
         mean, root, wide = self._scaling(x)
-        clean = self.denoiser(mean + (x - mean) / wide, _over(sigma, root), condition)
+        clean = self.prior(mean + (x - mean) / wide, _over(sigma, root), condition)
         return mean + wide * (clean - mean)
 
     def value_and_pullback(
@@ -80,21 +86,8 @@ class Inflated:
         mean, root, wide = self._scaling(x)
         scaled = mean + (x - mean) / wide
         level = _over(sigma, root)
-        clean, pullback = value_and_pullback(self.denoiser, scaled, level, condition)
+        clean, pullback = self.prior.value_and_pullback(scaled, level, condition)
         return mean + wide * (clean - mean), pullback
-
-    def vjp(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, " B"],
-        v: Float[Tensor, "B C H W"],
-        condition: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-        """Expected clean state and ``J^T v``, as :class:`.Engine` has it."""
-        mean, root, wide = self._scaling(x)
-        scaled = mean + (x - mean) / wide
-        clean, product = vjp(self.denoiser, scaled, _over(sigma, root), v, condition)
-        return mean + wide * (clean - mean), product
 
     def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean of the prior, and the root of each state's factor, ``(B,)`` and ``(B, 1, 1, 1)``."""
@@ -102,8 +95,8 @@ class Inflated:
         if key not in self._roots:
             with lasting():
                 self._roots[key] = self.factor.sqrt().to(x)
-        root = spread(self._roots[key], len(x))
-        mean = self.denoiser.linear.at(x.shape[-2:]).centre(x)  # type: ignore[attr-defined]
+        root = per_member(self._roots[key], len(x))
+        mean = self.prior.linear.at(x.shape[-2:]).centre(x)
         return mean, root, root.view(-1, 1, 1, 1)
 
 
@@ -130,26 +123,17 @@ class Innovations:
     square: Float[Tensor, "T M"]
 
     @classmethod
-    def of(
-        cls, denoiser: Denoiser, noise: GaussianField, observations: Observations
-    ) -> Innovations:
+    def of(cls, at: LinearizedSystem) -> Innovations:
         """Innovations against the Gaussian part of a prior.
 
         Args:
-            denoiser: The prior, with a linear part.
-            noise: Its noise field, on the grid of the analysis.
-            observations: Of one or several analyses.
+            at: The system at the prior mean of each analysis (:meth:`.AnalysisSystem.at_mean`).
         """
-        linear = linear_part(denoiser, noise)
-        operator = observations.operator
-        values = observations.values.double().reshape(-1, operator.size)
-        state = first_guess(linear, len(values))
-        tangent = operator.linearize(state)
-        rows = spread(spanned(tangent, linear, state), len(values))
-        error = torch.linalg.cholesky(observations.error_covariance(values))
-        root = rows * linear.variance.sqrt().to(rows)[:, None]
+        rows = per_member(at.rows, len(at.innovation))
+        error = torch.linalg.cholesky(at.error)
+        root = rows * at.linear.variance.sqrt().to(rows)[:, None]
         signal = torch.linalg.solve_triangular(error, root, upper=False)
-        innovation = (values - operator(state))[..., None]
+        innovation = at.innovation[..., None]
         innovation = torch.linalg.solve_triangular(error, innovation, upper=False)
         w, vectors = torch.linalg.eigh(signal @ signal.mT)
         return cls(w.clamp_min(0), (vectors.mT @ innovation)[..., 0].square())
@@ -165,15 +149,19 @@ class Innovations:
         fit = fit - 0.5 * (logarithm[:, None] / width) ** 2
         return logarithm[fit.argmax(0)].exp()
 
-    def chi_square(self, factor: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-        """Sum of squares in units of their expectation; about M if the prior is calibrated."""
-        return (self.square / (1 + factor[:, None] * self.signal)).sum(-1)
+    def chi_square(self, factor: float | Float[Tensor, " T"] = 1.0) -> Float[Tensor, " T"]:
+        """Sum of squares in units of their expectation; about M if the prior is calibrated.
+
+        Args:
+            factor: Inflation of the prior.
+        """
+        factor = torch.as_tensor(factor, dtype=torch.float64).reshape(-1, 1)
+        return (self.square / (1 + factor * self.signal)).sum(-1)
 
 
 def innovation_inflation(
-    denoiser: Denoiser,
-    noise: GaussianField,
-    observations: Observations,
+    prior: Prior,
+    observations: Observations | AnalysisSystem,
     *,
     width: float = 1.0,
     bounds: tuple[float, float] = (0.2, 15.0),
@@ -181,21 +169,14 @@ def innovation_inflation(
     """Inflation of each analysis that its innovations make most probable.
 
     Args:
-        denoiser: The prior, with a linear part.
-        noise: Its noise field, on the grid of the analysis.
-        observations: Of one or several analyses.
+        prior: The prior.
+        observations: Of one or several analyses, or the system that they make.
         width: Prior standard deviation of the factor's logarithm; infinity is maximum likelihood.
         bounds: Range of the factor.
 
     Returns:
         Factors, float64 on the CPU.
     """
-    return Innovations.of(denoiser, noise, observations).inflation(width, bounds)
-
-
-def first_guess(linear: GaussianDenoiser, analyses: int) -> Float[Tensor, "T C H W"]:
-    """Mean of each analysis before its observations, float64; over members, if theirs differ."""
-    mean = linear.mean.reshape(-1, *linear.mean.shape[-3:])
-    if len(mean) > analyses:
-        return mean.unflatten(0, (analyses, -1)).mean(1)
-    return spread(mean, analyses)
+    if isinstance(observations, Observations):
+        observations = AnalysisSystem(observations, prior.noise)
+    return Innovations.of(observations.at_mean(prior.linear)).inflation(width, bounds)

@@ -25,7 +25,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, CosineBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.covariance import HybridCovariance
-from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, Prior
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, PriorCovariance
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, MeasuredSpectrum
 from ddo_modulus.fields.grid import Grid, LatLonGrid
 from ddo_modulus.training.data import WHOLE, Samples, Window, pieces
@@ -45,7 +45,7 @@ def fit_linear(
     task: Task,
     grid: Grid,
     config: DictConfig,
-) -> Prior:
+) -> PriorCovariance:
     """The linear part of an operator, from samples: its regression is set, its prior returned.
 
     Args:

@@ -70,11 +70,11 @@ def test_stations_above_the_models_surface(ddo, files, tmp_path):
 def test_choice_of_times(ddo, files, tmp_path, keys, hours):
     out = tmp_path / "x.zarr"
     inputs = {"package": files.package, "observations": files.table}
-    levels = {"posterior__jacobian_range": "[0.1,9]"}
+    levels = {"posterior__guidance_interval": "[0.1,9]"}
     assert ddo("assimilate", **inputs, out=out, **keys, **QUICK, **levels).status == 0
     with xr.open_zarr(out, consolidated=False) as analysis:
         assert analysis["time"].dt.hour.values.tolist() == hours
-        assert analysis.attrs["jacobian_range"] == [0.1, 9]
+        assert analysis.attrs["guidance_interval"] == [0.1, 9]
 
 
 def test_quality_control_and_rejected_reports(ddo, files, tmp_path):
@@ -166,8 +166,8 @@ def test_mistakes(refused, files, tmp_path):
     mistake("'error' or 'prior'", missing="guess")
     mistake("unknown solver", posterior__solver="rk4")
     mistake("covariance must be", posterior__covariance="full")
-    mistake("posterior.jacobian_range=[9, 1] must be two", posterior__jacobian_range="[9,1]")
-    mistake("posterior.jacobian_range='x' must be two", posterior__jacobian_range="x")
+    mistake("posterior.guidance_interval=[9, 1] must be two", posterior__guidance_interval="[9,1]")
+    mistake("posterior.guidance_interval='x' must be two", posterior__guidance_interval="x")
     mistake("device=gpu9", device="gpu9")
     mistake("lapse rate of 6.5 K/m", lapse_rate=6.5)
     mistake("lapse_rate=x must be a number", lapse_rate="x")
@@ -185,7 +185,7 @@ def test_mistakes_are_told_before_an_engine_is_made(refused, files, tmp_path, mo
     monkeypatch.setattr("ddo_modulus.cli.assimilate.open_engine", made)
     inputs = {"package": files.package, "observations": files.table, "out": tmp_path / "x.zarr"}
     for match, mistake in (
-        ("posterior.jacobian_range", {"posterior__jacobian_range": "[9,1]"}),
+        ("posterior.guidance_interval", {"posterior__guidance_interval": "[9,1]"}),
         ("background_error=-1", {"background_error": -1}),
         ("is no region", {"grid__region": "[57,54,-5,0]"}),
     ):

@@ -12,7 +12,7 @@ from ddo_modulus.data.source import open_dataset
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.task import CoarseWindow
-from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
+from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.refinement import Refinement
 from ddo_modulus.inference.assimilate import member_generator
@@ -148,7 +148,7 @@ def test_frames_that_windows_reach_from_one_side_only_are_drawn_and_cut(packages
     times = np.datetime64("2000-01-01", "ns") + np.arange(frames) * np.timedelta64(200, "ms")
     drawn = generate(package, times, ensemble=1, seed=3, sampler=Sampler(steps=3))
     assert drawn.attrs["trajectory"] == str(frames > 1).lower()
-    denoiser = TrajectoryDenoiser(package.operator, 3, frames + 4, balance=1.0)
+    denoiser = TrajectoryPrior(package.operator, 3, frames + 4, balance=1.0)
     whole = sample(
         denoiser,
         Sampler().scheduler(package, denoiser.noise),

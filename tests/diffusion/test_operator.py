@@ -121,7 +121,7 @@ def test_without_its_network_a_posterior_is_optimal_interpolation(
     gain = prior @ h.T @ torch.linalg.inv(h @ prior @ h.T + 0.05 * torch.eye(12))
     mean, spread = gain @ values, (prior - gain @ h @ prior).diagonal().sqrt()
 
-    posterior = MomentMatching(operator, noise, observations, covariance=covariance, iterations=1)
+    posterior = MomentMatching(operator, observations, covariance=covariance, iterations=1)
     found, covariance = affine_law(posterior, noise, steps=32, sigma_min=0.002)
     scale = prior.diagonal().mean().sqrt()
     assert (found - mean).square().mean().sqrt() < 0.01 * scale

@@ -8,9 +8,8 @@ import torch
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.diffusion.samplers import sample
-from ddo_modulus.diffusion.trajectory import TrajectoryDenoiser
+from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
@@ -73,9 +72,9 @@ def states(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_of_a_gaussian_process_it_is_the_exact_denoiser_at_any_length(window):
     x, sigma = states()
-    composed = TrajectoryDenoiser(window.double(), FRAMES, LENGTH)
+    composed = TrajectoryPrior(window.double(), FRAMES, LENGTH)
     torch.testing.assert_close(composed(x, sigma), exact(window)(x, sigma), atol=1e-5, rtol=1e-5)
-    apart = TrajectoryDenoiser(window, FRAMES, LENGTH, joint=False)
+    apart = TrajectoryPrior(window, FRAMES, LENGTH, joint=False)
     error = (apart(x, sigma) - exact(window)(x, sigma)).abs().amax((1, 2, 3))
     assert float(error[1]) > 0.01  # the composition of windows alone is not
 
@@ -84,7 +83,7 @@ def test_of_a_gaussian_process_it_is_the_exact_denoiser_at_any_length(window):
 def test_every_frame_comes_from_the_window_around_it(trained, joint):
     trained = trained.double()
     x, sigma = states(2)
-    composed = TrajectoryDenoiser(trained, FRAMES, LENGTH, joint=joint)(x, sigma)
+    composed = TrajectoryPrior(trained, FRAMES, LENGTH, joint=joint)(x, sigma)
     whole = exact(trained)(x, sigma)
     for frame in range(LENGTH):
         start = min(max(frame - 1, 0), LENGTH - FRAMES)
@@ -98,7 +97,7 @@ def test_every_frame_comes_from_the_window_around_it(trained, joint):
 
 def test_a_trajectory_of_one_window_is_the_window(trained):
     x, sigma = states()
-    composed = TrajectoryDenoiser(trained.double(), FRAMES, FRAMES)
+    composed = TrajectoryPrior(trained.double(), FRAMES, FRAMES)
     torch.testing.assert_close(
         composed(x[:, :FRAMES], sigma), trained(x[:, :FRAMES], sigma), atol=1e-6, rtol=1e-6
     )
@@ -106,8 +105,8 @@ def test_a_trajectory_of_one_window_is_the_window(trained):
 
 def test_the_pullback_is_the_transposed_jacobian_and_may_be_called_again(trained):
     x, sigma = states(3)
-    composed = TrajectoryDenoiser(trained.double(), FRAMES, LENGTH)
-    _, pullback = value_and_pullback(composed, x, sigma)
+    composed = TrajectoryPrior(trained.double(), FRAMES, LENGTH)
+    _, pullback = composed.value_and_pullback(x, sigma)
     generator = torch.Generator().manual_seed(4)
     for _ in range(2):
         u, v = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(2))
@@ -118,13 +117,13 @@ def test_the_pullback_is_the_transposed_jacobian_and_may_be_called_again(trained
 
 def test_observations_scattered_over_the_trajectory_condition_all_of_it(window):
     """The posterior mean at any noise level against dense matrices."""
-    composed = TrajectoryDenoiser(window.double(), FRAMES, LENGTH)
+    composed = TrajectoryPrior(window.double(), FRAMES, LENGTH)
     grid = BoxGrid(SHAPE, (1.0, 1.0), periodic=True)
     place = torch.tensor([0.0, 0.25, 0.5, 0.75]), torch.tensor([0.2, 0.6, 0.0, 0.4])
     operator = PointOperator(grid, place[0], place[1], [0, 2, 2, 6])
     values = torch.tensor([1.0, -1.0, 0.5, 2.0], dtype=torch.float64)
     observations = Observations(operator, values, 0.05)
-    posterior = MomentMatching(composed, composed.noise, observations, iterations=4)
+    posterior = MomentMatching(composed, observations, iterations=4)
     x, sigma = states(5)
     found = posterior(x, sigma).flatten(1)
 
@@ -141,7 +140,7 @@ def test_observations_scattered_over_the_trajectory_condition_all_of_it(window):
 
 
 def test_on_another_grid_it_is_the_same_process(window):
-    composed = TrajectoryDenoiser(window.double(), FRAMES, LENGTH)
+    composed = TrajectoryPrior(window.double(), FRAMES, LENGTH)
     x = torch.randn(2, LENGTH, 8, 10, dtype=torch.float64)
     sigma = torch.tensor([0.3, 4.0], dtype=torch.float64)
     expected = exact(window).at((8, 10))(x, sigma)
@@ -163,7 +162,7 @@ def test_every_window_has_a_condition_of_its_own():
     for parameter in operator.network.parameters():
         parameter.requires_grad_(False).add_(0.1 * torch.randn(parameter.shape))
     operator.eval()
-    composed = TrajectoryDenoiser(operator, FRAMES, LENGTH, joint=False)
+    composed = TrajectoryPrior(operator, FRAMES, LENGTH, joint=False)
     windows = LENGTH - FRAMES + 1
     condition = torch.randn(2, windows, 2)
     x, sigma = torch.randn(2, LENGTH, *SHAPE), torch.tensor([0.2, 5.0])
@@ -176,14 +175,14 @@ def test_every_window_has_a_condition_of_its_own():
 
 def test_what_it_cannot_compose_is_refused(window):
     with pytest.raises(InputError, match="shorter than a window"):
-        TrajectoryDenoiser(window, FRAMES, 2)
+        TrajectoryPrior(window, FRAMES, 2)
     single = DiffusionOperator(list(SHAPE), network={"widths": [8], "depths": [1], "modes": [3]})
     with pytest.raises(InputError, match="knows no windows"):
-        TrajectoryDenoiser(single, 5, 10)
+        TrajectoryPrior(single, 5, 10)
     with pytest.raises(InputError, match="needs joint=True"):
-        TrajectoryDenoiser(window, FRAMES, LENGTH, joint=False, balance=0.5)
+        TrajectoryPrior(window, FRAMES, LENGTH, joint=False, balance=0.5)
     with pytest.raises(InputError, match="must be a share"):
-        TrajectoryDenoiser(window, FRAMES, LENGTH, balance=1.5)
+        TrajectoryPrior(window, FRAMES, LENGTH, balance=1.5)
 
 
 class Fading(torch.nn.Module):
@@ -214,16 +213,16 @@ def test_errors_of_a_window_cost_the_variance_that_theory_says_unless_balanced(w
     epsilon = 0.15
     fading = Fading(window.double(), epsilon)
     for length in (FRAMES, LENGTH):
-        free = TrajectoryDenoiser(fading, FRAMES, length)
+        free = TrajectoryPrior(fading, FRAMES, length)
         exact = spread_of_draws(free.linear, length)
         lost = (spread_of_draws(free, length) / exact).mean()
         if length == FRAMES:
             assert float(lost) == pytest.approx(math.exp(-math.pi * epsilon), abs=0.02)
         assert float(lost) < 0.75
-        balanced = TrajectoryDenoiser(fading, FRAMES, length, balance=1.0)
+        balanced = TrajectoryPrior(fading, FRAMES, length, balance=1.0)
         kept = (spread_of_draws(balanced, length) / exact).mean()
         assert float(kept) == pytest.approx(1.0, abs=0.03)
-        halfway = TrajectoryDenoiser(fading, FRAMES, length, balance=0.5)
+        halfway = TrajectoryPrior(fading, FRAMES, length, balance=0.5)
         part = (spread_of_draws(halfway, length) / exact).mean()
         assert float(part) == pytest.approx(math.sqrt(float(lost)), abs=0.03)
 
@@ -231,8 +230,8 @@ def test_errors_of_a_window_cost_the_variance_that_theory_says_unless_balanced(w
 def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
     x, sigma = states(6)
     trained = trained.double()
-    free = TrajectoryDenoiser(trained, FRAMES, LENGTH)
-    balanced = TrajectoryDenoiser(trained, FRAMES, LENGTH, balance=1.0)
+    free = TrajectoryPrior(trained, FRAMES, LENGTH)
+    balanced = TrajectoryPrior(trained, FRAMES, LENGTH, balance=1.0)
     linear = free.linear
     a, gain = linear.modes(x), linear.gain(sigma)
     size = (2, LENGTH, -1)  # on a grid of twenty points all functions are of one shell
@@ -254,7 +253,7 @@ def test_balance_is_not_lost_to_round_off_where_noise_is_small(trained):
     found = []
     for dtype in (torch.float64, torch.float32):
         window = trained.to(dtype)
-        free, balanced = (TrajectoryDenoiser(window, FRAMES, LENGTH, balance=b) for b in (0.0, 1.0))
+        free, balanced = (TrajectoryPrior(window, FRAMES, LENGTH, balance=b) for b in (0.0, 1.0))
         taken = (d(x.to(dtype), sigma.to(dtype)).double() for d in (free, balanced))
         found.append(next(taken) - next(taken))
     exact, single = found
@@ -265,7 +264,7 @@ def test_balance_is_not_lost_to_round_off_where_noise_is_small(trained):
 def test_balance_leaves_scales_beyond_the_network_to_the_linear_part(trained):
     x = torch.randn(1, LENGTH, 8, 10, generator=torch.Generator().manual_seed(7)).double()
     sigma = torch.tensor([0.5], dtype=torch.float64)
-    balanced = TrajectoryDenoiser(trained.double(), FRAMES, LENGTH, balance=1.0)
+    balanced = TrajectoryPrior(trained.double(), FRAMES, LENGTH, balance=1.0)
     linear = balanced.linear.at((8, 10))
     basis = linear.noise.basis
     beyond = torch.ones(basis.size, dtype=torch.bool)

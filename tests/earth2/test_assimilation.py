@@ -187,15 +187,15 @@ def test_seeds(package, build):
 
 
 def test_how_the_system_is_solved_reaches_the_analysis(package, build, conditionings):
-    seen = conditionings("ddo_modulus.inference.assimilate")
-    options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
+    seen = conditionings()
+    options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
     build(**options)(observed(package))
-    assert seen[0] == options | {"jacobian_range": (0.1, 9.0)}
+    assert seen[0] == options | {"guidance_interval": (0.1, 9.0)}
 
 
 def test_in_inference_mode(package, build):
     frame = observed(package)
-    model = build(covariance="jacobian", jacobian_range=[0.1, 9])
+    model = build(covariance="jacobian", guidance_interval=[0.1, 9])
     expected = model(frame)
     with torch.inference_mode():
         np.testing.assert_allclose(model(frame), expected, atol=1e-4)
@@ -436,8 +436,8 @@ def test_options_that_cannot_be(package, build):
         ("first offset is after the last", {"time_tolerance": ["1h", "0h"]}),
         ("must be a duration, or the first and last", {"time_tolerance": ["1h"]}),
         ("must be a range", {"quality": [3, 0]}),
-        ("must be two noise levels", {"jacobian_range": [9, 1]}),
-        ("must be two noise levels", {"jacobian_range": 3.0}),
+        ("must be two noise levels", {"guidance_interval": [9, 1]}),
+        ("must be two noise levels", {"guidance_interval": 3.0}),
         ("no use is made of the columns colour", {"fields": ["colour"]}),
         ("observations of z500 say nothing", {"variables": ["z500"]}),
         ("must be positive", {"background_error": -1.0}),

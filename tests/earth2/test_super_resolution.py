@@ -259,7 +259,7 @@ def test_the_shipped_prior_makes_a_quarter_degree_of_whole_ones(shared_data):
 
 def test_it_works_in_inference_mode_with_the_jacobian(untrained):
     model = DDOSuperResolution(
-        untrained(), 2, covariance="jacobian", jacobian_range=[0.1, 9], steps=3, seed=0
+        untrained(), 2, covariance="jacobian", guidance_interval=[0.1, 9], steps=3, seed=0
     )
     coords = coords_for(model)
     x = field_for(coords)
@@ -351,8 +351,8 @@ def test_coarsen_is_the_view_that_it_takes(conditional, model):
         ({"number_of_samples": 0}, "number_of_samples=0 must be"),
         ({"seed": -1}, "seed=-1 must be"),
         ({"steps": 0}, "steps=0 must be"),
-        ({"jacobian_range": [9, 1]}, "must be two noise levels"),
-        ({"jacobian_range": 3.0}, "must be two noise levels"),
+        ({"guidance_interval": [9, 1]}, "must be two noise levels"),
+        ({"guidance_interval": 3.0}, "must be two noise levels"),
         ({"batch": 0.5}, "batch=0.5 must be"),
         ({"solver": "none"}, "unknown solver 'none'"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
@@ -378,12 +378,12 @@ def test_packages_of_another_kind(untrained, conditional):
 
 
 def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
-    seen = conditionings("ddo_modulus.inference.super_resolve")
-    options = {"covariance": "jacobian", "iterations": 1, "jacobian_range": [0.1, 9]}
+    seen = conditionings()
+    options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
     model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
     coords = coords_for(model)
     model(field_for(coords), coords)
-    assert seen == [options | {"jacobian_range": (0.1, 9.0)}]
+    assert seen == [options | {"guidance_interval": (0.1, 9.0)}]
 
 
 def test_a_package_goes_round_with_its_options(untrained, tmp_path):

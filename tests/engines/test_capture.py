@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddo_modulus.cuda_graphs import Replay
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn, sample
 from ddo_modulus.engines.capture import Captured
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
@@ -105,17 +104,17 @@ class Watched:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    "options", [{}, {"covariance": "linear"}, {"jacobian_range": (0.1, 4)}], ids=str
+    "options", [{}, {"covariance": "linear"}, {"guidance_interval": (0.1, 4)}], ids=str
 )
 def test_a_step_never_looks_at_a_value(operator, solver, options):
     prior = Inflated(operator, torch.tensor([0.7, 2.0]))
-    posterior = MomentMatching(prior, operator.noise, observe(), **options)
+    posterior = MomentMatching(prior, observe(), **options)
     draws(Watched(posterior), operator, solver=solver)
 
 
 def test_what_cannot_be_prepared_is_noticed(operator):
     """The watch itself: levels that may differ between members have to be compared."""
-    posterior = MomentMatching(operator, operator.noise, observe())
+    posterior = MomentMatching(operator, observe())
     x, sigma = torch.zeros(6, 1, *SHAPE), torch.full((6,), 0.5)
     with pytest.raises(AssertionError, match="the host waits for"):
         Watched(posterior)(x, sigma)
@@ -127,7 +126,7 @@ def test_what_cannot_be_prepared_is_noticed(operator):
     [*((solver, None) for solver in SOLVERS), ("euler", Churn(1.0)), ("heun", Churn(1.0))],
 )
 def test_prepared_levels_change_nothing(operator, covariance, solver, churn):
-    posterior = MomentMatching(operator, operator.noise, observe(), covariance=covariance)
+    posterior = MomentMatching(operator, observe(), covariance=covariance)
 
     def unprepared(x, sigma, condition=None):
         return posterior(x, sigma.clone(), condition)
@@ -138,7 +137,7 @@ def test_prepared_levels_change_nothing(operator, covariance, solver, churn):
 
 
 def test_a_level_that_was_not_prepared_is_not_answered(operator):
-    posterior = MomentMatching(operator, operator.noise, observe())
+    posterior = MomentMatching(operator, observe())
     x = torch.zeros(6, 1, *SHAPE)
     (prepared,) = set(
         posterior.scheduled(torch.tensor([0.1, 1.0], dtype=torch.float64), x).values()
@@ -149,7 +148,7 @@ def test_a_level_that_was_not_prepared_is_not_answered(operator):
 
 
 def test_levels_are_prepared_once(operator):
-    posterior = MomentMatching(operator, operator.noise, observe())
+    posterior = MomentMatching(operator, observe())
     like = torch.empty(6, 1, *SHAPE)
     levels = torch.tensor([2.0, 0.1, 1.0], dtype=torch.float64)
     first = posterior.scheduled(levels, like)
@@ -158,9 +157,9 @@ def test_levels_are_prepared_once(operator):
 
 
 def test_many_factors_are_found_in_pieces_or_not_kept(operator, monkeypatch):
-    posterior = MomentMatching(operator, operator.noise, observe())
+    posterior = MomentMatching(operator, observe())
     expected = draws(posterior, operator)
-    other = MomentMatching(operator, operator.noise, observe())
+    other = MomentMatching(operator, observe())
     module = "ddo_modulus.posterior.moment_matching"
     monkeypatch.setattr(f"{module}._MOST_AT_ONCE", 2 * 6**2)
     torch.testing.assert_close(draws(other, operator), expected)
@@ -174,7 +173,7 @@ def test_tangents_of_states_to_come_are_not_prepared():
     noise = GaussianField(CosineBasis(SHAPE), Matern(0.2, 0.5), 2)
     prior = GaussianDenoiser(0.0, GaussianField(noise.basis, Matern(0.4, 1.0), 2), noise)
     u, v = (PointOperator(grid, [0.3], [0.4], channel) for channel in (0, 1))
-    posterior = MomentMatching(prior, noise, Observations(wind_speed(u, v), torch.ones(1), 0.1))
+    posterior = MomentMatching(prior, Observations(wind_speed(u, v), torch.ones(1), 0.1))
     like = torch.zeros(2, 2, *SHAPE)
     prepared = posterior.scheduled(torch.tensor([1.0]), like)
     assert isinstance(prepared[1.0], MomentMatching)
@@ -182,7 +181,7 @@ def test_tangents_of_states_to_come_are_not_prepared():
 
 
 @pytest.mark.parametrize(
-    "options", [{"covariance": "linear"}, {"jacobian_range": (0.1, 4.0)}], ids=str
+    "options", [{"covariance": "linear"}, {"guidance_interval": (0.1, 4.0)}], ids=str
 )
 def test_without_factors_beforehand_levels_are_told_apart_all_the_same(options, monkeypatch):
     """Of an operator that is not linear; what is asked for at a level is what is meant there."""
@@ -191,7 +190,7 @@ def test_without_factors_beforehand_levels_are_told_apart_all_the_same(options, 
     prior = GaussianDenoiser(0.0, GaussianField(noise.basis, Matern(0.4, 1.0), 2), noise)
     u, v = (PointOperator(grid, [0.3], [0.4], channel) for channel in (0, 1))
     observations = Observations(wind_speed(u, v), torch.ones(1), 0.1)
-    posterior = MomentMatching(prior, noise, observations, **options)
+    posterior = MomentMatching(prior, observations, **options)
     taken = []
     module = "ddo_modulus.posterior.moment_matching"
     original = value_and_pullback
@@ -201,15 +200,15 @@ def test_without_factors_beforehand_levels_are_told_apart_all_the_same(options, 
     scheduler = FieldNoiseScheduler(noise)
     sample(posterior, scheduler, 2, steps=8, generator=generator())
     levels = scheduler.timesteps(8, dtype=torch.float64)[:-1].tolist()
-    inside = [level for level in levels if 0.1 <= level <= 4] if "jacobian_range" in options else []
+    inside = (
+        [level for level in levels if 0.1 <= level <= 4] if "guidance_interval" in options else []
+    )
     assert taken == pytest.approx(inside)
-    assert ("jacobian_range" in options) == bool(inside)
+    assert ("guidance_interval" in options) == bool(inside)
 
 
 def test_a_part_that_fails_is_told(operator):
-    captured = Captured(
-        MomentMatching(operator, operator.noise, observe(), jacobian_range=(0.1, 4))
-    )
+    captured = Captured(MomentMatching(operator, observe(), guidance_interval=(0.1, 4)))
     levels = torch.tensor([0.01, 0.02, 1.0], dtype=torch.float64)
     parts = captured.scheduled(levels, torch.empty(6, 1, *SHAPE))
     assert parts[0.01] is parts[0.02] is not parts[1.0]
@@ -237,7 +236,7 @@ def test_levels_are_one_by_layout_or_by_value():
 
 
 def test_without_a_gpu_a_captured_denoiser_is_the_denoiser(operator):
-    posterior = MomentMatching(operator, operator.noise, observe())
+    posterior = MomentMatching(operator, observe())
     expected = draws(posterior, operator)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -263,7 +262,7 @@ def on_gpu(operator):
 @pytest.mark.parametrize("covariance", ["jacobian", "linear"])
 def test_a_graph_draws_what_eager_code_draws(on_gpu, solver, covariance):
     prior = Inflated(on_gpu, torch.tensor([0.7, 2.0]))
-    posterior = MomentMatching(prior, on_gpu.noise, observe(), covariance=covariance)
+    posterior = MomentMatching(prior, observe(), covariance=covariance)
     captured = Captured(posterior)
     for seed in (2, 3):  # the second time from the graph that was recorded the first
         options = {"solver": solver, "generator": generator(seed)}
@@ -278,7 +277,7 @@ def test_a_graph_draws_what_eager_code_draws(on_gpu, solver, covariance):
 @pytest.mark.gpu
 @GPU
 def test_levels_with_and_without_the_derivative_are_two_graphs(on_gpu):
-    posterior = MomentMatching(on_gpu, on_gpu.noise, observe(), jacobian_range=(0.1, 4))
+    posterior = MomentMatching(on_gpu, observe(), guidance_interval=(0.1, 4))
     captured = Captured(posterior)
     for _ in range(2):
         expected = draws(posterior, on_gpu, "cuda", generator=generator(2))
@@ -294,7 +293,7 @@ def test_levels_with_and_without_the_derivative_are_two_graphs(on_gpu):
 @pytest.mark.parametrize("covariance", ["jacobian", "linear"])
 def test_the_host_never_waits_in_the_loop(on_gpu, covariance):
     prior = Inflated(on_gpu, torch.tensor([0.7, 2.0]))
-    posterior = MomentMatching(prior, on_gpu.noise, observe(), covariance=covariance)
+    posterior = MomentMatching(prior, observe(), covariance=covariance)
     draws(posterior, on_gpu, "cuda")  # constants go to the GPU
 
     class Strict:
@@ -363,7 +362,7 @@ def test_operators_that_are_not_linear_are_right_with_or_without_a_graph():
     prior = GaussianDenoiser(0.5, GaussianField(noise.basis, Matern(0.4, 1.0), 2), noise)
     places = torch.rand(2, 5, generator=generator(), dtype=torch.float64)
     u, v = (PointOperator(grid, *places, [channel] * 5) for channel in (0, 1))
-    posterior = MomentMatching(prior, noise, Observations(wind_speed(u, v), torch.ones(5), 0.1))
+    posterior = MomentMatching(prior, Observations(wind_speed(u, v), torch.ones(5), 0.1))
     expected = sample(
         posterior, FieldNoiseScheduler(noise), 4, steps=6, generator=generator(), device="cuda"
     )
@@ -428,7 +427,7 @@ def test_another_grid_is_recorded_too():
     observations = Observations(
         PointOperator(BoxGrid(fine.shape), *points), torch.randn(6, generator=generator(1)), 0.04
     )
-    posterior = MomentMatching(operator, operator.noise, observations)
+    posterior = MomentMatching(operator, observations)
     captured = Captured(posterior)
     expected, found = (
         draws(p, operator, "cuda", shape=(16, 16), generator=generator())

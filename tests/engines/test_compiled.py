@@ -8,7 +8,7 @@ import torch
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.prior import Engine, value_and_pullback
+from ddo_modulus.diffusion.prior import Engine
 from ddo_modulus.engines import EngineOptions, open_engine
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.engines.speed import Method, Twin, difference
@@ -55,7 +55,7 @@ def relative(one, other):
 def test_values_and_derivatives(operator, arguments, precision, bound):
     """Within the rounding of the precision; and half precision does round."""
     x, sigma, v = arguments
-    clean, pullback = value_and_pullback(operator, x, sigma)
+    clean, pullback = operator.value_and_pullback(x, sigma)
     engine = CompiledEngine(operator, precision=precision, compile=False)
     assert isinstance(engine, Engine)
     assert engine.linear is engine.operator.linear and engine.noise.shape == (8, 10)
@@ -107,7 +107,7 @@ def traced(monkeypatch):
 
 def test_a_compiled_network_goes_back_more_than_once(operator, arguments, traced):
     x, sigma, v = arguments
-    clean, pullback = value_and_pullback(operator, x, sigma)
+    clean, pullback = operator.value_and_pullback(x, sigma)
     found, product = CompiledEngine(operator, compile="max-autotune").value_and_pullback(x, sigma)
     assert traced == ["max-autotune"]
     torch.testing.assert_close(found, clean)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.package import SHIPPED
-from ddo_modulus.diffusion.prior import Engine, value_and_pullback
+from ddo_modulus.diffusion.prior import Engine
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.engines import ENGINES, EngineOptions, TorchEngine, open_engine
 from ddo_modulus.engines.folder import Contract, export, find, fingerprint, probes, relative_error
@@ -51,7 +51,7 @@ def test_guided_sampling_in_an_engine_is_optimal_interpolation(
     r = observations.error_covariance(h)[0]
     gain = torch.linalg.solve(h @ prior @ h.T + r, h @ prior).T
     mean, covariances = gain @ observations.values, prior - gain @ h @ prior
-    posterior = MomentMatching(engine, engine.noise, observations, covariance=covariance)
+    posterior = MomentMatching(engine, observations, covariance=covariance)
     found, spread = affine_law(posterior, engine.noise, steps=32)
     scale = prior.diagonal().mean().sqrt()
     assert float((found - mean).square().mean().sqrt() / scale) < 0.03
@@ -81,7 +81,7 @@ def test_engines_have_all_their_parts(engines):
 def test_inflated(engines):
     torch_engine, engine, (x, sigma, v, condition) = engines
     factor = torch.tensor([0.5, 4.0])  # two analyses of three members
-    right, pullback = value_and_pullback(Inflated(torch_engine, factor), x, sigma, condition)
+    right, pullback = Inflated(torch_engine, factor).value_and_pullback(x, sigma, condition)
     for found in (
         (Inflated(engine, factor).vjp(x, sigma, v, condition)),
         (Inflated(engine, factor)(x, sigma, condition), pullback(v)),
@@ -100,7 +100,7 @@ def test_automatic_differentiation_goes_through_an_engine(engines):
 
     assert relative_error(gradient(engine), gradient(torch_engine)) < 1e-5
     inner = [
-        MomentMatching(e, e.noise, observe(BoxGrid((6, 8))), covariance="linear")
+        MomentMatching(e, observe(BoxGrid((6, 8))), covariance="linear")
         for e in (torch_engine, engine)
     ]
     assert relative_error(gradient(inner[1]), gradient(inner[0])) < 1e-4
@@ -130,7 +130,7 @@ def test_a_guided_analysis_of_a_shipped_package(name, exported):
     condition = probes(package, package.grid.shape, 2)[3:] or (None,)
     members = []
     for denoiser in (package.operator, one.engine):
-        posterior = MomentMatching(Inflated(denoiser, 1.3), package.operator.noise, observations)
+        posterior = MomentMatching(Inflated(denoiser, 1.3), observations)
         generator = torch.Generator().manual_seed(0)
         scheduler = package.scheduler()
         members.append(
@@ -162,7 +162,7 @@ def test_torch_is_the_operator_itself(built):
     engine = open_engine("torch", package)
     x, sigma, v = probes(package, (7, 12), 2)
     assert torch.equal(engine(x, sigma), package.operator(x, sigma))
-    clean, pullback = value_and_pullback(package.operator, x, sigma)
+    clean, pullback = package.operator.value_and_pullback(x, sigma)
     torch.testing.assert_close(engine.vjp(x, sigma, v), (clean, pullback(v)))
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import value_and_pullback
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.errors import InputError
 from ddo_modulus.nn.operator import NeuralOperator
@@ -196,7 +195,7 @@ def test_as_an_engine(fused):
     x, v = torch.randn(2, 1, 1, 33, 49, generator=generator)
     condition = package.conditions(["2019-03-27T00"])
     sigma = torch.tensor([0.05])
-    clean, pullback = value_and_pullback(package.operator, x, sigma, condition)
+    clean, pullback = package.operator.value_and_pullback(x, sigma, condition)
     own, product = engine.vjp(x, sigma, v, condition)
     assert max(relative(own, clean), relative(product, pullback(v))) < 1e-5
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.package import SHIPPED
-from ddo_modulus.diffusion.prior import vjp
 from ddo_modulus.engines.folder import export, probes, relative_error
 from ddo_modulus.engines.graph import to_onnx, unsupported
 from ddo_modulus.engines.ort import ONNXRuntimeEngine

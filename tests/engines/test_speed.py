@@ -72,8 +72,8 @@ def test_evaluations(prior, scheduler, twin):
         Method(3, 1, iterations=4),
         Method(3, 1, covariance="linear"),
         Method(3, 1, solver="heun"),
-        Method(4, 1, jacobian_range=(0.01, 10.0)),
-        Method(4, 1, solver="heun", jacobian_range=(0.01, 10.0)),
+        Method(4, 1, guidance_interval=(0.01, 10.0)),
+        Method(4, 1, solver="heun", guidance_interval=(0.01, 10.0)),
     ):
         calls.update(forward=0, back=0)
         method.draw(method.posterior(Counted(), prior.noise, twin), scheduler, twin)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.package import SHIPPED
-from ddo_modulus.diffusion.prior import vjp
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.engines import EngineOptions, open_engine
 from ddo_modulus.engines.folder import Contract, export, probes, relative_error
@@ -147,7 +146,7 @@ def test_a_guided_analysis_in_tensorrt(plans):
     observations = Observations(operator, torch.tensor([1.0, -1.0]), 0.01)
     members = []
     for denoiser in (package.operator, engine):
-        posterior = MomentMatching(denoiser, package.operator.noise, observations)
+        posterior = MomentMatching(denoiser, observations)
         generator = torch.Generator("cuda").manual_seed(0)
         members.append(sample(posterior, package.scheduler(), 4, steps=8, generator=generator))
     assert relative_error(members[1], members[0]) < 1e-3

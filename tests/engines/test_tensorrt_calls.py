@@ -24,7 +24,6 @@ import onnxruntime
 import pytest
 import torch
 
-from ddo_modulus.diffusion.prior import vjp
 from ddo_modulus.engines import trt as module
 from ddo_modulus.engines.folder import probes, relative_error
 from ddo_modulus.engines.ort import input_sizes

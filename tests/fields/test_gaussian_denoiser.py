@@ -2,7 +2,6 @@
 import pytest
 import torch
 
-from ddo_modulus.diffusion.prior import linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
@@ -89,7 +88,7 @@ def test_tweedie_covariance_is_the_dense_posterior(denoiser, level, dense):
     points = len(prior)
     x = denoiser.fields(randn(1, denoiser.variance.shape[-1])).expand(points, *size)
     sigma = torch.full((points,), level, dtype=torch.float64)
-    _, pullback = value_and_pullback(denoiser, x, sigma)
+    _, pullback = denoiser.value_and_pullback(x, sigma)
     tweedie = level**2 * dense(lambda v: denoiser.noise.cov(pullback(v)), size)
     total = torch.linalg.pinv(prior + level**2 * noise, rtol=1e-13, hermitian=True)
     posterior = prior - prior @ total @ prior
@@ -183,28 +182,13 @@ def test_means_move_to_coarser_and_finer_grids(shape):
 def test_pullback_may_be_called_again_and_is_the_transposed_jacobian():
     denoiser = CASES["eofs"]
     x, sigma = randn(2, 2, 4, 5), torch.tensor([0.3, 2.0], dtype=torch.float64)
-    clean, pullback = value_and_pullback(denoiser, x, sigma)
+    clean, pullback = denoiser.value_and_pullback(x, sigma)
     assert not clean.requires_grad
     torch.testing.assert_close(clean, denoiser(x, sigma))
     v, w = randn(2, 2, 4, 5, seed=1), randn(2, 2, 4, 5, seed=2)
     _, forward = torch.func.jvp(lambda x: denoiser(x, sigma), (x,), (w,))
     for _ in range(2):
         torch.testing.assert_close((pullback(v) * w).sum(), (v * forward).sum())
-
-
-def test_linear_part():
-    denoiser = CASES["fourier"]
-    assert linear_part(denoiser, denoiser.noise) is denoiser
-    assert linear_part(denoiser, denoiser.noise.at((12, 14))).noise.shape == (12, 14)
-
-    def network(x, sigma, condition=None):
-        return x
-
-    plain = linear_part(network, denoiser.noise)
-    assert plain.noise is denoiser.noise
-    torch.testing.assert_close(plain.variance, torch.ones_like(plain.variance))
-    with pytest.raises(InputError, match="another noise field"):
-        linear_part(denoiser, GaussianField(denoiser.noise.basis, Matern(0.25, 0.5), 3))
 
 
 def test_prior_and_noise_share_their_basis():

@@ -7,7 +7,7 @@ import torch
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
-from ddo_modulus.fields.linalg import spread
+from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.observations import (
     AreaMeanOperator,
     DerivedOperator,
@@ -115,10 +115,10 @@ def test_operators_are_their_dense_matrices(make):
     rows = operator.linearize(randn(analyses, *SHAPE)).rows(unit)  # T M N
     x = randn(6, *SHAPE)
     zero = operator(torch.zeros_like(x))
-    expected = torch.einsum("bmn,bn->bm", spread(rows, 6), x.flatten(1)) + zero
+    expected = torch.einsum("bmn,bn->bm", per_member(rows, 6), x.flatten(1)) + zero
     torch.testing.assert_close(operator(x), expected)
     u = randn(6, operator.size, seed=1)
-    adjoint = torch.einsum("bmn,bm->bn", spread(rows, 6), u).unflatten(1, SHAPE)
+    adjoint = torch.einsum("bmn,bm->bn", per_member(rows, 6), u).unflatten(1, SHAPE)
     torch.testing.assert_close(operator.linearize(x).adjoint(u, SHAPE), adjoint)
 
 
@@ -230,7 +230,9 @@ def test_rescaled_operators_observe_normalised_states(make, kind):
     mean = randn(*shape, seed=5).expand(*shape[:-3], *SHAPE)
     std = randn(*shape, seed=6).exp().expand(*shape[:-3], *SHAPE)
     x = randn(6, *SHAPE)
-    normalised = (x - spread(mean, 6)) / spread(std, 6) if kind == "analysis" else (x - mean) / std
+    normalised = (
+        (x - per_member(mean, 6)) / per_member(std, 6) if kind == "analysis" else (x - mean) / std
+    )
     torch.testing.assert_close(
         operator.rescale(mean, std)(normalised), operator(x), rtol=1e-6, atol=1e-6
     )

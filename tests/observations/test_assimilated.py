@@ -200,7 +200,7 @@ def test_a_call_is_one_gauss_newton_step(untrained, prior, name, covariance):
     observations = Observations(operator, y, r).rescale(mean, std)
     denoiser = package.operator.double()
     noise = denoiser.noise
-    posterior = MomentMatching(denoiser, noise, observations, covariance=covariance, iterations=12)
+    posterior = MomentMatching(denoiser, observations, covariance=covariance, iterations=12)
     m, p, c = statistics(package, prior)
     h = predicted(package, name)
     order = torch.tensor(ordered.index.to_numpy())

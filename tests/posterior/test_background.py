@@ -8,11 +8,12 @@ import torch
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.fields.coupled import CoupledField
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.observations import Observations, PointOperator
-from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
+from ddo_modulus.posterior import AnalysisSystem, Background, Inflated, Innovations, MomentMatching
 
 
 def randn(*shape, seed=0):
@@ -137,7 +138,7 @@ def test_a_call_is_the_exact_conditional_mean(name, kind, level, dense):
     denoiser, _ = PRIORS[name]()
     error = ERRORS[kind](denoiser.noise)
     background = forecast(denoiser, error)
-    conditioned = Background(denoiser, denoiser.noise, background, error)
+    conditioned = Background(denoiser, background, error)
     x = denoiser.fields(3 * randn(3, denoiser.variance.shape[-1], seed=8))
     result = conditioned(x, torch.full((3,), level, dtype=torch.float64))
     exact = Dense(denoiser, dense)
@@ -152,7 +153,7 @@ def test_its_linear_part_is_prior_and_background_together(name, kind, dense):
     denoiser, _ = PRIORS[name]()
     error = ERRORS[kind](denoiser.noise)
     background = forecast(denoiser, error)
-    linear = Background(denoiser, denoiser.noise, background, error).linear
+    linear = Background(denoiser, background, error).linear
     mean, cov = Dense(denoiser, dense).given(background, error)
     torch.testing.assert_close(linear.mean.flatten(), mean, rtol=1e-6, atol=1e-7)
     root = dense(lambda a: linear.fields(a, mean=False), (linear.variance.shape[-1],))
@@ -168,8 +169,7 @@ def test_sampling_given_background_and_observations(name, kind, covariance, dens
     error = ERRORS[kind](denoiser.noise)
     background, observations = forecast(denoiser, error), observe(denoiser, grid)
     posterior = MomentMatching(
-        Background(denoiser, denoiser.noise, background, error),
-        denoiser.noise,
+        Background(denoiser, background, error),
         observations,
         covariance=covariance,
         iterations=1,
@@ -187,14 +187,14 @@ def test_background_after_observations_where_it_is_exact(dense):
     denoiser, grid = PRIORS["torus"]()
     error = proportional(denoiser.noise)
     background, observations = forecast(denoiser, error), observe(denoiser, grid)
-    observed = MomentMatching(denoiser, denoiser.noise, observations, covariance="linear")
+    observed = MomentMatching(denoiser, observations, covariance="linear")
     x, sigma = denoiser.fields(randn(2, 96)), torch.full((2,), 0.6, dtype=torch.float64)
-    result = Background(observed, denoiser.noise, background, error)(x, sigma)
+    result = Background(observed, background, error)(x, sigma)
     for i in range(2):
         mean, _ = Dense(denoiser, dense).given(background, error, observations, x[i], 0.6)
         torch.testing.assert_close(result[i].flatten(), mean, rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="condition on the background first"):
-        Background(observed, denoiser.noise, background, smooth(denoiser.noise))
+        Background(observed, background, smooth(denoiser.noise))
 
 
 # ---- several analyses, members, inflation -------------------------------------------------------
@@ -214,8 +214,8 @@ def test_analyses_and_members_have_their_own_backgrounds(name, covariance, of_me
     sigma = sigma.double()
 
     def posterior(factor, background, observations):
-        prior = Background(Inflated(denoiser, factor), noise, background, error)
-        return MomentMatching(prior, noise, observations, covariance=covariance)
+        prior = Background(Inflated(denoiser, factor), background, error)
+        return MomentMatching(prior, observations, covariance=covariance)
 
     together = posterior(factors, backgrounds, Observations.batch(parts))(x, sigma)
     # One set of places for all analyses is another path.
@@ -236,10 +236,10 @@ def test_inflation_before_and_after(name, dense):
     error = smooth(denoiser.noise)
     background, exact = forecast(denoiser, error), Dense(denoiser, dense)
     x, sigma = denoiser.fields(randn(1, denoiser.variance.shape[-1])), torch.tensor([0.5]).double()
-    before = Background(Inflated(denoiser, 2.0), denoiser.noise, background, error)
+    before = Background(Inflated(denoiser, 2.0), background, error)
     mean, _ = exact.given(background, error, noisy=x[0], sigma=0.5, factor=2.0)
     torch.testing.assert_close(before(x, sigma)[0].flatten(), mean, rtol=1e-6, atol=1e-6)
-    after = Inflated(Background(denoiser, denoiser.noise, background, error), 2.0)
+    after = Inflated(Background(denoiser, background, error), 2.0)
     mean, cov = exact.given(background, error)
     unit = torch.eye(len(mean), dtype=torch.float64)
     mean, _ = exact.condition(mean, 2 * cov, unit, x.flatten(), 0.25 * exact.noise)
@@ -250,9 +250,9 @@ def test_two_forecasts_are_one_with_their_precisions_added(dense):
     denoiser, _ = PRIORS["eofs"]()
     noise, error = denoiser.noise, smooth(denoiser.noise)
     one, two = forecast(denoiser, error, 2)
-    twice = Background(Background(denoiser, noise, one, error), noise, two, error)
+    twice = Background(Background(denoiser, one, error), two, error)
     half = GaussianField(noise.basis, Matern(0.35, 1.5), scale=0.15)
-    once = Background(denoiser, noise, (one + two) / 2, half)
+    once = Background(denoiser, (one + two) / 2, half)
     x, sigma = denoiser.fields(randn(2, 42)), torch.full((2,), 0.5, dtype=torch.float64)
     torch.testing.assert_close(twice(x, sigma), once(x, sigma), rtol=1e-6, atol=1e-6)
 
@@ -261,8 +261,9 @@ def test_innovations_are_against_the_background(dense):
     denoiser, grid = PRIORS["eofs"]()
     error, observations = smooth(denoiser.noise), observe(denoiser, grid)
     members = forecast(denoiser, error, 4)
-    prior = Background(denoiser, denoiser.noise, members, error)
-    chi2 = Innovations.of(prior, denoiser.noise, observations).chi_square(torch.ones(1))
+    prior = Background(denoiser, members, error)
+    system = AnalysisSystem(observations, denoiser.noise)
+    chi2 = Innovations.of(system.at_mean(prior.linear)).chi_square(torch.ones(1))
     mean, cov = Dense(denoiser, dense).given(members.mean(0), error)
     h = dense(observations.operator.increment, (1, 6, 7))
     d = observations.values - h @ mean
@@ -334,7 +335,7 @@ def test_it_is_exact_for_any_prior_where_errors_are_like_the_noise(mixture, leve
     background = truth + error.color(randn(4, 1, 36, seed=4))
     x = truth + level * mixture.noise.color(randn(4, 1, 36, seed=5))
     sigma = torch.full((4,), level, dtype=torch.float64)
-    result = Background(mixture, mixture.noise, background, error)(x, sigma)
+    result = Background(mixture, background, error)(x, sigma)
     for i in range(4):
         exact = mixture.given(
             [
@@ -366,7 +367,7 @@ def test_the_exact_share_makes_other_errors_more_exact(mixture, monkeypatch):
     )
 
     def distance():
-        result = Background(mixture, mixture.noise, background, error)(x, sigma)
+        result = Background(mixture, background, error)(x, sigma)
         return float((result.flatten(1) - exact).square().mean().sqrt())
 
     split = distance()
@@ -377,11 +378,11 @@ def test_the_exact_share_makes_other_errors_more_exact(mixture, monkeypatch):
 # ---- other grids, types, mistakes ---------------------------------------------------------------
 
 
-class OnAnyGrid:
+class OnAnyGrid(Differentiable):
     """A Gaussian prior as a denoiser that takes states on any grid, as an operator does."""
 
     def __init__(self, linear):
-        self.linear = linear
+        self.linear, self.noise = linear, linear.noise
 
     def __call__(self, x, sigma, condition=None):
         return self.linear.at(x.shape[-2:])(x, sigma)
@@ -392,7 +393,7 @@ def test_on_another_grid_shared_modes_are_conditioned_alike(kind):
     denoiser = homogeneous(FourierBasis((8, 9), modes=7))
     error = ERRORS[kind](denoiser.noise)
     background = forecast(denoiser, error, 2)
-    conditioned = Background(OnAnyGrid(denoiser), denoiser.noise, background, error)
+    conditioned = Background(OnAnyGrid(denoiser), background, error)
     a, sigma = randn(2, 49), torch.full((2,), 0.5, dtype=torch.float64)
     x, y = denoiser.fields(a), denoiser.at((16, 27)).fields(a)
     torch.testing.assert_close(y[..., ::2, ::3], x)
@@ -404,7 +405,7 @@ def test_on_another_grid_its_linear_part_is_all_of_it(name):
     """Of a Gaussian prior, the scales that are new included."""
     denoiser, _ = PRIORS[name]()
     error = smooth(denoiser.noise)
-    conditioned = Background(OnAnyGrid(denoiser), denoiser.noise, forecast(denoiser, error), error)
+    conditioned = Background(OnAnyGrid(denoiser), forecast(denoiser, error), error)
     linear = conditioned.linear.at([2 * n for n in denoiser.noise.shape])
     assert linear.variance.shape[-1] > denoiser.variance.shape[-1]
     x = linear.fields(randn(3, linear.variance.shape[-1]))
@@ -415,7 +416,7 @@ def test_on_another_grid_its_linear_part_is_all_of_it(name):
 def test_single_precision():
     denoiser, _ = PRIORS["eofs"]()
     error = smooth(denoiser.noise)
-    conditioned = Background(denoiser, denoiser.noise, forecast(denoiser, error), error)
+    conditioned = Background(denoiser, forecast(denoiser, error), error)
     x, sigma = denoiser.fields(randn(2, 42)), torch.tensor([0.05, 80.0], dtype=torch.float64)
     single = conditioned(x.float(), sigma.float())
     assert single.dtype == torch.float32
@@ -424,17 +425,17 @@ def test_single_precision():
 
 def test_mistakes_are_named():
     denoiser, _ = PRIORS["box"]()
-    noise, error = denoiser.noise, smooth(denoiser.noise)
+    error = smooth(denoiser.noise)
     good = torch.zeros(1, 7, 6)
-    with pytest.raises(InputError, match=r"\(1, 6, 7\) does not fit states \(1, 7, 6\)"):
-        Background(denoiser, noise, torch.zeros(1, 6, 7), error)
+    with pytest.raises(InputError, match=r"\(2, 7, 6\) does not fit states \(1, 7, 6\)"):
+        Background(denoiser, torch.zeros(2, 7, 6), error)
     with pytest.raises(InputError, match="NaN or infinite"):
-        Background(denoiser, noise, good * torch.nan, error)
+        Background(denoiser, good * torch.nan, error)
     other = GaussianField(FourierBasis((7, 6)), Matern(0.3, 1.0))
     with pytest.raises(InputError, match="do not share a basis"):
-        Background(denoiser, noise, good, other)
+        Background(denoiser, good, other)
     with pytest.raises(InputError, match="3 states cannot be shared out to 2 analyses"):
-        two = Background(denoiser, noise, torch.zeros(2, 1, 7, 6), error)
+        two = Background(denoiser, torch.zeros(2, 1, 7, 6), error)
         two(torch.zeros(3, 1, 7, 6), torch.ones(3))
 
 
@@ -442,10 +443,10 @@ def test_mistakes_are_named():
 def test_its_derivative_is_that_of_automatic_differentiation(kind):
     denoiser, _ = PRIORS["eofs"]()
     error = ERRORS[kind](denoiser.noise)
-    conditioned = Background(denoiser, denoiser.noise, forecast(denoiser, error, 2), error)
+    conditioned = Background(denoiser, forecast(denoiser, error, 2), error)
     x, sigma = denoiser.fields(randn(2, 42)), torch.tensor([0.3, 2.0], dtype=torch.float64)
     v = randn(2, 1, 6, 7, seed=4)
-    clean, by_hand = conditioned.vjp(x, sigma, v)
+    clean, pullback = conditioned.value_and_pullback(x, sigma)
     expected, automatic = torch.func.vjp(lambda x: conditioned(x, sigma), x)
     torch.testing.assert_close(clean, expected)
-    torch.testing.assert_close(by_hand, automatic(v)[0])
+    torch.testing.assert_close(pullback(v), automatic(v)[0])

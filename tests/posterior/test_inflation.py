@@ -4,14 +4,15 @@
 import pytest
 import torch
 
-from ddo_modulus.diffusion.prior import Engine, value_and_pullback, vjp
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.fields.basis import FourierBasis
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.posterior import Inflated
 
 
-class Curved:
+class Curved(Differentiable):
     """A denoiser that is not linear, nor is its derivative symmetric."""
 
     def __init__(self):
@@ -33,11 +34,8 @@ class Opaque(Curved):
         with torch.no_grad():
             return super().__call__(x.detach(), sigma, condition)
 
-    def vjp(self, x, sigma, v, condition=None):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            clean = Curved.__call__(self, x, sigma, condition)
-            return clean.detach(), torch.autograd.grad(clean, x, v)[0]
+    def value_and_pullback(self, x, sigma, condition=None):
+        return Curved().value_and_pullback(x, sigma, condition)
 
 
 @pytest.fixture
@@ -60,12 +58,12 @@ def test_derivatives_equal_automatic_ones(inner, factor, arguments):
     scale = (lambda d: d) if factor is None else (lambda d: Inflated(d, torch.tensor(factor)))
     expected = differentiated(scale(Curved()), *arguments)
     denoiser = scale(inner())
-    clean, pullback = value_and_pullback(denoiser, x, sigma, condition)
-    for found in ((clean, pullback(v)), vjp(denoiser, x, sigma, v, condition)):
-        torch.testing.assert_close(found, expected)
-        assert not found[0].requires_grad
+    clean, pullback = denoiser.value_and_pullback(x, sigma, condition)
+    assert not clean.requires_grad
+    for _ in range(2):  # it may be called again
+        torch.testing.assert_close((clean, pullback(v)), expected)
 
 
-def test_an_engine_is_known_by_its_parts():
-    assert isinstance(Opaque(), Engine)
-    assert not isinstance(Curved(), Engine)
+def test_a_prior_is_recognised_by_its_parts():
+    assert isinstance(Inflated(Opaque(), 2.0), Prior)
+    assert not isinstance(lambda x, sigma, condition=None: x, Prior)

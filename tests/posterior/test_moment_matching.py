@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.prior import FunctionPrior
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
@@ -131,9 +132,7 @@ def eofs(dense):
 @pytest.mark.parametrize("covariance", ["jacobian", "linear"])
 def test_guided_sampling_is_optimal_interpolation(name, covariance, dense, affine_law):
     problem = PROBLEMS[name](dense)
-    posterior = MomentMatching(
-        problem.denoiser, problem.noise, problem.observations, covariance=covariance
-    )
+    posterior = MomentMatching(problem.denoiser, problem.observations, covariance=covariance)
     # White noise has to be louder than the largest scale, which holds most of the variance.
     levels = {"sigma_max": 800.0} if name == "white" else {}
     error, ratio, low, high = problem.scores(
@@ -145,7 +144,7 @@ def test_guided_sampling_is_optimal_interpolation(name, covariance, dense, affin
 
 
 def test_guided_sampling_of_a_prior_with_eofs(eofs, affine_law):
-    posterior = MomentMatching(eofs.denoiser, eofs.noise, eofs.observations)
+    posterior = MomentMatching(eofs.denoiser, eofs.observations)
     error, ratio, low, high = eofs.scores(affine_law(posterior, eofs.noise, steps=32))
     assert error < 0.03
     assert 0.98 < ratio < 1.02
@@ -153,7 +152,7 @@ def test_guided_sampling_of_a_prior_with_eofs(eofs, affine_law):
 
 
 def test_random_samples_have_the_posterior_moments(torus):
-    posterior = MomentMatching(torus.denoiser, torus.noise, torus.observations, covariance="linear")
+    posterior = MomentMatching(torus.denoiser, torus.observations, covariance="linear")
     n = 4000
     x = sample(posterior, FieldNoiseScheduler(torus.noise), n, steps=32, generator=generator())
     x = x.double().flatten(1)
@@ -164,10 +163,10 @@ def test_random_samples_have_the_posterior_moments(torus):
 
 def test_without_the_noise_covariance_the_posterior_is_wrong(torus, affine_law, monkeypatch):
     """``sigma^2 J`` in place of ``sigma^2 J C``, which is what white-noise methods compute."""
-    right = MomentMatching(torus.denoiser, torus.noise, torus.observations)
+    right = MomentMatching(torus.denoiser, torus.observations)
     error, *_ = torus.scores(affine_law(right, torus.noise, steps=32))
     monkeypatch.setattr(torus.noise, "cov", lambda v: v)
-    wrong = MomentMatching(torus.denoiser, torus.noise, torus.observations, iterations=20)
+    wrong = MomentMatching(torus.denoiser, torus.observations, iterations=20)
     wrong_error, ratio, low, high = torus.scores(affine_law(wrong, torus.noise, steps=32))
     assert error < 0.03
     assert wrong_error > 0.1
@@ -204,7 +203,7 @@ def test_a_call_is_the_exact_conditional_mean(name, covariance, level, dense):
     problem = PROBLEMS[name](dense)
     x = noisy(problem, 3)
     posterior = MomentMatching(
-        problem.denoiser, problem.noise, problem.observations, covariance=covariance, iterations=1
+        problem.denoiser, problem.observations, covariance=covariance, iterations=1
     )
     result = posterior(x, torch.full((3,), level, dtype=torch.float64))
     torch.testing.assert_close(result, exact_call(problem, x, level), rtol=1e-5, atol=1e-5)
@@ -214,9 +213,7 @@ def test_a_call_is_the_exact_conditional_mean(name, covariance, level, dense):
 def test_states_of_a_batch_have_their_own_noise_levels(torus, covariance):
     x = noisy(torus, 4)
     sigma = torch.tensor([0.02, 0.5, 0.5, 30.0], dtype=torch.float64)
-    posterior = MomentMatching(
-        torus.denoiser, torus.noise, torus.observations, covariance=covariance
-    )
+    posterior = MomentMatching(torus.denoiser, torus.observations, covariance=covariance)
     together = posterior(x, sigma)
     for i in range(4):
         exact = exact_call(torus, x[i : i + 1], float(sigma[i]))
@@ -230,12 +227,10 @@ def test_analyses_of_a_batch_equal_single_ones(torus, covariance, level):
     parts = [torus.observe(n, seed) for n, seed in ((20, 1), (7, 2), (13, 3))]
     x = noisy(torus, 6)
     sigma = torch.full((6,), 0.5) if level else torch.linspace(0.1, 2.0, 6)
-    posterior = MomentMatching(
-        torus.denoiser, torus.noise, Observations.batch(parts), covariance=covariance
-    )
+    posterior = MomentMatching(torus.denoiser, Observations.batch(parts), covariance=covariance)
     together = posterior(x, sigma.double())
     for analysis, part in enumerate(parts):
-        alone = MomentMatching(torus.denoiser, torus.noise, part, covariance=covariance)
+        alone = MomentMatching(torus.denoiser, part, covariance=covariance)
         for member in (2 * analysis, 2 * analysis + 1):
             only = slice(member, member + 1)
             torch.testing.assert_close(together[only], alone(x[only], sigma[only].double()))
@@ -250,7 +245,7 @@ def test_analyses_may_share_stations_but_not_errors(torus, covariance):
     variance = torch.stack([torus.observations.variance, torch.full((20,), 0.5).double()])
     x, sigma = noisy(torus, 4), torch.full((4,), 0.5, dtype=torch.float64)
     posterior = MomentMatching(
-        torus.denoiser, torus.noise, Observations(operator, values, variance), covariance=covariance
+        torus.denoiser, Observations(operator, values, variance), covariance=covariance
     )
     together = posterior(x, sigma)
     for member in range(4):
@@ -268,11 +263,11 @@ def test_errors_may_be_correlated(torus, covariance, affine_law):
         torus.observations.operator, torus.observations.values, covariance=full
     )
     x, sigma = noisy(torus, 2), torch.full((2,), 0.3, dtype=torch.float64)
-    posterior = MomentMatching(torus.denoiser, torus.noise, observations, covariance=covariance)
+    posterior = MomentMatching(torus.denoiser, observations, covariance=covariance)
     exact = exact_call(torus, x, 0.3, observations)
     torch.testing.assert_close(posterior(x, sigma), exact, rtol=1e-5, atol=1e-5)
     diagonal = Observations(observations.operator, observations.values, full.diagonal())
-    plain = MomentMatching(torus.denoiser, torus.noise, diagonal)(x, sigma)
+    plain = MomentMatching(torus.denoiser, diagonal)(x, sigma)
     assert float((plain - exact).abs().max()) > 1e-2
     law = affine_law(posterior, torus.noise, steps=32)
     error, ratio, low, high = torus.scores(law, torus.posterior(observations))
@@ -289,9 +284,7 @@ def test_nonlinear_operators_take_one_gauss_newton_step(torus, covariance):
     observations = Observations(operator, randn(13, seed=6).abs(), 0.05)
     x, level = noisy(torus, 3), 0.4
     sigma = torch.full((3,), level, dtype=torch.float64)
-    posterior = MomentMatching(
-        torus.denoiser, torus.noise, observations, covariance=covariance, iterations=1
-    )
+    posterior = MomentMatching(torus.denoiser, observations, covariance=covariance, iterations=1)
     result = posterior(x, sigma)
     noise = torus.matrix(torus.noise.cov, torus.size)
     gain = torus.covariance @ torch.linalg.inv(torus.covariance + level**2 * noise)
@@ -309,17 +302,12 @@ def test_nonlinear_operators_take_one_gauss_newton_step(torus, covariance):
 def test_iterations_solve_for_a_denoiser_whose_linear_part_is_wrong(torus):
     """The Jacobian decides; what preconditions only sets the pace."""
 
-    class Learned:
-        linear = GaussianDenoiser(0.0, torus.noise, torus.noise)
-
-        def __call__(self, x, sigma, condition=None):
-            return torus.denoiser(x, sigma)
-
+    learned = FunctionPrior(torus.denoiser, torus.noise)  # its linear part is a stand-in
     x, sigma = noisy(torus, 2), torch.full((2,), 0.5, dtype=torch.float64)
     exact = exact_call(torus, x, 0.5)
 
     def error(**options):
-        posterior = MomentMatching(Learned(), torus.noise, torus.observations, **options)
+        posterior = MomentMatching(learned, torus.observations, **options)
         return float((posterior(x, sigma) - exact).norm() / exact.norm())
 
     errors = [error(iterations=n) for n in (1, 2, 4, 20)]
@@ -341,14 +329,8 @@ def test_the_error_of_k_iterations_is_of_order_k_plus_one(torus, iterations):
         linear.variance = torus.denoiser.variance * (1 + share * other)
         linear._constants = {}
 
-        class Learned:
-            def __call__(self, x, sigma, condition=None):
-                return torus.denoiser(x, sigma)
-
-        Learned.linear = linear
-        posterior = MomentMatching(
-            Learned(), torus.noise, torus.observations, iterations=iterations
-        )
+        learned = FunctionPrior(torus.denoiser, torus.noise, linear)
+        posterior = MomentMatching(learned, torus.observations, iterations=iterations)
         return float((posterior(x, sigma) - exact).norm())
 
     ratio = error(0.02) / error(0.01)
@@ -358,16 +340,12 @@ def test_the_error_of_k_iterations_is_of_order_k_plus_one(torus, iterations):
 def test_the_derivative_is_taken_in_its_range_only(torus):
     """As at all levels inside, the linear part's covariance outside; the ends belong to it."""
 
-    class Learned:
-        linear = GaussianDenoiser(0.0, torus.noise, torus.noise)
-
-        def __call__(self, x, sigma, condition=None):
-            return torus.denoiser(x, sigma)
+    learned = FunctionPrior(torus.denoiser, torus.noise)  # its linear part is a stand-in
 
     def posterior(**options):
-        return MomentMatching(Learned(), torus.noise, torus.observations, **options)
+        return MomentMatching(learned, torus.observations, **options)
 
-    ranged = posterior(jacobian_range=[0.25, 4])
+    ranged = posterior(guidance_interval=[0.25, 4])
     always, never = posterior(), posterior(covariance="linear")
     x = noisy(torus, 2)
     for level, expected in ((0.1, never), (0.25, always), (1.0, always), (4.0, always), (8, never)):
@@ -377,7 +355,7 @@ def test_the_derivative_is_taken_in_its_range_only(torus):
         torch.testing.assert_close(prepared(x, sigma[:1].expand(2)), expected(x, sigma))
     assert not torch.allclose(always(x, sigma), never(x, sigma), rtol=1e-3)
     levels = FieldNoiseScheduler(torus.noise, 0.02, 80.0).timesteps(5, dtype=torch.float64)[:-1]
-    whole = posterior(jacobian_range=[0.02, 80.0])  # whose ends the schedule misses by round-off
+    whole = posterior(guidance_interval=[0.02, 80.0])  # whose ends the schedule misses by round-off
     for level, prepared in whole.scheduled(levels, x).items():
         sigma = torch.full((2,), level, dtype=torch.float64)
         torch.testing.assert_close(prepared(x, sigma[:1].expand(2)), always(x, sigma))
@@ -390,12 +368,12 @@ def test_inflated_priors_differ_between_analyses(torus):
     inflated = torus.denoiser.inflated(torch.tensor([0.5, 2.0]))
     x, sigma = noisy(torus, 4), torch.full((4,), 0.5, dtype=torch.float64)
     for covariance in ("jacobian", "linear"):
-        posterior = MomentMatching(inflated, torus.noise, torus.observations, covariance=covariance)
+        posterior = MomentMatching(inflated, torus.observations, covariance=covariance)
         together = posterior(x, sigma)
         for i, factor in enumerate((0.5, 2.0)):
-            alone = MomentMatching(
-                torus.denoiser.inflated(factor), torus.noise, torus.observations
-            )(x[2 * i : 2 * i + 2], sigma[:2])
+            alone = MomentMatching(torus.denoiser.inflated(factor), torus.observations)(
+                x[2 * i : 2 * i + 2], sigma[:2]
+            )
             torch.testing.assert_close(together[2 * i : 2 * i + 2], alone)
 
 
@@ -409,11 +387,10 @@ def test_a_posterior_is_a_denoiser_and_may_be_conditioned_again(torus):
         torch.cat([first.variance, second.variance]),
     )
     x, sigma = noisy(torus, 2), torch.full((2,), 0.5, dtype=torch.float64)
-    posterior = MomentMatching(torus.denoiser, torus.noise, at_once)
+    posterior = MomentMatching(torus.denoiser, at_once)
     together = posterior(x, sigma)
     in_turn = MomentMatching(
-        MomentMatching(torus.denoiser, torus.noise, first, covariance="linear"),
-        torus.noise,
+        MomentMatching(torus.denoiser, first, covariance="linear"),
         second,
         iterations=9,
     )
@@ -422,14 +399,14 @@ def test_a_posterior_is_a_denoiser_and_may_be_conditioned_again(torus):
 
 def test_a_posterior_keeps_no_graph(torus):
     x, sigma = noisy(torus, 1), torch.full((1,), 0.5, dtype=torch.float64)
-    posterior = MomentMatching(torus.denoiser, torus.noise, torus.observations)
+    posterior = MomentMatching(torus.denoiser, torus.observations)
     with torch.no_grad():
         assert not posterior(x, sigma).requires_grad
 
 
 def test_single_precision_agrees(torus):
     x, sigma = noisy(torus, 2), torch.full((2,), 0.02, dtype=torch.float64)
-    posterior = MomentMatching(torus.denoiser, torus.noise, torus.observations)
+    posterior = MomentMatching(torus.denoiser, torus.observations)
     single = posterior(x.float(), sigma.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), posterior(x, sigma), rtol=1e-3, atol=1e-3)
@@ -437,13 +414,13 @@ def test_single_precision_agrees(torus):
 
 def test_mistakes_are_named(torus):
     with pytest.raises(InputError, match="covariance must be 'jacobian' or 'linear', got 'full'"):
-        MomentMatching(torus.denoiser, torus.noise, torus.observations, covariance="full")
+        MomentMatching(torus.denoiser, torus.observations, covariance="full")
     with pytest.raises(InputError, match="iterations must be at least 1, got 0"):
-        MomentMatching(torus.denoiser, torus.noise, torus.observations, iterations=0)
+        MomentMatching(torus.denoiser, torus.observations, iterations=0)
     for wrong in ([4, 0.25], [1.0], [-1, 2], ["a", 2], 3.0, [float("nan"), 1], "12", [True, 2]):
-        with pytest.raises(InputError, match="jacobian_range=.*two noise levels"):
-            MomentMatching(torus.denoiser, torus.noise, torus.observations, jacobian_range=wrong)
+        with pytest.raises(InputError, match="guidance_interval=.*two noise levels"):
+            MomentMatching(torus.denoiser, torus.observations, guidance_interval=wrong)
     batch = Observations.batch([torus.observe(3, 1), torus.observe(2, 2)])
-    posterior = MomentMatching(torus.denoiser, torus.noise, batch)
+    posterior = MomentMatching(torus.denoiser, batch)
     with pytest.raises(InputError, match="3 states cannot be shared out to 2 analyses"):
         posterior(noisy(torus, 3), torch.ones(3, dtype=torch.float64))

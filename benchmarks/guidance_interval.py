@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Where in the schedule the derivative pays: scores of posteriors over what they cost.
 
-    python benchmarks/jacobian_range.py --package kolmogorov64
+    python benchmarks/guidance_interval.py --package kolmogorov64
 
 Truths are drawn from the package's prior and observed at random grid points with an error of .1
 standard deviations; scores are at the other points. All rows have the same truths, observations,
-members and noise. This is how `jacobian_range` and `iterations` of a package are chosen.
+members and noise. This is how `guidance_interval` and `iterations` of a package are chosen.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def methods(package: Package) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"as packaged": {}, "none": {"covariance": "linear"}}
     for n in (1, 2):
         own = {"covariance": "jacobian", "iterations": n}
-        found[f"{n} at all levels"] = own | {"jacobian_range": None}
+        found[f"{n} at all levels"] = own | {"guidance_interval": None}
         for low, high in RANGES:
-            found[f"{n} from {low:g} to {high:g}"] = own | {"jacobian_range": (low, high)}
+            found[f"{n} from {low:g} to {high:g}"] = own | {"guidance_interval": (low, high)}
     same = [n for n, o in found.items() if o and o == _own(package, o)]
     return {name: options for name, options in found.items() if name not in same}
 

@@ -12,10 +12,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    import jacobian_range
+    import guidance_interval
 
-    yield jacobian_range
-    del sys.modules["jacobian_range"]
+    yield guidance_interval
+    del sys.modules["guidance_interval"]
 
 
 def test_what_a_package_does_is_compared_once(benchmark):
@@ -29,7 +29,7 @@ def test_the_table(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "RANGES", [])
     out = tmp_path / "table.md"
     arguments = ["--analyses", "1", "--members", "2", "--observations", "50", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["jacobian_range.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["guidance_interval.py", *arguments])
     benchmark.main()
     rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| 50")]
     assert [(row[1], int(row[2])) for row in rows] == [

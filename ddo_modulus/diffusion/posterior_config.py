@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to sample: one set of options for packages, commands and Earth2Studio components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddo_modulus.diffusion.noise import DISCRETIZATIONS, FieldNoiseScheduler, level_range
+from ddo_modulus.diffusion.samplers import SOLVERS, Churn
+from ddo_modulus.errors import InputError
+
+if TYPE_CHECKING:
+    from ddo_modulus.diffusion.package import Package
+    from ddo_modulus.fields.gaussian_field import GaussianField
+
+Inflation = Literal["none", "adaptive"] | float
+
+# The value of an option that is left to the package.
+_PACKAGE: Any = None
+
+
+@dataclass(frozen=True)
+class PosteriorConfig:
+    """Options of sampling and guidance; one that is None is the package's own (:meth:`resolve`).
+
+    Attributes:
+        steps: Noise levels.
+        sigma_min: Least noise level.
+        sigma_max: Largest noise level.
+        rho: Exponent of the schedule.
+        discretization: Spacing of the levels, one of
+            :data:`~ddo_modulus.diffusion.noise.DISCRETIZATIONS`.
+        solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
+        churn: Noise added before each step; not with solvers that remember earlier steps.
+        covariance: ``"jacobian"`` or ``"linear"``; see :class:`.MomentMatching`.
+        iterations: GMRES iterations, one derivative each.
+        guidance_interval: Least and largest noise level at which the derivative is taken;
+            ``(0, inf)`` is all of them.
+        inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
+            most probable one given the innovations of each analysis.
+        batch: States computed together; bounds the memory.
+
+    Raises:
+        InputError: If an option is out of range.
+    """
+
+    steps: int = _PACKAGE
+    sigma_min: float = _PACKAGE
+    sigma_max: float = _PACKAGE
+    rho: float = _PACKAGE
+    discretization: str = _PACKAGE
+    solver: str = _PACKAGE
+    churn: Churn | None = None
+    covariance: Literal["jacobian", "linear"] = _PACKAGE
+    iterations: int = _PACKAGE
+    guidance_interval: tuple[float, float] = _PACKAGE
+    inflation: Inflation = _PACKAGE
+    batch: int = _PACKAGE
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "iterations", "batch"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise InputError(f"{name}={value!r} must be a whole number, at least 1")
+        _check_choice("solver", self.solver, SOLVERS)
+        _check_choice("discretization", self.discretization, DISCRETIZATIONS)
+        _check_choice("covariance", self.covariance, ("jacobian", "linear"))
+        found = level_range(self.guidance_interval, "guidance_interval")
+        object.__setattr__(self, "guidance_interval", found)
+        _check_inflation(self.inflation)
+
+    @classmethod
+    def of(cls, options: PosteriorConfig | Mapping[str, Any] | None) -> PosteriorConfig:
+        """The options as one object, from itself, a mapping (JSON, YAML) or None for no choice.
+
+        Raises:
+            InputError: If there is no such option, or a value is out of range.
+        """
+        if isinstance(options, PosteriorConfig):
+            return options
+        chosen = checked_names(cls, options, "posterior")
+        if isinstance(chosen.get("churn"), Mapping):
+            chosen["churn"] = Churn(**checked_names(Churn, chosen["churn"], "churn"))
+        return cls(**chosen)
+
+    def resolve(self, package: Package) -> PosteriorConfig:
+        """The options with those of the package in place of None."""
+        return self.over(package.posterior)
+
+    def over(self, other: PosteriorConfig) -> PosteriorConfig:
+        """These options, and those of another where these are None."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in own.items() if value is not None})
+
+    def scheduler(self, noise: GaussianField) -> FieldNoiseScheduler:
+        """Noise levels of resolved options.
+
+        Args:
+            noise: What the levels are multiples of.
+        """
+        return FieldNoiseScheduler(
+            noise, self.sigma_min, self.sigma_max, self.rho, discretization=self.discretization
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The options that are chosen, for JSON, which has no infinity and no tuples."""
+        chosen = {name: value for name, value in asdict(self).items() if value is not None}
+        interval = chosen.pop("guidance_interval", None)
+        if interval is not None and math.isfinite(interval[1]):
+            chosen["guidance_interval"] = list(interval)
+        return chosen
+
+
+def checked_names(kind: type, options: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """A mapping of options as keyword arguments of a dataclass.
+
+    Raises:
+        InputError: If it is no mapping, or an option is unknown.
+    """
+    if options is None:
+        return {}
+    names = [f.name for f in fields(kind)]
+    if not isinstance(options, Mapping):
+        raise InputError(f"{what}={options!r} must be options by name: {', '.join(names)}")
+    if unknown := [str(name) for name in options if name not in names]:
+        raise InputError(
+            f"{what} has no option {', '.join(unknown)}; choose from {', '.join(names)}"
+        )
+    return {str(name): value for name, value in options.items()}
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    if value is not None and value not in list(choices):  # type: ignore[call-overload]
+        raise InputError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")  # type: ignore[arg-type]
+
+
+def _check_inflation(value: object) -> None:
+    if value is None or value in ("none", "adaptive"):
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(float(value)) and float(value) > 0):  # type: ignore[arg-type]
+        raise InputError(f"inflation={value!r} must be 'none', 'adaptive' or a positive number")
+
+
+#: What a package has where its maker chose nothing.
+DEFAULTS = PosteriorConfig(
+    steps=32,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    rho=20.0,
+    discretization="edm",
+    solver="dpmpp_2m",
+    covariance="jacobian",
+    iterations=2,
+    guidance_interval=(0.0, math.inf),
+    inflation="adaptive",
+    batch=256,
+)

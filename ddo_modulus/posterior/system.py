@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The system that the observations of an analysis make: innovations and their covariance.
+
+Axes: ``B`` batch, ``T`` analyses (the members of each stand next to each other in the batch),
+``G`` groups of states that share a system, ``C`` channel, ``H W`` grid, ``K`` coefficients of the
+noise of one channel, ``M`` observations, ``N = C K`` coordinates, ``S`` noise levels.
+
+Observations :math:`y = H(x) + \epsilon`, :math:`\epsilon \sim N(0, R)`, of a state whose Gaussian
+part has the covariance :math:`V = L E\,\mathrm{diag}(v)\,E^T L^T` have innovations of covariance
+
+.. math:: S = (H L E)\,\mathrm{diag}(v)\,(H L E)^T + R .
+
+:math:`H L`, the *observation-space square root* of the noise covariance, depends neither on the
+prior nor on the noise level. It is computed once, by one adjoint of the operator for each
+observation, and serves quality control, inflation, guidance and diagnostics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddo_modulus.compat import lasting
+from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.fields.gaussian_field import GaussianField
+from ddo_modulus.fields.linalg import inverse_factor, one_level, per_member
+from ddo_modulus.observations import LinearOperator, Observations, Tangent
+
+# Largest number of values that are kept: of the factors of all noise levels (1 GiB in float32), of
+# factors that are computed at once (in double), of the square roots of a nonlinear operator.
+_MOST_FACTORS, _MOST_AT_ONCE, _MOST_ROOTS = 2**28, 2**26, 2**28
+# Square roots of linear operators that are kept; some operators make new ones at each call.
+_MOST_PARTS = 64
+
+
+class AnalysisSystem:
+    """Observations of one or several analyses, ready to be compared with states.
+
+    Args:
+        observations: What was observed.
+        noise: Noise field of the prior, on the grid of the analysis.
+    """
+
+    def __init__(self, observations: Observations, noise: GaussianField) -> None:
+        self.observations, self.noise = observations, noise
+        self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
+        # Square roots by linear operator, each with the operator, which keeps its id in use.
+        self._roots: dict[int, tuple[Tangent | LinearOperator, dict[tuple, Tensor]]] = {}
+        self._rotated: dict[tuple, tuple[object, Tensor]] = {}
+
+    @staticmethod
+    def batch(parts: Sequence[AnalysisSystem]) -> AnalysisSystem:
+        """The systems of several analyses as one; square roots that exist are kept.
+
+        Raises:
+            InputError: As :meth:`.Observations.batch`.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        whole = AnalysisSystem(Observations.batch([p.observations for p in parts]), parts[0].noise)
+        size = whole.observations.operator.size
+        roots = [next(iter(p._roots.values()), (None, {}))[1] for p in parts]
+        for key in set.intersection(*(set(root) for root in roots)):
+            padded = [
+                torch.nn.functional.pad(root[key], (0, 0, 0, size - root[key].shape[1]))
+                for root in roots
+            ]
+            whole._keep(whole.observations.operator, key, torch.cat(padded))
+        return whole
+
+    def take(self, rows: Int[Tensor, " R"]) -> AnalysisSystem:
+        """The system of some of the observations; square roots that exist are kept.
+
+        Args:
+            rows: Their numbers, ascending.
+        """
+        fewer = AnalysisSystem(self.observations.take(rows), self.noise)
+        before, after = self._parts(self.observations), self._parts(fewer.observations)
+        if len(before) == len(after):  # else a part of the operator has no observation left
+            for old, new in zip(before, after, strict=True):
+                for key, root in self._roots.get(id(old), (old, {}))[1].items():
+                    fewer._keep(new, key, root[:, rows])
+        return fewer
+
+    def with_values(self, values: Tensor, variance: Tensor) -> AnalysisSystem:
+        """The same places with other values and errors."""
+        operator = self.observations.operator
+        other = AnalysisSystem(Observations(operator, values, variance), self.noise)
+        other._roots, other._rotated = self._roots, self._rotated
+        return other
+
+    def forget(self) -> None:
+        """Free the memory of the square roots; they are computed again when they are needed."""
+        self._roots.clear()
+        self._rotated.clear()
+
+    @property
+    def analyses(self) -> int:
+        """Number of analyses that the observed values tell apart."""
+        return self.observations.values.numel() // self.observations.operator.size
+
+    def at(self, x: Float[Tensor, "B C H W"], linear: GaussianDenoiser) -> LinearizedSystem:
+        """The system linearised at states, in the precision and on the device of the states.
+
+        Args:
+            x: States, a multiple of the analyses in number.
+            linear: Gaussian part of the prior, on the grid of the states.
+        """
+        operator = self.observations.operator
+        tangent = operator.linearize(x)
+        values, error = self._on(x)
+        return LinearizedSystem(
+            tangent,
+            self._coordinates(tangent, linear, x),
+            error,
+            per_member(values, len(x)) - operator(x),
+            linear,
+        )
+
+    def at_mean(self, linear: GaussianDenoiser) -> LinearizedSystem:
+        """The system linearised at the prior mean of each analysis, in double on the CPU.
+
+        The mean over the members where theirs differ. This is what quality control, inflation and
+        diagnostics look at.
+        """
+        linear = linear.at(self.noise.shape)
+        mean = linear.mean.double().cpu().reshape(-1, *linear.mean.shape[-3:])
+        if len(mean) > self.analyses:
+            mean = mean.unflatten(0, (self.analyses, -1)).mean(1)
+        return self.at(per_member(mean, self.analyses), linear)
+
+    def factors(
+        self,
+        levels: Float[Tensor, " S"],
+        linear: GaussianDenoiser,
+        like: Float[Tensor, "B C H W"],
+    ) -> LevelFactors | None:
+        """Factors of the innovation covariance at noise levels that will be asked for.
+
+        Args:
+            levels: Ascending.
+            linear: Gaussian part of the prior, on the grid of the states.
+            like: States of the shape, dtype and device to come.
+
+        Returns:
+            The factors; None if the operator is not linear, since they then depend on the states,
+            or if there are too many values to keep.
+        """
+        tangent = self.observations.operator.linearize(like)
+        if not tangent.linear:
+            return None
+        rows, error = self._coordinates(tangent, linear, like), self._on(like)[1]
+        groups = max(len(rows), len(error), linear.analyses)
+        size = groups * rows.shape[1] ** 2
+        if len(levels) * size > _MOST_FACTORS:
+            return None
+        parts = []
+        for some in levels.to(like).split(max(1, _MOST_AT_ONCE // size)):
+            variances = [linear.posterior_variance(level.expand(groups)) for level in some]
+            matrices = [innovation_covariance(rows, v, error) for v in variances]
+            parts.append(inverse_factor(torch.cat(matrices)))
+        return LevelFactors(levels.to(like), torch.cat(parts).unflatten(0, (len(levels), groups)))
+
+    def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
+        """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""
+        key = like.dtype, str(like.device)
+        if key not in self._constants:
+            with lasting():
+                values = self.observations.values.reshape(-1, self.observations.operator.size)
+                self._constants[key] = values.to(like), self.observations.error_covariance(like)
+        return self._constants[key]
+
+    def _coordinates(
+        self, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
+    ) -> Float[Tensor, "G M N"]:
+        """``H L E``; of a nonlinear operator for each state, from the roots of its linear parts."""
+        if tangent.linear:
+            return self._rotate(self.observations.operator, tangent, linear, like)
+        size = tangent.terms[0][1].size * linear.variance.shape[-1]
+        if len(tangent.terms) * size > _MOST_ROOTS:
+            return _rotated(self._compute(tangent, like), linear)
+        total: Tensor | float = 0.0
+        for a, part in tangent.terms:
+            rows = self._rotate(part, part.linearize(like), linear, like)
+            rows = per_member(rows, len(like))
+            total = total + (rows if a is None else a[..., None] * rows)
+        assert isinstance(total, Tensor)
+        return total
+
+    def _rotate(
+        self, part: object, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
+    ) -> Float[Tensor, "T M N"]:
+        """``H L E`` of a linear operator, remembered for each rotation."""
+        root = self._root(part, tangent, like)
+        if linear.rotation is None:
+            return root
+        key = id(root), id(linear.rotation)
+        if key not in self._rotated:
+            with lasting():
+                self._rotated[key] = linear.rotation, _rotated(root, linear)
+        return self._rotated[key][1]
+
+    def _root(self, part: object, tangent: Tangent, like: Tensor) -> Float[Tensor, "T M N"]:
+        """``H L`` of a linear operator; computed once, converted for other devices and dtypes."""
+        key = tuple(like.shape[1:]), like.dtype, str(like.device)
+        found = self._roots.get(id(part), (part, {}))[1]
+        if key in found:
+            return found[key]
+        finer = [root for (shape, *_), root in found.items() if shape == key[0]]
+        finer = [root for root in finer if _at_least(root.dtype, like.dtype)]
+        with lasting():
+            root = finer[0].to(like) if finer else self._compute(tangent, like)
+        self._keep(part, key, root)
+        return root
+
+    def _compute(self, tangent: Tangent, like: Tensor) -> Float[Tensor, "T M N"]:
+        return observation_root(tangent, self.noise.at((like.shape[-2], like.shape[-1])), like)
+
+    def _keep(self, part: object, key: tuple, root: Tensor) -> None:
+        if id(part) not in self._roots and len(self._roots) >= _MOST_PARTS:
+            self.forget()
+        self._roots.setdefault(id(part), (part, {}))[1][key] = root  # type: ignore[arg-type]
+
+    def _parts(self, observations: Observations) -> list[object]:
+        """What square roots are kept of: the operator if it is linear, else its linear parts."""
+        size = self.noise.channels, *self.noise.shape
+        state = torch.zeros(1, *size, dtype=torch.float64)
+        tangent = observations.operator.linearize(state)
+        return [observations.operator] if tangent.linear else [part for _, part in tangent.terms]
+
+
+@dataclass(frozen=True)
+class LinearizedSystem:
+    r"""An analysis system, linearised at states.
+
+    Attributes:
+        tangent: The linearised operator :math:`H`.
+        rows: :math:`H L E`, ``(G, M, N)``.
+        error: :math:`R`, ``(T, M, M)``.
+        innovation: :math:`y - H(x)`, ``(B, M)``.
+        linear: Gaussian part of the prior.
+    """
+
+    tangent: Tangent
+    rows: Float[Tensor, "G M N"]
+    error: Float[Tensor, "T M M"]
+    innovation: Float[Tensor, "B M"]
+    linear: GaussianDenoiser
+
+    def expected_variance(self) -> Float[Tensor, "B M"]:
+        """Variance of each innovation that prior and observation errors make one expect."""
+        rows = per_member(self.rows, len(self.innovation))
+        prior = (rows.square() * self.linear.variance.to(rows)[:, None]).sum(-1)
+        return prior + self.error.diagonal(dim1=1, dim2=2)
+
+    def factor(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "G M M"]:
+        r""":math:`P^{-1}` with :math:`P P^T = S` at noise levels, for each group of states.
+
+        The members of an analysis are one group where they share their noise level.
+        """
+        groups = len(sigma)
+        if one_level(sigma):
+            groups = max(len(self.rows), len(self.error), self.linear.analyses)
+        variance = self.linear.posterior_variance(sigma[:: len(sigma) // groups])
+        return inverse_factor(innovation_covariance(self.rows, variance, self.error))
+
+    def adjoint(self, u: Float[Tensor, "B M"]) -> Float[Tensor, "B C H W"]:
+        """``H^T u``."""
+        noise = self.linear.noise
+        return self.tangent.adjoint(u, (noise.channels, *noise.shape))
+
+    def increment(
+        self, u: Float[Tensor, "B M"], sigma: Float[Tensor, " B"], groups: int
+    ) -> Float[Tensor, "B C H W"]:
+        r""":math:`V H^T u` with the covariance of the Gaussian part at noise levels."""
+        a = (u.unflatten(0, (groups, -1)) @ per_member(self.rows, groups)).flatten(0, 1)
+        return self.linear.fields(a * self.linear.posterior_variance(sigma), mean=False)
+
+
+@dataclass(frozen=True)
+class LevelFactors:
+    """Factors of the innovation covariance at the noise levels of a sampler.
+
+    Attributes:
+        levels: ``(S,)`` ascending.
+        factors: ``(S, G, M, M)``.
+    """
+
+    levels: Float[Tensor, " S"]
+    factors: Float[Tensor, "S G M M"]
+
+    def __call__(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "G M M"]:
+        """The factors at the level of a batch; looked up on its device, NaN for other levels."""
+        place = torch.searchsorted(self.levels, sigma[:1]).clamp_max(len(self.levels) - 1)
+        found = self.levels[place] == sigma[:1]
+        return torch.where(found, self.factors.index_select(0, place)[0], math.nan)
+
+
+def observation_root(
+    tangent: Tangent, noise: GaussianField, like: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "T M N"]:
+    """``H L``: a tangent applied to every coefficient of the noise.
+
+    Taken by the adjoint: one field for each observation instead of one for each coefficient.
+    """
+    analyses = max(
+        max(len(operator.index), 1 if a is None else len(a)) for a, operator in tangent.terms
+    )
+    unit = torch.eye(tangent.terms[0][1].size, dtype=like.dtype, device=like.device)
+    parts = []
+    for part in unit.split(max(1, 512 // analyses)):  # the fields of all at once would be large
+        batch = analyses * len(part)
+        terms = [(None if a is None else per_member(a, batch), o) for a, o in tangent.terms]
+        fields = Tangent(terms, tangent.linear).adjoint(part.repeat(analyses, 1), like.shape[1:])
+        parts.append(noise.color_adjoint(fields).flatten(1).unflatten(0, (analyses, -1)))
+    return torch.cat(parts, 1)
+
+
+def innovation_covariance(
+    rows: Float[Tensor, "T M N"], variance: Float[Tensor, "G N"], error: Float[Tensor, "T M M"]
+) -> Float[Tensor, "G M M"]:
+    """``H V H^T + R`` of each group of states that share a system."""
+    rows, error = per_member(rows, len(variance)), per_member(error, len(variance))
+    return (rows * variance[:, None]) @ rows.mT + error
+
+
+def by_analysis(matrix: Float[Tensor, "G M M"], u: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Apply the matrix of each group of states to its members."""
+    return (u.unflatten(0, (len(matrix), -1)) @ matrix.mT).flatten(0, 1)
+
+
+def _rotated(root: Float[Tensor, "T M N"], linear: GaussianDenoiser) -> Float[Tensor, "T M N"]:
+    """``H L E`` from ``H L``."""
+    if linear.rotation is None:
+        return root
+    root = per_member(root, max(len(root), linear.rotation.analyses))
+    return linear.rotate(root.flatten(0, 1)).unflatten(0, (len(root), -1))
+
+
+def _at_least(have: torch.dtype, want: torch.dtype) -> bool:
+    return torch.finfo(have).bits >= torch.finfo(want).bits
