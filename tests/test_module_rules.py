@@ -32,7 +32,8 @@ def fill(module):
 
 
 def network(domain):
-    return fill(NeuralOperator(3, 2, SHAPES[domain], domain, **NETWORK, coordinates=[2, 2]))
+    basis = {"domain": domain, "shape": SHAPES[domain]}
+    return fill(NeuralOperator(3, 2, basis, **NETWORK, coordinates=[2, 2]))
 
 
 def denoiser(domain):

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Denoisers: the posterior mean of a state given a noisy copy of it.
+r"""The diffusion operator: a Gaussian denoiser and the neural operator that corrects it.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
 
-With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
-:math:`D(x, \sigma) = E[x_0 | x_\sigma = x]` (PhysicsNeMo's *x0 predictor*). It gives the score,
-:math:`C \nabla \log p = (D - x) / \sigma^2`, and by Tweedie's second formula the covariance
-:math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with :math:`J = \partial D / \partial x`.
+It is a denoiser, ``D(x, sigma)``: the mean of a clean state given a noisy one (:mod:`.prior`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -22,13 +20,13 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor
 
-from ddo_modulus.compat import lasting, recorded
+from ddo_modulus.compat import lasting, recorded, rehearse
+from ddo_modulus.diffusion.band import Band
+from ddo_modulus.diffusion.stored_prior import StoredPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, build_basis
-from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, Prior
 from ddo_modulus.fields.gaussian_field import (
-    EOFField,
     Flat,
     GaussianField,
     Matern,
@@ -37,7 +35,6 @@ from ddo_modulus.fields.gaussian_field import (
 )
 from ddo_modulus.fields.product import ProductField
 from ddo_modulus.fields.refinement import Refinement
-from ddo_modulus.fields.rotation import SubsetRotation
 from ddo_modulus.nn.operator import NeuralOperator
 
 
@@ -54,33 +51,34 @@ class DiffusionOperator(Module):
     predicts the error of the linear estimate in units of its standard deviation. With
     :math:`F = 0` guided sampling is optimal interpolation; training can only add to it.
 
-    The network acts on the band of the training grid. On a finer grid it is fed, and corrects, the
-    same band, and is evaluated on the training grid: its pointwise maps would otherwise alias
-    differently, and the same function meet another operator. The scales beyond the band follow the
-    linear part with an extrapolated spectrum. On a coarser grid it is evaluated there.
+    The network always runs on the training grid or a coarser one. On a finer grid it reads, and
+    corrects, the part of the state that the training grid resolves: its pointwise maps would alias
+    differently on the finer grid, and the result would be another operator. Scales beyond that
+    follow the linear part, with an extrapolated spectrum.
+
+    An operator can be pickled, copied, compiled and exported at any time, also before its first
+    call. What it keeps between calls is rebuilt from its arguments and its buffers.
 
     Args:
         shape: Training grid ``(H, W)``.
         channels: Channels ``C`` of the state.
         domain: ``"torus"``, ``"box"`` or ``"sphere"``.
         lengths: Extent of the domain, in the units of the noise's length scale.
-        noise: ``{"length_scale": ..., "smoothness": ...}`` of the Matérn noise, or None for white.
-        condition_channels: Channels of the condition.
-        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`EOFField`).
-        coupled: Whether the linear part knows covariances between channels
-            (:class:`CoupledField`).
-        regression: Whether the linear part knows the condition: its mean is then a linear map of
-            the condition, mode by mode (:meth:`set_regression`), and all else is about the
-            deviation from it.
-        network: Options of :class:`~ddo_modulus.nn.operator.NeuralOperator`.
+        noise: Arguments of :class:`.Matern`, the spectrum of the noise
+            (``{"length_scale": ..., "smoothness": ...}``); None for white noise.
+        condition_channels: Channels ``D`` of the condition.
+        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`.EOFField`).
+        network: Options of :class:`.NeuralOperator`; its defaults if None.
         network_sigma: Noise level above which the network's output fades out and the linear part
-            stands alone, for small samples: at high noise only the largest scales are left, and a
-            few independent states do not teach more of them than their covariance. None: never.
-        cell_means: Whether states are means over the cells of their grid (:meth:`cell_means`);
-            values at its points otherwise.
-        tail: ``(c, a, b)`` of each channel's spectrum beyond the band
-            (:class:`.Refinement`), where finer data have told it. None:
-            fitted to the band.
+            stands alone. For small samples: at high noise only the largest scales are left, and a
+            few independent states teach no more about them than their covariance. None: never.
+        coupled: Whether the linear part has covariances between channels (:class:`.CoupledField`).
+        regression: Whether the linear part uses the condition: its mean is then a linear map of
+            the condition, mode by mode (:meth:`set_regression`), and all else describes the
+            deviation from it.
+        refinement: Arguments of :class:`.Refinement`: whether states are means over the cells of
+            their grid (``cell_means``), and the spectrum beyond the training grid (``tail``).
+            None: values at points, and a tail fitted to the band.
 
     Forward:
         x: ``(B, C, H, W)`` noisy states, normalised.
@@ -91,10 +89,14 @@ class DiffusionOperator(Module):
         ``(B, C, H, W)`` denoised states.
 
     Raises:
-        InputError: On a missing condition, or one that was not trained for.
+        InputError: If arguments contradict each other; in a call, if a condition is missing or has
+            another number of channels.
     """
 
-    __model_checkpoint_version__ = "0.1.0"
+    __model_checkpoint_version__ = "0.2.0"
+    __supported_model_checkpoint_version__ = {
+        "0.1.0": "DiffusionOperator: arguments of checkpoint version 0.1.0 are converted to 0.2.0",
+    }
 
     def __init__(
         self,
@@ -109,8 +111,7 @@ class DiffusionOperator(Module):
         network_sigma: float | None = None,
         coupled: bool = False,
         regression: bool = False,
-        cell_means: bool = False,
-        tail: Sequence[Sequence[float]] | None = None,
+        refinement: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             meta=ModelMetaData(
@@ -129,41 +130,41 @@ class DiffusionOperator(Module):
         self.noise = GaussianField(self.basis, spectrum, channels)
         self.channels, self.condition_channels = channels, condition_channels
         self.network_sigma = network_sigma
-        rows = None if tail is None else tuple((float(c), float(a), float(b)) for c, a, b in tail)
-        self.refinement = Refinement(cell_means, rows)
-        if cell_means:
-            self.basis.cell_mean_response()  # refuses a domain that has none
+        self.refinement = _build_refinement(refinement)
+        if self.refinement.cell_means:
+            self.basis.cell_mean_response()  # raises on a domain without cell means
         self.network = NeuralOperator(
             3 * channels + condition_channels,
             channels,
-            list(shape),
-            domain,
-            list(lengths),
+            {"domain": domain, "shape": list(shape), "lengths": list(lengths)},
             **(network or {}),
         )
-        size = channels * self.basis.size
-        # Prior covariance of the whitened coefficients: a diagonal, and the lower triangle of the
-        # block that EOFs mix (a symmetric matrix bears half precision, eigenvectors do not).
-        self.register_buffer("prior_variance", torch.ones(size))
-        self.register_buffer("eof_index", torch.arange(eof_modes, dtype=torch.int32))
-        self.register_buffer("eof_covariance", torch.eye(eof_modes)[_lower(eof_modes)])
-        # Instead of the diagonal: the lower triangles of covariances between channels.
-        triangles = torch.eye(channels)[_lower(channels)].expand(self.basis.size, -1)
+        stored = StoredPrior.identity(channels, self.basis.size, eof_modes, coupled=coupled)
         self.coupling: Tensor | None
-        self.register_buffer("coupling", triangles.clone() if coupled else None)
+        for buffer in fields(stored):
+            self.register_buffer(buffer.name, getattr(stored, buffer.name))
         weights = torch.zeros(channels, condition_channels, self.basis.size)
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
-        self._linear: GaussianDenoiser | None = None
-        self._bands: dict[tuple[int, int], _Band] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self._bands: dict[tuple[int, int], Band] = {}
+        self._linear = self._build_linear()
+        self.register_load_state_dict_post_hook(_rebuild_linear)
+
+    @classmethod
+    def _backward_compat_arg_mapper(cls, version: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a checkpoint of another version, as the constructor takes them now.
+
+        Version 0.1.0 had ``cell_means`` and ``tail`` in the place of ``refinement``.
+        """
+        if version != "0.1.0":
+            return args
+        refinement = {k: args[k] for k in ("cell_means", "tail") if k in args}
+        kept = {k: v for k, v in args.items() if k not in refinement}
+        return kept | ({"refinement": refinement} if any(refinement.values()) else {})
 
     @property
     def linear(self) -> GaussianDenoiser:
         """The linear part: the whole operator where the network's output is zero."""
-        if self._linear is None:
-            with lasting():
-                self._linear = self._stored_prior()
         return self._linear
 
     def set_prior(self, prior: Prior) -> None:
@@ -177,26 +178,8 @@ class DiffusionOperator(Module):
         Raises:
             InputError: If it does not fit the noise field or the operator.
         """
-        variance, rotation = prior.relative_to(self.noise)
-        if isinstance(prior, CoupledField) != (self.coupling is not None):
-            raise InputError("a coupled prior is for an operator that was built with coupled=True")
-        if self.coupling is not None and isinstance(prior, CoupledField):
-            self.coupling.copy_(prior.covariance[:, *_lower(self.channels)])
-            self.prior_variance.copy_(prior.covariance.diagonal(dim1=1, dim2=2).mT.flatten())
-            self._forget()
-            return
-        mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
-        if mixed != len(self.eof_index):
-            raise InputError(
-                f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}"
-            )
-        self.prior_variance.copy_(variance)
-        if isinstance(rotation, SubsetRotation):
-            index, vectors = rotation.index, rotation.vectors
-            block = (vectors * variance[index]) @ vectors.mT
-            self.eof_index.copy_(index)
-            self.eof_covariance.copy_(block[_lower(len(index))])
-        self._forget()
+        self._stored_prior().write(prior, self.noise)
+        self._linear = self._build_linear()
 
     def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
         """Take the linear map from a condition to the mean of the states, mode by mode.
@@ -264,35 +247,10 @@ class DiffusionOperator(Module):
         Raises:
             InputError: If the domain knows no means over cells, or the tail does not fit.
         """
-        options = self._args["__args__"] | asdict(refinement)
+        options = self._args["__args__"] | {"refinement": asdict(refinement)}
         other = DiffusionOperator(**options).to(self.prior_variance.device)
         other.load_state_dict(self.state_dict())
         return other.train(self.training).requires_grad_(next(self.parameters()).requires_grad)
-
-    def _forget(self) -> None:
-        self._linear = None
-
-    def _stored_prior(self) -> GaussianDenoiser:
-        variance = self.prior_variance.detach().double().cpu()
-        prior: Prior
-        if self.coupling is not None:
-            covariance = torch.zeros(self.basis.size, self.channels, self.channels).double()
-            covariance[:, *_lower(self.channels)] = self.coupling.detach().double().cpu()
-            covariance = covariance + covariance.tril(-1).mT
-            prior = CoupledField(self.noise, covariance, self.refinement)
-        elif len(self.eof_index):
-            index = self.eof_index.long().cpu()
-            block = torch.zeros(len(index), len(index), dtype=torch.float64)
-            block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
-            block = block + block.tril(-1).mT
-            prior = EOFField.from_covariance(
-                self.noise, block, index, variance, refinement=self.refinement
-            )
-        else:
-            spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
-            measured = MeasuredSpectrum(self.basis, spectrum, refinement=self.refinement)
-            prior = GaussianField(self.basis, measured)
-        return GaussianDenoiser(0.0, prior, self.noise)
 
     def forward(
         self,
@@ -300,7 +258,8 @@ class DiffusionOperator(Module):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean states given noisy ones."""
+        """Expected clean states, given noisy ones."""
+        rehearse(self, x, sigma, condition)
         shape = (x.shape[-2], x.shape[-1])
         linear = self.linear.at(shape)
         with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
@@ -356,10 +315,45 @@ class DiffusionOperator(Module):
             z = band.widen(band.basis.analyze(f, rounded=rounded)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
 
-    def _band(self, other: Basis) -> _Band:
+    def _stored_prior(self) -> StoredPrior:
+        return StoredPrior(
+            self.prior_variance, self.eof_index, self.eof_covariance, self.coupling
+        )
+
+    def _build_linear(self) -> GaussianDenoiser:
+        """The linear part from the buffers.
+
+        At once when they change, not when it is needed: an exporter replaces buffers by tensors
+        without values.
+        """
+        with lasting():
+            prior = self._stored_prior().read(self.noise, self.refinement)
+            return GaussianDenoiser(0.0, prior, self.noise)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: not the constants, which are large and belong to a device."""
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_linear", "_bands")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a pickle holds."""
+        super().__setstate__(state)
+        self._bands = {}
+        self._linear = self._build_linear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the weights and buffers; constants, which nobody changes, are shared."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        shared = {k: self.__dict__[k] for k in ("basis", "noise", "_linear", "_bands")}
+        state = {k: v for k, v in super().__getstate__().items() if k not in shared}
+        other.__dict__.update(copy.deepcopy(state, memo) | shared)
+        return other
+
+    def _band(self, other: Basis) -> Band:
         if other.shape not in self._bands:
             with lasting():
-                self._bands[other.shape] = _Band(self.basis, other)
+                self._bands[other.shape] = Band(self.basis, other)
         return self._bands[other.shape]
 
     def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
@@ -374,7 +368,7 @@ class DiffusionOperator(Module):
         coordinates: Float[Tensor, "B N"],
         *,
         linear: GaussianDenoiser,
-        band: _Band,
+        band: Band,
         rounded: bool,
         scale: float | None = None,
     ) -> Float[Tensor, "B C H W"]:
@@ -383,7 +377,7 @@ class DiffusionOperator(Module):
         z = z * (linear.noise.root(z) if scale is None else scale)
         return band.basis.synthesize(band.narrow(z), rounded=rounded)
 
-    def _condition(self, condition: Tensor | None, like: Tensor, band: _Band) -> list[Tensor]:
+    def _condition(self, condition: Tensor | None, like: Tensor, band: Band) -> list[Tensor]:
         given = 0 if condition is None else condition.shape[1]
         if given != self.condition_channels:
             raise InputError(
@@ -404,41 +398,14 @@ def _few(sigma: Float[Tensor, " B"], linear: GaussianDenoiser) -> Tensor:
     return sigma[:1] if sigma.stride(0) == 0 and linear.analyses == 1 else sigma
 
 
-def _lower(size: int) -> tuple[Tensor, Tensor]:
-    """Row and column of the entries of a lower triangle."""
-    row, column = torch.tril_indices(size, size)
-    return row, column
+def _build_refinement(arguments: Mapping[str, Any] | None) -> Refinement:
+    """From JSON, which has lists where the class has tuples."""
+    options = dict(arguments or {})
+    if options.get("tail") is not None:
+        options["tail"] = tuple(tuple(float(v) for v in row) for row in options["tail"])
+    return Refinement(**options)
 
 
-class _Band:
-    """The functions that the training basis shares with the basis of another grid.
-
-    Attributes:
-        basis: These functions, on the coarser one of the two grids.
-    """
-
-    def __init__(self, training: Basis, other: Basis) -> None:
-        same = other.shape == training.shape
-        self.basis = training if training.resolves(other.shape) else other
-        self._size = other.size
-        self._index: dict[torch.device, Tensor] = {}
-        if not same and self.basis is training:
-            self._index[torch.device("cpu")] = training.shared(other)[1]
-
-    def narrow(self, z: Float[Tensor, "B C N"]) -> Float[Tensor, "B C K"]:
-        """Coefficients of the other grid's basis to those of the shared one."""
-        return z[..., self._index_on(z.device)] if self._index else z
-
-    def widen(self, c: Float[Tensor, "B C K"]) -> Float[Tensor, "B C N"]:
-        """The reverse; zero outside the band."""
-        if not self._index:
-            return c
-        z = c.new_zeros(*c.shape[:2], self._size)
-        return z.index_copy(2, self._index_on(c.device), c)
-
-    def _index_on(self, device: torch.device) -> Tensor:
-        """Places of the shared coefficients among the other grid's; copied to a device once."""
-        if device not in self._index:
-            with lasting():
-                self._index[device] = self._index[torch.device("cpu")].to(device)
-        return self._index[device]
+def _rebuild_linear(operator: DiffusionOperator, incompatible: object) -> None:
+    """What an operator does after it has loaded a state."""
+    operator._linear = operator._build_linear()

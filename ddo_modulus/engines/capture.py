@@ -24,7 +24,7 @@ from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.linalg import one_level
 
 if TYPE_CHECKING:
-    from torch.cuda import _POOL_HANDLE
+    from ddo_modulus.compat import GraphPool
 
 
 class Captured:
@@ -41,7 +41,7 @@ class Captured:
         pool: Memory to share with other graphs (:class:`Replay`).
     """
 
-    def __init__(self, denoiser: Denoiser, pool: _POOL_HANDLE | None = None) -> None:
+    def __init__(self, denoiser: Denoiser, pool: GraphPool | None = None) -> None:
         self.denoiser = denoiser
         self._failure: str | None = None
         self._replay: Replay | None = None

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddo_modulus.compat import repeatable_backward
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser
@@ -110,7 +111,7 @@ class CompiledEngine(TorchEngine):
         # Guidance goes back through the network several times; compiled code would otherwise write
         # over what it kept the first time.
         with (
-            torch._functorch.config.patch(donated_buffer=False),
+            repeatable_backward(),
             torch.autocast(x.device.type, dtype, enabled=dtype is not None),
         ):
             return self.operator(x, sigma, condition)

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ddo_modulus.compat import valueless
 from ddo_modulus.engines.trace import BATCH, Trace
 from ddo_modulus.errors import InputError
 
@@ -44,11 +44,9 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
         InputError: If an operation of the network has no ONNX form, or depends on the size of the
             batch in a way that no graph can hold.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    blank = mode.from_tensor(torch.empty(1))
-    sizes = [(BATCH, *t.shape[1:]) for t in traced.example]
+    _, inputs = valueless([(BATCH, *t.shape[1:]) for t in traced.example])
     with torch.no_grad():
-        program = torch.export.export(traced.module, tuple(map(blank.new_empty, sizes)))
+        program = torch.export.export(traced.module, tuple(inputs))
         try:
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch._C._autograd import DeviceType
 
+from ddo_modulus.compat import on_gpu
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler, within
 from ddo_modulus.diffusion.package import Sampling
 from ddo_modulus.diffusion.prior import Denoiser
@@ -236,10 +236,7 @@ def idle_share(run: Callable[[], object]) -> float:
         run()
         torch.cuda.synchronize()
     events = trace.events() or []
-    device = DeviceType.CUDA
-    return _gaps(
-        [(e.time_range.start, e.time_range.end) for e in events if e.device_type == device]
-    )
+    return _gaps([(e.time_range.start, e.time_range.end) for e in events if on_gpu(e)])
 
 
 def difference(

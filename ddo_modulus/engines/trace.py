@@ -36,10 +36,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from ddo_modulus.compat import OpOverload, core_decompositions, last_recorded, valueless
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.engines.engines import Precision
 
@@ -122,8 +121,7 @@ def trace(
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
     record(*example)  # constants are made when they are first needed: with values, that is now
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(torch.empty(1)).new_empty(BATCH, *size) for size in sizes]
+    mode, fakes = valueless([(BATCH, *size) for size in sizes])
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
         stack.enter_context(mode)
@@ -140,7 +138,7 @@ def trace(
 def _decompositions() -> dict[Any, Callable]:
     """The core of ATen, with derivatives as padding and normalisation as its formula."""
     return {
-        **core_aten_decompositions(),
+        **core_decompositions(),
         aten.slice_backward.default: _slice_backward,
         aten.native_layer_norm.default: _layer_norm,
     }
@@ -182,17 +180,12 @@ def _named(root: nn.Module) -> Iterator[None]:
     """Write into the metadata of recorded nodes which module made them."""
     starts: list[fx.Node] = []
 
-    def last() -> fx.Node:
-        proxy = get_proxy_mode()
-        assert proxy is not None
-        return proxy.tracer.graph._root.prev
-
     def enter(module: nn.Module, arguments: object) -> None:
-        starts.append(last())
+        starts.append(last_recorded())
 
     def leave(path: str) -> Callable:
         def hook(module: nn.Module, arguments: object, result: object) -> None:
-            node, end = starts.pop(), last()
+            node, end = starts.pop(), last_recorded()
             while node is not end:
                 node = node.next
                 node.meta.setdefault("module", path)
@@ -330,7 +323,7 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _call(
-    graph: fx.Graph, before: fx.Node, target: torch._ops.OpOverload, *arguments: fx.node.Argument
+    graph: fx.Graph, before: fx.Node, target: OpOverload, *arguments: fx.node.Argument
 ) -> fx.Node:
     """A new call before a node, with the shape of what it gives."""
     with graph.inserting_before(before):
