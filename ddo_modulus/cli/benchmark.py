@@ -23,7 +23,7 @@ from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser, Recorder
 from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
-from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.options import Precision
 from ddo_modulus.engines.speed import Cost, Method, Twin, difference, measure
 from ddo_modulus.errors import InputError
 

@@ -316,9 +316,7 @@ class DiffusionOperator(Module):
             return linear.rotate(z.flatten(1))
 
     def _stored_prior(self) -> StoredPrior:
-        return StoredPrior(
-            self.prior_variance, self.eof_index, self.eof_covariance, self.coupling
-        )
+        return StoredPrior(self.prior_variance, self.eof_index, self.eof_covariance, self.coupling)
 
     def _build_linear(self) -> GaussianDenoiser:
         """The linear part from the buffers.

@@ -24,7 +24,8 @@ from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.engines.capture import Captured
-from ddo_modulus.engines.engines import EngineOptions, Precision, TorchEngine
+from ddo_modulus.engines.options import EngineOptions, Precision
+from ddo_modulus.engines.torch_engine import TorchEngine
 from ddo_modulus.errors import InputError
 from ddo_modulus.nn.stencil import LocalLinear
 

@@ -25,7 +25,7 @@ from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import vjp
-from ddo_modulus.engines.engines import EngineOptions, Precision
+from ddo_modulus.engines.options import EngineOptions, Precision
 from ddo_modulus.engines.trace import Trace, trace
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, Grid

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.engines import EngineOptions
 from ddo_modulus.engines.folder import Contract, find
+from ddo_modulus.engines.options import EngineOptions
 from ddo_modulus.engines.runtime import DENOISER, VJP, GraphEngine
 from ddo_modulus.errors import InputError
 

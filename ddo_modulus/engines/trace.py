@@ -40,7 +40,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddo_modulus.compat import OpOverload, core_decompositions, last_recorded, valueless
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.options import Precision
 
 aten = torch.ops.aten
 

@@ -69,8 +69,8 @@ from torch import Tensor
 
 from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.engines import EngineOptions
 from ddo_modulus.engines.folder import Contract, find
+from ddo_modulus.engines.options import EngineOptions
 from ddo_modulus.engines.ort import input_sizes
 from ddo_modulus.engines.runtime import DENOISER, VJP, GraphEngine
 from ddo_modulus.errors import InputError

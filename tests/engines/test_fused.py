@@ -34,9 +34,7 @@ def build(domain, shape, **options):
         "coordinates": (2, 1),
         "static_channels": 1,
     }
-    network = NeuralOperator(
-        3, 2, {"domain": domain, "shape": shape}, **(defaults | options)
-    )
+    network = NeuralOperator(3, 2, {"domain": domain, "shape": shape}, **(defaults | options))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
