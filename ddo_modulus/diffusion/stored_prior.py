@@ -98,7 +98,9 @@ class StoredPrior:
             return CoupledField(noise, covariance, refinement)
         if len(self.eof_index):
             block = _symmetric(_exact(self.eof_covariance), len(self.eof_index))
-            index = self.eof_index.long().cpu()
+            index, unit = self.eof_index.long().cpu(), torch.eye(len(block), dtype=block.dtype)
+            if torch.equal(block, unit):  # a new operator's: spare the eigenvectors, which it has
+                return EOFField(noise, variance.index_fill(0, index, 1.0), index, unit, refinement)
             return EOFField.from_covariance(noise, block, index, variance, refinement=refinement)
         spectrum = variance.unflatten(0, (noise.channels, -1)) * noise.variance
         measured = MeasuredSpectrum(noise.basis, spectrum, refinement=refinement)

@@ -138,6 +138,15 @@ def test_a_copy_keeps_the_linear_part_that_was_work_to_find():
     assert copy.deepcopy(operator).linear is operator.linear
 
 
+def test_a_new_linear_part_is_the_noise_with_and_without_eofs():
+    plain = DiffusionOperator([7, 6], 1, "box", noise=NOISE, network=NETWORK)
+    mixed = DiffusionOperator([7, 6], 1, "box", noise=NOISE, network=NETWORK, eof_modes=9)
+    x, sigma = random(2, 1, 7, 6).float(), torch.tensor([0.3, 2.0])
+    expected = x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+    for operator in (plain, mixed):
+        torch.testing.assert_close(operator.linear(x, sigma), expected)
+
+
 # ---- before the first call ----------------------------------------------------------------------
 
 
@@ -215,7 +224,7 @@ def rewritten(path, version, change):
 
 @pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_shipped_packages_load_in_silence(name):
-    """Their arguments are of an older version, and name a module that is no more."""
+    """Their arguments are of an older version, and name a module that no longer exists."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         operator = Package.load(name).operator
