@@ -12,7 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._ops import OpOverload
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GraphPool",
     "OpOverload",
+    "Rehearsed",
     "allow_variants",
     "core_decompositions",
     "last_recorded",
@@ -33,7 +34,6 @@ __all__ = [
     "move_towards",
     "on_gpu",
     "recorded",
-    "rehearse",
     "repeatable_backward",
     "valueless",
 ]
@@ -70,39 +70,42 @@ def lasting() -> Iterator[None]:
         yield
 
 
-def rehearse(module: nn.Module, *inputs: Tensor | None) -> None:
-    """Run a module once, on ones, while the compiler traces it; nothing at any other time.
+class Rehearsed:
+    """For modules that keep constants of their first call, and are compiled before it.
 
-    A module that keeps constants from its first call cannot be compiled before that call: making
-    them takes NumPy and :func:`lasting`, which the compiler cannot follow. This is that call. It
-    stands at the top of ``forward``, before the compiler has looked at anything that it fills.
-
-    Args:
-        module: Whose ``forward`` is being traced.
-        inputs: Arguments of that call. Only shape, dtype and device matter; a batch of one is run.
+    Such constants are made with NumPy and :func:`lasting`, which the compiler cannot follow. So the
+    compiler makes the first call itself: it runs the module once, on ones, when it starts to trace.
     """
-    if torch.compiler.is_dynamo_compiling():
-        _run_on_ones(module, *[None if t is None else _without_batch(t) for t in inputs])
+
+    def rehearse(self, *inputs: Tensor | None) -> None:
+        """Make that call; to stand at the top of ``forward``. Nothing happens outside a compiler.
+
+        Args:
+            inputs: Arguments of ``forward``. Only shape, dtype and device matter; a batch of one
+                is run.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            self._run_on_ones(*[None if t is None else _description(t) for t in inputs])
+
+    @torch.compiler.assume_constant_result
+    def _run_on_ones(self, *inputs: _Description | None) -> bool:
+        # The compiler runs this as it is. A method, since torch 2.11 takes no module as an argument.
+        with lasting():
+            self.forward(  # type: ignore[attr-defined]
+                *[
+                    None if like is None else torch.ones(1, *like[0], dtype=like[1], device=like[2])
+                    for like in inputs
+                ]
+            )
+        return True
 
 
-def _without_batch(t: Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+_Description = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+def _description(t: Tensor) -> _Description:
     # A compiler that has seen two grids takes sizes for symbols; index() makes them numbers.
     return tuple([index(n) for n in t.shape[1:]]), t.dtype, t.device
-
-
-@torch.compiler.assume_constant_result
-def _run_on_ones(
-    module: nn.Module, *inputs: tuple[tuple[int, ...], torch.dtype, torch.device] | None
-) -> bool:
-    """The compiler runs this as it is, and takes its result as a constant."""
-    with lasting():
-        module.forward(
-            *[
-                None if like is None else torch.ones(1, *like[0], dtype=like[1], device=like[2])
-                for like in inputs
-            ]
-        )
-    return True
 
 
 def allow_variants(count: int) -> None:

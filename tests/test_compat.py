@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ddo_modulus.compat import (
+    Rehearsed,
     allow_variants,
     core_decompositions,
     last_recorded,
@@ -15,7 +16,6 @@ from ddo_modulus.compat import (
     move_towards,
     on_gpu,
     recorded,
-    rehearse,
     repeatable_backward,
     valueless,
 )
@@ -77,7 +77,7 @@ def test_lasting_tensors_are_plain_whatever_goes_on():
         assert tensor.mul(torch.ones(3, requires_grad=True)).sum().requires_grad, name
 
 
-class Lazy(nn.Module):
+class Lazy(nn.Module, Rehearsed):
     """Keeps a constant of its first call, which takes NumPy."""
 
     def __init__(self):
@@ -93,7 +93,7 @@ class Lazy(nn.Module):
         return self.kept[key]
 
     def forward(self, x, extra=None):
-        rehearse(self, x, extra)
+        self.rehearse(x, extra)
         if not torch.compiler.is_dynamo_compiling():
             self.calls.append(tuple(x.shape))
         return x * self.constant(x) + (0 if extra is None else extra)

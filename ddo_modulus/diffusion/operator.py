@@ -20,7 +20,7 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor
 
-from ddo_modulus.compat import lasting, recorded, rehearse
+from ddo_modulus.compat import Rehearsed, lasting, recorded
 from ddo_modulus.diffusion.band import Band
 from ddo_modulus.diffusion.stored_prior import StoredPrior
 from ddo_modulus.errors import InputError
@@ -38,7 +38,7 @@ from ddo_modulus.fields.refinement import Refinement
 from ddo_modulus.nn.operator import NeuralOperator
 
 
-class DiffusionOperator(Module):
+class DiffusionOperator(Module, Rehearsed):
     r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
 
     In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight
@@ -259,7 +259,7 @@ class DiffusionOperator(Module):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean states, given noisy ones."""
-        rehearse(self, x, sigma, condition)
+        self.rehearse(x, sigma, condition)
         shape = (x.shape[-2], x.shape[-1])
         linear = self.linear.at(shape)
         with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing

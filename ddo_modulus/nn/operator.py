@@ -22,7 +22,7 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor, nn
 
-from ddo_modulus.compat import allow_variants, rehearse
+from ddo_modulus.compat import Rehearsed, allow_variants
 from ddo_modulus.fields.basis import Basis, build_basis
 from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 from ddo_modulus.nn.stencil import LocalLinear
@@ -132,7 +132,7 @@ class Head(nn.Module):
         return self.project(self.norm(h)).movedim(-1, 1)
 
 
-class NeuralOperator(Module):
+class NeuralOperator(Module, Rehearsed):
     r"""U-shaped neural operator with a noise level.
 
     Args:
@@ -228,7 +228,7 @@ class NeuralOperator(Module):
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
-        rehearse(self, x, sigma)
+        self.rehearse(x, sigma)
         if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
             raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
         embedding = self.embed(noise_features(sigma, self.lift.weight.dtype))
