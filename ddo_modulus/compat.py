@@ -89,7 +89,7 @@ class Rehearsed:
 
     @torch.compiler.assume_constant_result
     def _run_on_ones(self, *inputs: _Description | None) -> bool:
-        # The compiler runs this as it is. A method, since torch 2.11 takes no module as an argument.
+        # The compiler runs this as it is. A method, since torch 2.11 takes no module as argument.
         with lasting():
             self.forward(  # type: ignore[attr-defined]
                 *[

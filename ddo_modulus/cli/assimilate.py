@@ -80,7 +80,7 @@ def run(config: DictConfig) -> None:
     if config.engine != "torch":  # last, since to make one may be long work
         folder = None if config.engines is None else Path(config.engines)
         precision = pick_precision(config.precision)
-        options = EngineOptions(folder, precision, batch=asked["batch"], tell=tell)
+        options = EngineOptions(folder, precision, batch=asked["batch"], report=tell)
         engine = open_engine(config.engine, package, options)
     with progress_bar("assimilate") as progress:
         analysis = assimilate(package, table, times, **asked, engine=engine, progress=progress)

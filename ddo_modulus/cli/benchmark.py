@@ -162,7 +162,7 @@ def _measure(
     """Cost of one engine, and what it had to do without."""
     folder = None if config.engines is None else Path(config.engines)
     members = len(twin.truth) * method.ensemble
-    options = EngineOptions(folder, precision, batch=members, tell=tell)
+    options = EngineOptions(folder, precision, batch=members, report=tell)
     engine = open_engine(name, package, options)
     posterior: Denoiser = method.posterior(engine, package.operator.noise, twin)
     if isinstance(engine, Recorder):

@@ -203,25 +203,26 @@ class DiffusionOperator(Module, Rehearsed):
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
         band = self._band(self.linear.at(shape).noise.basis)
-        (given,) = self._condition(condition, like, band)
+        (values,) = self._condition_fields(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
             here, there = (i.to(weights.device) for i in self.basis.shared(band.basis))
             shown = weights.new_zeros(*weights.shape[:2], band.basis.size)
             weights = shown.index_copy(2, there, weights[..., here])
-        c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
+        c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(values))
         return band.basis.synthesize(c, shape)
 
     def cell_means(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """States drawn on another grid, as means over that grid's cells.
 
-        On every grid the operator's states hold its band as the training grid's cells show it, and
-        the scales beyond as they are: the form that noise, network and observations work on. This
-        makes them what data on that grid are. Nothing changes on the training grid, nor for an
-        operator of values at points.
+        On every grid, the operator's states are means over the *training* grid's cells at the
+        scales that this grid resolves, and values at points at smaller scales. Noise, network and
+        observations work on that form. This turns it into means over the cells of the states' own
+        grid, as data on that grid are. Nothing changes on the training grid, nor for an operator
+        of values at points.
 
         Args:
-            x: States of all channels, or of one frame of a window.
+            x: States of all channels, or of one frame.
 
         Raises:
             InputError: If the channels are not those of the operator or of one frame.
@@ -233,7 +234,7 @@ class DiffusionOperator(Module, Rehearsed):
         if self.channels % variables:
             raise InputError(f"{variables} channels are no frame of an operator of {self.channels}")
         prior = self.linear.prior
-        assert not isinstance(prior, ProductField)  # which is none that an operator stores
+        assert not isinstance(prior, ProductField)  # an operator stores none
         spectrum = prior.spectrum
         assert isinstance(spectrum, MeasuredSpectrum)
         basis = self.linear.at(shape).noise.basis
@@ -242,10 +243,10 @@ class DiffusionOperator(Module, Rehearsed):
         return basis.synthesize(factor * basis.analyze(x))
 
     def refined(self, refinement: Refinement) -> DiffusionOperator:
-        """The same weights with other knowledge of what lies beyond the training grid.
+        """The same weights with another refinement: other assumptions beyond the training grid.
 
         Raises:
-            InputError: If the domain knows no means over cells, or the tail does not fit.
+            InputError: If the domain has no means over cells, or the tail does not fit.
         """
         options = self._args["__args__"] | {"refinement": asdict(refinement)}
         other = DiffusionOperator(**options).to(self.prior_variance.device)
@@ -262,7 +263,7 @@ class DiffusionOperator(Module, Rehearsed):
         self.rehearse(x, sigma, condition)
         shape = (x.shape[-2], x.shape[-1])
         linear = self.linear.at(shape)
-        with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
+        with torch.autocast(x.device.type, enabled=False):  # the linear part stays exact
             mean = self.conditional_mean(condition, x)
             a = linear.modes(x - mean)
         residual = self.residual(a, sigma, shape, condition)
@@ -291,14 +292,14 @@ class DiffusionOperator(Module, Rehearsed):
         """
         linear = self.linear.at(shape) if linear is None else linear
         band = self._band(linear.noise.basis)
-        given = self._condition(condition, a, band)
+        conditions = self._condition_fields(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and tracers want one path for all, and
-        # to look at a level would have the host wait for a GPU.
+        # Skipped where it would not count. Not in training or while operations are recorded, which
+        # need one path for all levels; nor on a GPU, where the CPU would wait for the levels.
         everywhere = self.training or recorded() or a.device.type != "cpu"
         if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
-        rounded = torch.is_autocast_enabled(a.device.type)  # the network rounds what it is given
+        rounded = torch.is_autocast_enabled(a.device.type)  # then the network rounds its input
         show = partial(self._show, linear=linear, band=band, rounded=rounded)
         with torch.autocast(a.device.type, enabled=False):
             level = _few(sigma, linear)
@@ -306,7 +307,7 @@ class DiffusionOperator(Module, Rehearsed):
                 show(a * linear.whitening(level), scale=self.basis.size**-0.5),
                 show(a) / (1 + level**2).sqrt().view(-1, 1, 1, 1),
                 show(a * linear.gain(level)),
-                *given,
+                *conditions,
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
         if fade is not None:
@@ -370,16 +371,17 @@ class DiffusionOperator(Module, Rehearsed):
         rounded: bool,
         scale: float | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Coordinates as fields in the training band: white of a given scale, or the states."""
+        """Coordinates as fields in the training band: white with this scale, or states if None."""
         z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
         z = z * (linear.noise.root(z) if scale is None else scale)
         return band.basis.synthesize(band.narrow(z), rounded=rounded)
 
-    def _condition(self, condition: Tensor | None, like: Tensor, band: Band) -> list[Tensor]:
-        given = 0 if condition is None else condition.shape[1]
-        if given != self.condition_channels:
+    def _condition_fields(self, condition: Tensor | None, like: Tensor, band: Band) -> list[Tensor]:
+        channels = 0 if condition is None else condition.shape[1]
+        if channels != self.condition_channels:
             raise InputError(
-                f"the operator takes a condition of {self.condition_channels} channels, got {given}"
+                f"the operator takes a condition of {self.condition_channels} channels, "
+                f"got {channels}"
             )
         if condition is None:
             return []
@@ -392,7 +394,7 @@ class DiffusionOperator(Module, Rehearsed):
 
 
 def _few(sigma: Float[Tensor, " B"], linear: GaussianDenoiser) -> Tensor:
-    """One level for all states where that is plain, so that factors are found once."""
+    """One level, if all states share it by their layout, so that factors are computed once."""
     return sigma[:1] if sigma.stride(0) == 0 and linear.analyses == 1 else sigma
 
 

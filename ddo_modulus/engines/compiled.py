@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch made quick: compiled networks in half precision, whole posteriors as CUDA graphs.
+"""PyTorch, compiled: networks in half precision, whole posteriors as CUDA graphs.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
@@ -38,7 +38,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class CompiledEngine(TorchEngine):
     """An operator with its network compiled and in the precision asked for.
 
-    The operator that is given stays as it is.
+    The operator itself is left unchanged.
 
     Args:
         operator: A trained operator, where it is to compute.
@@ -52,7 +52,7 @@ class CompiledEngine(TorchEngine):
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
     Raises:
-        InputError: On another precision, graphs without a GPU, or fused kernels that cannot be had.
+        InputError: On another precision, graphs without a GPU, or fused kernels that do not fit.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CompiledEngine(TorchEngine):
     def of(cls, package: Package, options: EngineOptions) -> CompiledEngine:
         """The engine of a package."""
         if package.operator.device.type != "cuda":
-            options.tell("engine=compile without a GPU: compiled code, but no CUDA graphs")
+            options.report("engine=compile without a GPU: compiled code, but no CUDA graphs")
         return cls(package.operator, precision=options.precision, shape=options.shape)
 
     @property

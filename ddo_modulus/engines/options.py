@@ -23,14 +23,14 @@ class EngineOptions:
         precision: Precision of the network, where it is compiled or still to be exported.
         shape: Grid ``(H, W)`` of the states; the package's if None.
         batch: Largest number of states computed at once.
-        tell: Called with a line about a step that takes long, or about what was chosen.
+        report: Called with a line about a step that takes long, or about what was chosen.
     """
 
     folder: Path | None = None
     precision: Precision = "fp32"
     shape: tuple[int, int] | None = None
     batch: int = 256
-    tell: Callable[[str], None] = print
+    report: Callable[[str], None] = print
 
 
 def pick_precision(name: object) -> Precision:

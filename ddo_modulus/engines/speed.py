@@ -137,7 +137,7 @@ class Method:
 
     @classmethod
     def of(cls, sampling: Sampling, *, steps: int | None = None, ensemble: int = 32) -> Method:
-        """As the maker of a package found it to be enough, unless told otherwise."""
+        """The defaults of a package, with another number of steps if there is one."""
         own = {f.name: getattr(sampling, f.name) for f in fields(cls) if hasattr(sampling, f.name)}
         return cls(**own | {"steps": steps or sampling.steps, "ensemble": ensemble})
 
@@ -248,8 +248,8 @@ def difference(
     shift = float((mean - other).norm() / other.norm())
     if ensemble.shape[1] < 2:
         return shift, 0.0
-    spread, expected = (float(t.var(1).mean().sqrt()) for t in pair)
-    return shift, spread / expected - 1
+    spread, reference_spread = (float(t.var(1).mean().sqrt()) for t in pair)
+    return shift, spread / reference_spread - 1
 
 
 def _gaps(spans: list[tuple[float, float]]) -> float:

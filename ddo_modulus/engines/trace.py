@@ -89,7 +89,7 @@ class Trace:
 def trace(
     operator: DiffusionOperator,
     shape: tuple[int, int],
-    condition: Sequence[int] | None = None,
+    condition_size: Sequence[int] | None = None,
     precision: Precision = "fp32",
 ) -> Trace:
     """Record a denoiser and its vector-Jacobian product.
@@ -97,13 +97,13 @@ def trace(
     Args:
         operator: The denoiser; it is left as it is.
         shape: Grid ``(H, W)`` of the states.
-        condition: Size of the condition of one state, ``(D,)`` or ``(D, H, W)``.
+        condition_size: Size of the condition of one state, ``(D,)`` or ``(D, H, W)``.
         precision: Of the network.
     """
     operator = copy.deepcopy(operator).float().cpu().eval().requires_grad_(False)
     sizes = [(operator.channels, *shape), (), (operator.channels, *shape)]
-    if condition is not None:
-        sizes.append(tuple(condition))
+    if condition_size is not None:
+        sizes.append(tuple(condition_size))
     example = tuple(torch.zeros(2, *size) for size in sizes)
     # Noise levels that no network fades out at.
     example[1].fill_(min(1.0, operator.network_sigma or 1.0))
@@ -111,13 +111,13 @@ def trace(
     scaled = (lambda: _scaled(operator.network)) if dtype else nullcontext
 
     def record(
-        x: Tensor, sigma: Tensor, v: Tensor, given: Tensor | None = None
+        x: Tensor, sigma: Tensor, v: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         half = torch.autocast("cpu", dtype, cache_enabled=False) if dtype else nullcontext()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             with scaled(), half:  # derivatives follow the types of what they are of
-                clean = operator(x, sigma, given)
+                clean = operator(x, sigma, condition)
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
     record(*example)  # constants are made when they are first needed: with values, that is now
@@ -125,7 +125,7 @@ def trace(
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
         stack.enter_context(mode)
-        function = record if condition is not None else lambda x, sigma, v: record(x, sigma, v)
+        function = record if condition_size is not None else lambda x, sigma, v: record(x, sigma, v)
         module = make_fx(function, decomposition_table=_decompositions())(*fakes)
     _simplify(module)
     module.recompile()
@@ -225,7 +225,7 @@ class _Divided(torch.autograd.Function):
 
 
 class _Multiplied(torch.autograd.Function):
-    """The identity; its cotangent is given back the size that :class:`_Divided` took."""
+    """The identity; its cotangent gets back the size that :class:`_Divided` took."""
 
     @staticmethod
     def forward(ctx: _Kept, x: Tensor, kept: list[Tensor]) -> Tensor:
@@ -244,9 +244,9 @@ def _scaled(network: nn.Module) -> Iterator[None]:
     """Have cotangents of unit size within a network."""
     kept: list[Tensor] = []
     before = network.register_forward_pre_hook(
-        lambda _, given: (_Multiplied.apply(given[0], kept), *given[1:])
+        lambda _, inputs: (_Multiplied.apply(inputs[0], kept), *inputs[1:])
     )
-    after = network.register_forward_hook(lambda _, given, y: _Divided.apply(y.float(), kept))
+    after = network.register_forward_hook(lambda _, inputs, y: _Divided.apply(y.float(), kept))
     try:
         yield
     finally:
@@ -295,7 +295,7 @@ class _Constants:
 
 
 def _simplify(module: fx.GraphModule) -> None:
-    """See the module's own words."""
+    """Simplify a graph in place, as the module's docstring says."""
     graph, constants = module.graph, _Constants(module)
     for node in list(graph.nodes):
         if node.op != "call_function" or not node.users:

@@ -97,7 +97,7 @@ class Bridge(nn.Module):
     def forward(
         self, h: Float[Tensor, "B H W C"], fine: Float[Tensor, "B h w c"] | None = None
     ) -> Float[Tensor, "B h w c"]:
-        """Down to the coarse grid; up onto ``fine`` if that is given."""
+        """Down to the coarse grid; or up, added to ``fine``, if there is one."""
         if fine is None:
             return self.transform.resample(self.shrink(h), down=True)
         return fine + self.transform.resample(self.grow(h), down=False, like=fine)
@@ -146,9 +146,9 @@ class NeuralOperator(Module, Rehearsed):
         expansion: Hidden over visible channels in a block.
         local: Share of the channels whose differences a block sees.
         embedding: Size of the embedding of the noise level.
-        coordinates: Row and column functions of the basis given as inputs, where the process
+        coordinates: Row and column functions of the basis as further inputs, where the process
             depends on the place; ``(0, 0)`` for none.
-        static_channels: Learned fields given as inputs (in the low modes of the basis).
+        static_channels: Learned fields as further inputs (in the low modes of the basis).
 
     Forward:
         x: ``(B, in_channels, H, W)``.
