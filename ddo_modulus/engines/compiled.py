@@ -3,8 +3,8 @@
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-The network runs in few kernels (:mod:`.fused`) or compiled by torch part by part,
-with its weights in the precision that it computes in; the linear part around it stays in full
+The network runs in a few kernels of our own (:mod:`.fused`), or is compiled by torch part by part,
+with its weights in the precision that it computes in. The linear part around it stays in single
 precision. A posterior on top of the engine can be recorded as one CUDA graph
 (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
 """
@@ -41,13 +41,13 @@ class CompiledEngine(TorchEngine):
     The operator itself is left unchanged.
 
     Args:
-        operator: A trained operator, where it is to compute.
-        precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
-            a GPU and fp32 elsewhere.
+        operator: A trained operator, on the device to compute on.
+        precision: Precision of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``. None:
+            bf16 on a GPU, fp32 elsewhere.
         compile: Whether to compile the network, or a mode of :func:`torch.compile`.
-        fused: Whether the network is that of few kernels, if it :func:`.fits`;
-            None in half precision on a GPU that they are cut for (Hopper, Blackwell), if
-            ``compile`` is True.
+        fused: Whether the network runs in our fused kernels, which must support it
+            (:func:`.fits`). None: in half precision on a GPU that they are tuned for (Hopper,
+            Blackwell), if ``compile`` is True.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
@@ -109,8 +109,7 @@ class CompiledEngine(TorchEngine):
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state."""
         dtype = None if self.precision == "fp32" else _DTYPES[self.precision]
-        # Guidance goes back through the network several times; compiled code would otherwise write
-        # over what it kept the first time.
+        # Guidance goes back through the network several times.
         with (
             repeatable_backward(),
             torch.autocast(x.device.type, dtype, enabled=dtype is not None),
@@ -123,9 +122,9 @@ class CompiledEngine(TorchEngine):
 
 
 def _fast(operator: DiffusionOperator) -> bool:
-    """Whether fused kernels are to be expected quicker: on data-centre GPUs since Hopper.
+    """Whether fused kernels are expected to be faster: on data-centre GPUs since Hopper.
 
-    Others have less shared memory than the kernels were cut for.
+    Others have less shared memory than the kernels need.
     """
     if operator.device.type != "cuda" or torch.version.hip or find_spec("triton") is None:
         return False

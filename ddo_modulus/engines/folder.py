@@ -102,7 +102,8 @@ class Contract:
 
 def fingerprint(operator: DiffusionOperator) -> str:
     """A hash of the arguments, parameters and buffers of an operator."""
-    digest = hashlib.sha256(json.dumps(operator._args, sort_keys=True, default=str).encode())
+    arguments = operator._args["__args__"]  # not the module: a class may move to another file
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
     for name, value in operator.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -76,7 +76,7 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
 
 
 def unsupported(model: ir.Model, traced: Trace) -> list[str]:
-    """What TensorRT's published list of operators does not have, and which modules made it.
+    """Operations that TensorRT's published list does not have, and the modules that made them.
 
     The list is that of TensorRT's ONNX parser, with its types and those of its restrictions that a
     graph of ours could meet (``tensorrt_operators.json`` names its source).
@@ -178,7 +178,7 @@ def _evaluate(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Leave out what nobody uses, and what is there twice."""
+    """Remove unused nodes and duplicates."""
     for step in (
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -193,7 +193,7 @@ def _tidy(model: ir.Model) -> None:
 
 
 def _open_batch(model: ir.Model) -> None:
-    """Put the size of the input in the place of the prime that stands for it.
+    """Replace the prime that stands for the size of the batch by the size of the input.
 
     Raises:
         InputError: If it is left anywhere.
@@ -238,7 +238,7 @@ def _open_batch(model: ir.Model) -> None:
             else:
                 raise _dependent(node.op_type)
     for node in graph:
-        for output in node.outputs:  # sizes of values within are the engine's to find out
+        for output in node.outputs:  # the engine infers the shapes of intermediate values
             if not output.is_graph_output():
                 output.shape = None
     for node in graph:

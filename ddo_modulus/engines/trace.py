@@ -3,25 +3,25 @@ r"""A denoiser and its vector-Jacobian product as one graph of tensor operations
 
 Axes: ``B`` batch, ``C`` channel, ``D`` channels of a condition, ``H W`` grid.
 
-Automatic differentiation is run on tensors without values, and what it does is written down:
-``(x, sigma, v[, condition]) -> (D, J^T v)``. The graph is then simplified, in terms that every
+Automatic differentiation runs on tensors without values, and its operations are recorded:
+``(x, sigma, v[, condition]) -> (D, J^T v)``. The graph is then rewritten in operations that every
 inference engine has and runs well:
 
-* A constant matrix times a batch of fields is one broadcast product. (The recorder repeats the
+* A constant matrix times a batch of fields becomes one broadcast product. (The tracer repeats the
   matrix for each member of the batch.)
-* Values put at constant places, and taken from them, are a ``Gather`` with a constant index.
-* What depends on constants alone is computed here; a view of a constant is not, so that a matrix
-  and its transpose are stored once.
+* Reading from constant places, and writing to them, becomes a ``Gather`` with a constant index.
+* Results that depend on constants alone are computed here. Views of constants are not, so that a
+  matrix and its transpose are stored once.
 
-The batch must stay open, but nothing else. So it is recorded with a size that is a large prime,
-which no other size is a multiple of; wherever that turns up in the graph, the size of the input
-takes its place, and what is left of it is an error. That the result holds for any batch is tested,
-not proven.
+Only the size of the batch may vary. It is recorded as a large prime, which divides no other size.
+Where a multiple of that prime appears in the graph, the size of the input replaces it
+(:mod:`.graph`); one that cannot be replaced is an error. Tests check other batch sizes; there is no
+proof.
 
-In half precision the network computes as it was trained, under autocast; the linear part, the
-coordinates and all functions of sigma stay in single precision. Cotangents enter the network
-divided by their largest absolute value, state by state, and leave it multiplied by it: at small
-noise levels they would be lost in the subnormal numbers of fp16.
+In half precision the network computes as it was trained, under autocast. The linear part, the
+coordinates and all functions of sigma stay in single precision. Cotangents are divided by their
+largest absolute value, state by state, before they enter the network, and multiplied by it
+afterwards: at small noise levels they would underflow in fp16.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def trace(
     if condition_size is not None:
         sizes.append(tuple(condition_size))
     example = tuple(torch.zeros(2, *size) for size in sizes)
-    # Noise levels that no network fades out at.
+    # Noise levels at which no network fades out.
     example[1].fill_(min(1.0, operator.network_sigma or 1.0))
     dtype = _DTYPES.get(precision)
     scaled = (lambda: _scaled(operator.network)) if dtype else nullcontext
@@ -120,7 +120,7 @@ def trace(
                 clean = operator(x, sigma, condition)
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
-    record(*example)  # constants are made when they are first needed: with values, that is now
+    record(*example)  # makes the constants that are made on first use, with their values
     mode, fakes = valueless([(BATCH, *size) for size in sizes])
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
@@ -177,7 +177,7 @@ def _layer_norm(
 
 @contextmanager
 def _named(root: nn.Module) -> Iterator[None]:
-    """Write into the metadata of recorded nodes which module made them."""
+    """Note in the metadata of recorded nodes which module made them."""
     starts: list[fx.Node] = []
 
     def enter(module: nn.Module, arguments: object) -> None:
@@ -337,7 +337,7 @@ def _call(
 
 
 def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
-    """What depends on nothing, or on constants alone, computed."""
+    """The result of a node that depends on constants alone."""
     if any(n.op != "get_attr" for n in node.all_input_nodes) or node.kwargs.get("generator"):
         return None
     value = node.meta["val"]
@@ -363,7 +363,7 @@ def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
 
 
 def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
-    """What does nothing, left out; parts of a tensor by slices, not by a sequence of tensors."""
+    """Nodes without effect are dropped; parts of a tensor become slices, not lists of tensors."""
     target: Any = node.target
     source, *rest = _arguments(node) or [None]
     if not isinstance(source, fx.Node):
@@ -390,7 +390,7 @@ def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
 
 
 def _gathered(node: fx.Node, constants: _Constants) -> fx.Node | None:
-    """Values at constant places: taken by ``index_select``, put by taking from both."""
+    """Reads at constant places become ``index_select``; writes select from old and new values."""
     if node.target not in {aten.index.Tensor, aten.index_put.default}:
         return None
     graph, (source, indices, *rest) = constants.graph, _arguments(node)
