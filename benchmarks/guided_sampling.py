@@ -42,7 +42,7 @@ from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.compiled import CompiledEngine
-from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.options import Precision
 from ddo_modulus.engines.speed import Method, Twin, difference, idle_share, measure
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.observations import LinearOperator

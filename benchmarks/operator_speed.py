@@ -67,8 +67,7 @@ def ours(case: Case) -> NeuralOperator:
     return NeuralOperator(
         case.channels,
         case.channels,
-        list(case.shape),
-        case.domain,
+        {"domain": case.domain, "shape": list(case.shape)},
         widths=WIDTHS,
         depths=DEPTHS,
         modes=[case.modes + 1] * 2,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch.cuda import _POOL_HANDLE
+    from ddo_modulus.compat import GraphPool
 
 
 class Replay:
@@ -41,7 +41,7 @@ class Replay:
         *,
         warm_up: int = 3,
         watched: bool = False,
-        pool: _POOL_HANDLE | None = None,
+        pool: GraphPool | None = None,
     ) -> None:
         self.function, self.kept = function, kept
         self.warm_up, self.watched = warm_up, watched

@@ -84,7 +84,7 @@ def run(config: DictConfig) -> None:
     if config.engine != "torch":  # last, since to make one may be long work
         folder = None if config.engines is None else Path(config.engines)
         precision = pick_precision(config.precision)
-        engine_options = EngineOptions(folder, precision, batch=config.batch, tell=notify)
+        engine_options = EngineOptions(folder, precision, batch=config.batch, report=notify)
         engine = open_engine(config.engine, package, engine_options)
     with progress_bar("assimilate") as progress:
         result = assimilate(package, table, times, **options, engine=engine, progress=progress)

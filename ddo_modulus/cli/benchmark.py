@@ -24,7 +24,7 @@ from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.prior import Prior, Recorder
 from ddo_modulus.engines import ENGINES, EngineOptions, open_engine, pick_precision
-from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.options import Precision
 from ddo_modulus.engines.speed import Cost, Twin, difference, evaluations, measure
 from ddo_modulus.errors import InputError
 
@@ -166,7 +166,7 @@ def _measure(
     """Cost of one engine, and what it had to do without."""
     folder = None if config.engines is None else Path(config.engines)
     members = len(case.twin.truth) * case.ensemble
-    options = EngineOptions(folder, precision, batch=members, tell=notify)
+    options = EngineOptions(folder, precision, batch=members, report=notify)
     engine = open_engine(name, case.package, options)
     posterior: Prior = case.twin.posterior(engine, case.posterior)
     if isinstance(engine, Recorder):

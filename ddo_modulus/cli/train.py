@@ -116,7 +116,7 @@ def train(config: DictConfig, record: Record) -> Package | None:
         config.operator.network_sigma,
         config.prior.kind == "coupled",
         config.operator.regression,
-        cell_means(record.dataset, config.domain),
+        {"cell_means": cell_means(record.dataset, config.domain)},
     )
     basis = operator.basis
     inner = training.part(window)

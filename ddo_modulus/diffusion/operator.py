@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Denoisers: the posterior mean of a state given a noisy copy of it.
+r"""The diffusion operator: a Gaussian denoiser and the neural operator that corrects it.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
 
-With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
-:math:`D(x, \sigma) = E[x_0 | x_\sigma = x]` (PhysicsNeMo's *x0 predictor*). It gives the score,
-:math:`C \nabla \log p = (D - x) / \sigma^2`, and by Tweedie's second formula the covariance
-:math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with :math:`J = \partial D / \partial x`.
+It is a denoiser, ``D(x, sigma)``: the mean of a clean state given a noisy one (:mod:`.prior`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -22,14 +20,14 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor
 
-from ddo_modulus.compat import lasting, recorded
+from ddo_modulus.compat import Rehearsed, lasting, recorded
+from ddo_modulus.diffusion.band import Band
+from ddo_modulus.diffusion.stored_prior import StoredPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, build_basis
-from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, PriorCovariance
 from ddo_modulus.fields.gaussian_field import (
-    EOFField,
     Flat,
     GaussianField,
     Matern,
@@ -38,11 +36,10 @@ from ddo_modulus.fields.gaussian_field import (
 )
 from ddo_modulus.fields.product import ProductField
 from ddo_modulus.fields.refinement import Refinement
-from ddo_modulus.fields.rotation import SubsetRotation
 from ddo_modulus.nn.operator import NeuralOperator
 
 
-class DiffusionOperator(Module, Differentiable):
+class DiffusionOperator(Module, Rehearsed, Differentiable):
     r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
 
     In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight
@@ -55,33 +52,34 @@ class DiffusionOperator(Module, Differentiable):
     predicts the error of the linear estimate in units of its standard deviation. With
     :math:`F = 0` guided sampling is optimal interpolation; training can only add to it.
 
-    The network acts on the band of the training grid. On a finer grid it is fed, and corrects, the
-    same band, and is evaluated on the training grid: its pointwise maps would otherwise alias
-    differently, and the same function meet another operator. The scales beyond the band follow the
-    linear part with an extrapolated spectrum. On a coarser grid it is evaluated there.
+    The network always runs on the training grid or a coarser one. On a finer grid it reads, and
+    corrects, the part of the state that the training grid resolves: its pointwise maps would alias
+    differently on the finer grid, and the result would be another operator. Scales beyond that
+    follow the linear part, with an extrapolated spectrum.
+
+    An operator can be pickled, copied, compiled and exported at any time, also before its first
+    call. What it keeps between calls is rebuilt from its arguments and its buffers.
 
     Args:
         shape: Training grid ``(H, W)``.
         channels: Channels ``C`` of the state.
         domain: ``"torus"``, ``"box"`` or ``"sphere"``.
         lengths: Extent of the domain, in the units of the noise's length scale.
-        noise: ``{"length_scale": ..., "smoothness": ...}`` of the Matérn noise, or None for white.
-        condition_channels: Channels of the condition.
-        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`EOFField`).
-        coupled: Whether the linear part knows covariances between channels
-            (:class:`CoupledField`).
-        regression: Whether the linear part knows the condition: its mean is then a linear map of
-            the condition, mode by mode (:meth:`set_regression`), and all else is about the
-            deviation from it.
-        network: Options of :class:`~ddo_modulus.nn.operator.NeuralOperator`.
+        noise: Arguments of :class:`.Matern`, the spectrum of the noise
+            (``{"length_scale": ..., "smoothness": ...}``); None for white noise.
+        condition_channels: Channels ``D`` of the condition.
+        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`.EOFField`).
+        network: Options of :class:`.NeuralOperator`; its defaults if None.
         network_sigma: Noise level above which the network's output fades out and the linear part
-            stands alone, for small samples: at high noise only the largest scales are left, and a
-            few independent states do not teach more of them than their covariance. None: never.
-        cell_means: Whether states are means over the cells of their grid (:meth:`cell_means`);
-            values at its points otherwise.
-        tail: ``(c, a, b)`` of each channel's spectrum beyond the band
-            (:class:`.Refinement`), where finer data have told it. None:
-            fitted to the band.
+            stands alone. For small samples: at high noise only the largest scales are left, and a
+            few independent states teach no more about them than their covariance. None: never.
+        coupled: Whether the linear part has covariances between channels (:class:`.CoupledField`).
+        regression: Whether the linear part uses the condition: its mean is then a linear map of
+            the condition, mode by mode (:meth:`set_regression`), and all else describes the
+            deviation from it.
+        refinement: Arguments of :class:`.Refinement`: whether states are means over the cells of
+            their grid (``cell_means``), and the spectrum beyond the training grid (``tail``).
+            None: values at points, and a tail fitted to the band.
 
     Forward:
         x: ``(B, C, H, W)`` noisy states, normalised.
@@ -92,10 +90,14 @@ class DiffusionOperator(Module, Differentiable):
         ``(B, C, H, W)`` denoised states.
 
     Raises:
-        InputError: On a missing condition, or one that was not trained for.
+        InputError: If arguments contradict each other; in a call, if a condition is missing or has
+            another number of channels.
     """
 
-    __model_checkpoint_version__ = "0.1.0"
+    __model_checkpoint_version__ = "0.2.0"
+    __supported_model_checkpoint_version__ = {
+        "0.1.0": "DiffusionOperator: arguments of checkpoint version 0.1.0 are converted to 0.2.0",
+    }
 
     def __init__(
         self,
@@ -110,8 +112,7 @@ class DiffusionOperator(Module, Differentiable):
         network_sigma: float | None = None,
         coupled: bool = False,
         regression: bool = False,
-        cell_means: bool = False,
-        tail: Sequence[Sequence[float]] | None = None,
+        refinement: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             meta=ModelMetaData(
@@ -130,41 +131,41 @@ class DiffusionOperator(Module, Differentiable):
         self.noise = GaussianField(self.basis, spectrum, channels)
         self.channels, self.condition_channels = channels, condition_channels
         self.network_sigma = network_sigma
-        rows = None if tail is None else tuple((float(c), float(a), float(b)) for c, a, b in tail)
-        self.refinement = Refinement(cell_means, rows)
-        if cell_means:
-            self.basis.cell_mean_response()  # refuses a domain that has none
+        self.refinement = _build_refinement(refinement)
+        if self.refinement.cell_means:
+            self.basis.cell_mean_response()  # raises on a domain without cell means
         self.network = NeuralOperator(
             3 * channels + condition_channels,
             channels,
-            list(shape),
-            domain,
-            list(lengths),
+            {"domain": domain, "shape": list(shape), "lengths": list(lengths)},
             **(network or {}),
         )
-        size = channels * self.basis.size
-        # Prior covariance of the whitened coefficients: a diagonal, and the lower triangle of the
-        # block that EOFs mix (a symmetric matrix bears half precision, eigenvectors do not).
-        self.register_buffer("prior_variance", torch.ones(size))
-        self.register_buffer("eof_index", torch.arange(eof_modes, dtype=torch.int32))
-        self.register_buffer("eof_covariance", torch.eye(eof_modes)[_lower(eof_modes)])
-        # Instead of the diagonal: the lower triangles of covariances between channels.
-        triangles = torch.eye(channels)[_lower(channels)].expand(self.basis.size, -1)
+        stored = StoredPrior.identity(channels, self.basis.size, eof_modes, coupled=coupled)
         self.coupling: Tensor | None
-        self.register_buffer("coupling", triangles.clone() if coupled else None)
+        for buffer in fields(stored):
+            self.register_buffer(buffer.name, getattr(stored, buffer.name))
         weights = torch.zeros(channels, condition_channels, self.basis.size)
         self.regression: Tensor | None
         self.register_buffer("regression", weights if regression else None)
-        self._linear: GaussianDenoiser | None = None
-        self._bands: dict[tuple[int, int], _Band] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self._bands: dict[tuple[int, int], Band] = {}
+        self._linear = self._build_linear()
+        self.register_load_state_dict_post_hook(_rebuild_linear)
+
+    @classmethod
+    def _backward_compat_arg_mapper(cls, version: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a checkpoint of another version, as the constructor takes them now.
+
+        Version 0.1.0 had ``cell_means`` and ``tail`` in the place of ``refinement``.
+        """
+        if version != "0.1.0":
+            return args
+        refinement = {k: args[k] for k in ("cell_means", "tail") if k in args}
+        kept = {k: v for k, v in args.items() if k not in refinement}
+        return kept | ({"refinement": refinement} if any(refinement.values()) else {})
 
     @property
     def linear(self) -> GaussianDenoiser:
         """The linear part: the whole operator where the network's output is zero."""
-        if self._linear is None:
-            with lasting():
-                self._linear = self._stored_prior()
         return self._linear
 
     def set_prior(self, prior: PriorCovariance) -> None:
@@ -178,26 +179,8 @@ class DiffusionOperator(Module, Differentiable):
         Raises:
             InputError: If it does not fit the noise field or the operator.
         """
-        variance, rotation = prior.relative_to(self.noise)
-        if isinstance(prior, CoupledField) != (self.coupling is not None):
-            raise InputError("a coupled prior is for an operator that was built with coupled=True")
-        if self.coupling is not None and isinstance(prior, CoupledField):
-            self.coupling.copy_(prior.covariance[:, *_lower(self.channels)])
-            self.prior_variance.copy_(prior.covariance.diagonal(dim1=1, dim2=2).mT.flatten())
-            self._forget()
-            return
-        mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
-        if mixed != len(self.eof_index):
-            raise InputError(
-                f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}"
-            )
-        self.prior_variance.copy_(variance)
-        if isinstance(rotation, SubsetRotation):
-            index, vectors = rotation.index, rotation.vectors
-            block = (vectors * variance[index]) @ vectors.mT
-            self.eof_index.copy_(index)
-            self.eof_covariance.copy_(block[_lower(len(index))])
-        self._forget()
+        self._stored_prior().write(prior, self.noise)
+        self._linear = self._build_linear()
 
     def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
         """Take the linear map from a condition to the mean of the states, mode by mode.
@@ -221,25 +204,26 @@ class DiffusionOperator(Module, Differentiable):
             return 0.0
         shape = (like.shape[-2], like.shape[-1])
         band = self._band(self.linear.at(shape).noise.basis)
-        (given,) = self._condition(condition, like, band)
+        (values,) = self._condition_fields(condition, like, band)
         weights = self.regression.to(like)
         if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
             here, there = (i.to(weights.device) for i in self.basis.shared(band.basis))
             shown = weights.new_zeros(*weights.shape[:2], band.basis.size)
             weights = shown.index_copy(2, there, weights[..., here])
-        c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(given))
+        c = torch.einsum("cdk,bdk->bck", weights, band.basis.analyze(values))
         return band.basis.synthesize(c, shape)
 
     def cell_means(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """States drawn on another grid, as means over that grid's cells.
 
-        On every grid the operator's states hold its band as the training grid's cells show it, and
-        the scales beyond as they are: the form that noise, network and observations work on. This
-        makes them what data on that grid are. Nothing changes on the training grid, nor for an
-        operator of values at points.
+        On every grid, the operator's states are means over the *training* grid's cells at the
+        scales that this grid resolves, and values at points at smaller scales. Noise, network and
+        observations work on that form. This turns it into means over the cells of the states' own
+        grid, as data on that grid are. Nothing changes on the training grid, nor for an operator
+        of values at points.
 
         Args:
-            x: States of all channels, or of one frame of a window.
+            x: States of all channels, or of one frame.
 
         Raises:
             InputError: If the channels are not those of the operator or of one frame.
@@ -251,7 +235,7 @@ class DiffusionOperator(Module, Differentiable):
         if self.channels % variables:
             raise InputError(f"{variables} channels are no frame of an operator of {self.channels}")
         prior = self.linear.prior
-        assert not isinstance(prior, ProductField)  # which is none that an operator stores
+        assert not isinstance(prior, ProductField)  # an operator stores none
         spectrum = prior.spectrum
         assert isinstance(spectrum, MeasuredSpectrum)
         basis = self.linear.at(shape).noise.basis
@@ -260,40 +244,15 @@ class DiffusionOperator(Module, Differentiable):
         return basis.synthesize(factor * basis.analyze(x))
 
     def refined(self, refinement: Refinement) -> DiffusionOperator:
-        """The same weights with other knowledge of what lies beyond the training grid.
+        """The same weights with another refinement: other assumptions beyond the training grid.
 
         Raises:
-            InputError: If the domain knows no means over cells, or the tail does not fit.
+            InputError: If the domain has no means over cells, or the tail does not fit.
         """
-        options = self._args["__args__"] | asdict(refinement)
+        options = self._args["__args__"] | {"refinement": asdict(refinement)}
         other = DiffusionOperator(**options).to(self.prior_variance.device)
         other.load_state_dict(self.state_dict())
         return other.train(self.training).requires_grad_(next(self.parameters()).requires_grad)
-
-    def _forget(self) -> None:
-        self._linear = None
-
-    def _stored_prior(self) -> GaussianDenoiser:
-        variance = self.prior_variance.detach().double().cpu()
-        prior: PriorCovariance
-        if self.coupling is not None:
-            covariance = torch.zeros(self.basis.size, self.channels, self.channels).double()
-            covariance[:, *_lower(self.channels)] = self.coupling.detach().double().cpu()
-            covariance = covariance + covariance.tril(-1).mT
-            prior = CoupledField(self.noise, covariance, self.refinement)
-        elif len(self.eof_index):
-            index = self.eof_index.long().cpu()
-            block = torch.zeros(len(index), len(index), dtype=torch.float64)
-            block[_lower(len(index))] = self.eof_covariance.detach().double().cpu()
-            block = block + block.tril(-1).mT
-            prior = EOFField.from_covariance(
-                self.noise, block, index, variance, refinement=self.refinement
-            )
-        else:
-            spectrum = variance.unflatten(0, (self.channels, -1)) * self.noise.variance
-            measured = MeasuredSpectrum(self.basis, spectrum, refinement=self.refinement)
-            prior = GaussianField(self.basis, measured)
-        return GaussianDenoiser(0.0, prior, self.noise)
 
     def forward(
         self,
@@ -301,10 +260,11 @@ class DiffusionOperator(Module, Differentiable):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean states given noisy ones."""
+        """Expected clean states, given noisy ones."""
+        self.rehearse(x, sigma, condition)
         shape = (x.shape[-2], x.shape[-1])
         linear = self.linear.at(shape)
-        with torch.autocast(x.device.type, enabled=False):  # the linear part is exact, or nothing
+        with torch.autocast(x.device.type, enabled=False):  # the linear part stays exact
             mean = self.conditional_mean(condition, x)
             a = linear.modes(x - mean)
         residual = self.residual(a, sigma, shape, condition)
@@ -333,14 +293,14 @@ class DiffusionOperator(Module, Differentiable):
         """
         linear = self.linear.at(shape) if linear is None else linear
         band = self._band(linear.noise.basis)
-        given = self._condition(condition, a, band)
+        conditions = self._condition_fields(condition, a, band)
         fade = self._fade(sigma)
-        # Spared where it would count for nothing; training and tracers want one path for all, and
-        # to look at a level would have the host wait for a GPU.
+        # Skipped where it would not count. Not in training or while operations are recorded, which
+        # need one path for all levels; nor on a GPU, where the CPU would wait for the levels.
         everywhere = self.training or recorded() or a.device.type != "cpu"
         if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
-        rounded = torch.is_autocast_enabled(a.device.type)  # the network rounds what it is given
+        rounded = torch.is_autocast_enabled(a.device.type)  # then the network rounds its input
         show = partial(self._show, linear=linear, band=band, rounded=rounded)
         with torch.autocast(a.device.type, enabled=False):
             level = _few(sigma, linear)
@@ -348,7 +308,7 @@ class DiffusionOperator(Module, Differentiable):
                 show(a * linear.whitening(level), scale=self.basis.size**-0.5),
                 show(a) / (1 + level**2).sqrt().view(-1, 1, 1, 1),
                 show(a * linear.gain(level)),
-                *given,
+                *conditions,
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
         if fade is not None:
@@ -357,10 +317,43 @@ class DiffusionOperator(Module, Differentiable):
             z = band.widen(band.basis.analyze(f, rounded=rounded)) * self.basis.size**0.5
             return linear.rotate(z.flatten(1))
 
-    def _band(self, other: Basis) -> _Band:
+    def _stored_prior(self) -> StoredPrior:
+        return StoredPrior(self.prior_variance, self.eof_index, self.eof_covariance, self.coupling)
+
+    def _build_linear(self) -> GaussianDenoiser:
+        """The linear part from the buffers.
+
+        At once when they change, not when it is needed: an exporter replaces buffers by tensors
+        without values.
+        """
+        with lasting():
+            prior = self._stored_prior().read(self.noise, self.refinement)
+            return GaussianDenoiser(0.0, prior, self.noise)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: not the constants, which are large and belong to a device."""
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_linear", "_bands")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a pickle holds."""
+        super().__setstate__(state)
+        self._bands = {}
+        self._linear = self._build_linear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the weights and buffers; constants, which nobody changes, are shared."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        shared = {k: self.__dict__[k] for k in ("basis", "noise", "_linear", "_bands")}
+        state = {k: v for k, v in super().__getstate__().items() if k not in shared}
+        other.__dict__.update(copy.deepcopy(state, memo) | shared)
+        return other
+
+    def _band(self, other: Basis) -> Band:
         if other.shape not in self._bands:
             with lasting():
-                self._bands[other.shape] = _Band(self.basis, other)
+                self._bands[other.shape] = Band(self.basis, other)
         return self._bands[other.shape]
 
     def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
@@ -375,20 +368,21 @@ class DiffusionOperator(Module, Differentiable):
         coordinates: Float[Tensor, "B N"],
         *,
         linear: GaussianDenoiser,
-        band: _Band,
+        band: Band,
         rounded: bool,
         scale: float | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Coordinates as fields in the training band: white of a given scale, or the states."""
+        """Coordinates as fields in the training band: white with this scale, or states if None."""
         z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
         z = z * (linear.noise.root(z) if scale is None else scale)
         return band.basis.synthesize(band.narrow(z), rounded=rounded)
 
-    def _condition(self, condition: Tensor | None, like: Tensor, band: _Band) -> list[Tensor]:
-        given = 0 if condition is None else condition.shape[1]
-        if given != self.condition_channels:
+    def _condition_fields(self, condition: Tensor | None, like: Tensor, band: Band) -> list[Tensor]:
+        channels = 0 if condition is None else condition.shape[1]
+        if channels != self.condition_channels:
             raise InputError(
-                f"the operator takes a condition of {self.condition_channels} channels, got {given}"
+                f"the operator takes a condition of {self.condition_channels} channels, "
+                f"got {channels}"
             )
         if condition is None:
             return []
@@ -401,45 +395,18 @@ class DiffusionOperator(Module, Differentiable):
 
 
 def _few(sigma: Float[Tensor, " B"], linear: GaussianDenoiser) -> Tensor:
-    """One level for all states where that is plain, so that factors are found once."""
+    """One level, if all states share it by their layout, so that factors are computed once."""
     return sigma[:1] if sigma.stride(0) == 0 and linear.analyses == 1 else sigma
 
 
-def _lower(size: int) -> tuple[Tensor, Tensor]:
-    """Row and column of the entries of a lower triangle."""
-    row, column = torch.tril_indices(size, size)
-    return row, column
+def _build_refinement(arguments: Mapping[str, Any] | None) -> Refinement:
+    """From JSON, which has lists where the class has tuples."""
+    options = dict(arguments or {})
+    if options.get("tail") is not None:
+        options["tail"] = tuple(tuple(float(v) for v in row) for row in options["tail"])
+    return Refinement(**options)
 
 
-class _Band:
-    """The functions that the training basis shares with the basis of another grid.
-
-    Attributes:
-        basis: These functions, on the coarser one of the two grids.
-    """
-
-    def __init__(self, training: Basis, other: Basis) -> None:
-        same = other.shape == training.shape
-        self.basis = training if training.resolves(other.shape) else other
-        self._size = other.size
-        self._index: dict[torch.device, Tensor] = {}
-        if not same and self.basis is training:
-            self._index[torch.device("cpu")] = training.shared(other)[1]
-
-    def narrow(self, z: Float[Tensor, "B C N"]) -> Float[Tensor, "B C K"]:
-        """Coefficients of the other grid's basis to those of the shared one."""
-        return z[..., self._index_on(z.device)] if self._index else z
-
-    def widen(self, c: Float[Tensor, "B C K"]) -> Float[Tensor, "B C N"]:
-        """The reverse; zero outside the band."""
-        if not self._index:
-            return c
-        z = c.new_zeros(*c.shape[:2], self._size)
-        return z.index_copy(2, self._index_on(c.device), c)
-
-    def _index_on(self, device: torch.device) -> Tensor:
-        """Places of the shared coefficients among the other grid's; copied to a device once."""
-        if device not in self._index:
-            with lasting():
-                self._index[device] = self._index[torch.device("cpu")].to(device)
-        return self._index[device]
+def _rebuild_linear(operator: DiffusionOperator, incompatible: object) -> None:
+    """What an operator does after it has loaded a state."""
+    operator._linear = operator._build_linear()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -321,4 +322,6 @@ def _load_operator(path: Path) -> DiffusionOperator:
         )
     if args.keys() != {"__name__", "__module__", "__args__"} or tarfile.is_tarfile(path):
         raise InputError(f"{path} is not laid out as `ddo train` writes it; copy or train it again")
-    return DiffusionOperator.from_checkpoint(str(path))
+    with warnings.catch_warnings():  # about arguments of older checkpoints, which are converted
+        warnings.filterwarnings("ignore", r"DiffusionOperator: arguments of checkpoint version")
+        return DiffusionOperator.from_checkpoint(str(path))

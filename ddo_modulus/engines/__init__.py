@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoisers in inference engines: ONNX graphs, and what runs them.
+"""Engines: priors that bring their own derivative, in torch, compiled, or as exported graphs.
 
-Guidance needs the denoiser and its vector-Jacobian product, so both are exported, and the whole
-guided sampler runs in the engine (docs/export.md).
+Guidance needs a denoiser and its vector-Jacobian product. An exported folder holds one graph of
+each, so guided sampling runs in the inference engine (docs/export.md).
 """
 
-from ddo_modulus.engines.engines import (
-    ENGINES,
-    EngineOptions,
-    Precision,
-    TorchEngine,
-    open_engine,
-    pick_precision,
-)
+from ddo_modulus.engines.options import EngineOptions, Precision, pick_precision
+from ddo_modulus.engines.selection import ENGINES, open_engine
+from ddo_modulus.engines.torch_engine import TorchEngine
 
 __all__ = [
     "ENGINES",

@@ -3,7 +3,7 @@
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-A step of a small operator is some hundreds of kernels, each shorter than the time that the host
+A step of a small operator is some hundreds of kernels, each shorter than the time that the CPU
 takes to launch it, so the GPU idles most of the step. A graph launches them all at once. What is
 recorded may not wait for the GPU, and reads and writes the same memory at each replay.
 """
@@ -26,14 +26,14 @@ from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import one_level
 
 if TYPE_CHECKING:
-    from torch.cuda import _POOL_HANDLE
+    from ddo_modulus.compat import GraphPool
 
 
 class Captured:
     """A denoiser as a CUDA graph: prior or posterior, network, derivative, solver and all.
 
     Recorded anew for each shape of states. Samplers see a denoiser like any other: what they do
-    between two calls is a handful of kernels, which the host launches while the graph runs. On
+    between two calls is a handful of kernels, which the CPU launches while the graph runs. On
     another device it is the denoiser itself. One that cannot be recorded (operators that are not
     linear factor matrices between, a user's denoiser may look at its values) runs as it is, after
     a warning with the reason.
@@ -43,7 +43,7 @@ class Captured:
         pool: Memory to share with other graphs (:class:`Replay`).
     """
 
-    def __init__(self, prior: Prior, pool: _POOL_HANDLE | None = None) -> None:
+    def __init__(self, prior: Prior, pool: GraphPool | None = None) -> None:
         self.prior = prior
         self._failure: str | None = None
         self._replay: Replay | None = None
@@ -86,8 +86,8 @@ class Captured:
         if x.device.type != "cuda" or self._failure is not None:
             return self.prior(x, sigma, condition)
         one = one_level(sigma)
-        given = None if condition is None else (condition.shape, condition.dtype)
-        key = (one, x.shape, x.dtype, given)
+        like = None if condition is None else (condition.shape, condition.dtype)
+        key = (one, x.shape, x.dtype, like)
         try:
             if self._replay is None:
                 self._replay = Replay(
@@ -120,7 +120,7 @@ class Captured:
 
 
 def _function(denoiser: Denoiser) -> Callable[..., Tensor]:
-    """What is recorded: the key tells whether there is one level for all."""
+    """What is recorded; the first entry of the key says whether all states share a level."""
 
     def call(key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
         return denoiser(x, level.expand(len(x)) if key[0] else level, condition)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch made quick: compiled networks in half precision, whole posteriors as CUDA graphs.
+"""PyTorch, compiled: networks in half precision, whole posteriors as CUDA graphs.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-The network runs in few kernels (:mod:`.fused`) or compiled by torch part by part,
-with its weights in the precision that it computes in; the linear part around it stays in full
+The network runs in a few kernels of our own (:mod:`.fused`), or is compiled by torch part by part,
+with its weights in the precision that it computes in. The linear part around it stays in single
 precision. A posterior on top of the engine can be recorded as one CUDA graph
 (:meth:`CompiledEngine.captured`), with the derivatives that guidance takes.
 """
@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddo_modulus.compat import repeatable_backward
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.engines.capture import Captured
-from ddo_modulus.engines.engines import EngineOptions, Precision, TorchEngine
+from ddo_modulus.engines.options import EngineOptions, Precision
+from ddo_modulus.engines.torch_engine import TorchEngine
 from ddo_modulus.errors import InputError
 from ddo_modulus.nn.stencil import LocalLinear
 
@@ -36,21 +38,21 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class CompiledEngine(TorchEngine):
     """An operator with its network compiled and in the precision asked for.
 
-    The operator that is given stays as it is.
+    The operator itself is left unchanged.
 
     Args:
-        operator: A trained operator, where it is to compute.
-        precision: Of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``; None for bf16 on
-            a GPU and fp32 elsewhere.
+        operator: A trained operator, on the device to compute on.
+        precision: Precision of the network's products: ``"fp32"``, ``"bf16"`` or ``"fp16"``. None:
+            bf16 on a GPU, fp32 elsewhere.
         compile: Whether to compile the network, or a mode of :func:`torch.compile`.
-        fused: Whether the network is that of few kernels, if it :func:`.fits`;
-            None in half precision on a GPU that they are cut for (Hopper, Blackwell), if
-            ``compile`` is True.
+        fused: Whether the network runs in our fused kernels, which must support it
+            (:func:`.fits`). None: in half precision on a GPU that they are tuned for (Hopper,
+            Blackwell), if ``compile`` is True.
         graphs: Whether :meth:`captured` records CUDA graphs; None where there is a GPU.
         shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
 
     Raises:
-        InputError: On another precision, graphs without a GPU, or fused kernels that cannot be had.
+        InputError: On another precision, graphs without a GPU, or fused kernels that do not fit.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class CompiledEngine(TorchEngine):
     def of(cls, package: Package, options: EngineOptions) -> CompiledEngine:
         """The engine of a package."""
         if package.operator.device.type != "cuda":
-            options.tell("engine=compile without a GPU: compiled code, but no CUDA graphs")
+            options.report("engine=compile without a GPU: compiled code, but no CUDA graphs")
         return cls(package.operator, precision=options.precision, shape=options.shape)
 
     @property
@@ -107,10 +109,9 @@ class CompiledEngine(TorchEngine):
     ) -> Float[Tensor, "B C H W"]:
         """Expected clean state."""
         dtype = None if self.precision == "fp32" else _DTYPES[self.precision]
-        # Guidance goes back through the network several times; compiled code would otherwise write
-        # over what it kept the first time.
+        # Guidance goes back through the network several times.
         with (
-            torch._functorch.config.patch(donated_buffer=False),
+            repeatable_backward(),
             torch.autocast(x.device.type, dtype, enabled=dtype is not None),
         ):
             return self.operator(x, sigma, condition)
@@ -121,9 +122,9 @@ class CompiledEngine(TorchEngine):
 
 
 def _fast(operator: DiffusionOperator) -> bool:
-    """Whether fused kernels are to be expected quicker: on data-centre GPUs since Hopper.
+    """Whether fused kernels are expected to be faster: on data-centre GPUs since Hopper.
 
-    Others have less shared memory than the kernels were cut for.
+    Others have less shared memory than the kernels need.
     """
     if operator.device.type != "cuda" or torch.version.hip or find_spec("triton") is None:
         return False

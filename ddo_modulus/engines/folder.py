@@ -24,7 +24,7 @@ from ddo_modulus import __version__
 from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.engines import EngineOptions, Precision
+from ddo_modulus.engines.options import EngineOptions, Precision
 from ddo_modulus.engines.trace import Trace, trace
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, Grid
@@ -48,7 +48,7 @@ class Contract:
         shape: Grid ``(H, W)`` of the states.
         domain: What the grid covers: first and last latitude and longitude, or lengths.
         variables: Of the package, in the order of channels.
-        channels: Channels ``C`` of a state: of all frames of a window.
+        channels: Channels ``C`` of a state: of all frames together.
         condition: Size of the condition of one state, ``[D]`` or ``[D, H, W]``; None if there is
             none.
         precision: Of the network.
@@ -90,9 +90,9 @@ class Contract:
             content = json.loads(path.read_text())
             if content["format"] != FORMAT:
                 raise InputError(f"{path} is of format {content['format']}, not {FORMAT}; {again}")
-            known = {f.name for f in fields(cls)}
+            names = {f.name for f in fields(cls)}
             content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            return cls(**{k: v for k, v in content.items() if k in known})
+            return cls(**{k: v for k, v in content.items() if k in names})
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -100,8 +100,9 @@ class Contract:
 
 
 def fingerprint(operator: DiffusionOperator) -> str:
-    """Tells operators apart: a hash of the arguments and values that one is made of."""
-    digest = hashlib.sha256(json.dumps(operator._args, sort_keys=True, default=str).encode())
+    """A hash of the arguments, parameters and buffers of an operator."""
+    arguments = operator._args["__args__"]  # not the module: a class may move to another file
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
     for name, value in operator.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -217,10 +218,10 @@ def export(
 
 
 def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
-    """The folder of the graphs of a package: the one given, or one in the cache, made if need be.
+    """The folder of the graphs of a package: ``options.folder``, or one in the cache.
 
     Raises:
-        InputError: If a folder is given and is that of another package or grid.
+        InputError: If ``options.folder`` is that of another package or grid.
     """
     shape = package.grid.shape if options.shape is None else options.shape
     own = fingerprint(package.operator)
@@ -241,7 +242,7 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
     name = f"{own}-{shape[0]}x{shape[1]}-{options.precision}-{__version__}-torch{torch.__version__}"
     folder = cache() / name
     if not (folder / HEADER).is_file():
-        options.tell(f"exporting the denoiser to {folder} (once for each package and grid)")
+        options.report(f"exporting the denoiser to {folder} (once for each package and grid)")
         export(package, folder, precision=options.precision, shape=shape, overwrite=folder.exists())
     return folder, Contract.read(folder)
 
@@ -252,7 +253,7 @@ def cache() -> Path:
     return Path(os.environ.get("DDO_ENGINES") or home / "ddo_modulus" / "engines")
 
 
-# ---- how well -----------------------------------------------------------------------------------
+# ---- accuracy ----------------------------------------------------------------------------------
 
 
 def probes(
@@ -275,8 +276,7 @@ def probes(
     x = x + sigma.view(-1, 1, 1, 1) * linear.noise.sample(batch, generator=generator)
     v = torch.randn(x.shape, generator=generator)
     v = v * torch.logspace(3, -6, batch).view(-1, 1, 1, 1)
-    given = () if condition is None else (condition,)
-    return (x, sigma, v, *given)
+    return (x, sigma, v) if condition is None else (x, sigma, v, condition)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -289,9 +289,9 @@ def _measure(
     package: Package, traced: Trace, graphs: dict[str, Path], shape: tuple[int, int]
 ) -> tuple[dict[str, float], str]:
     """Errors of both outputs of the graphs, and what computed them."""
-    x, sigma, v, *given = arguments = probes(package, shape)
+    x, sigma, v, *conditions = arguments = probes(package, shape)
     device = package.operator.device
-    condition = given[0].to(device) if given else None
+    condition = conditions[0].to(device) if conditions else None
     clean, pullback = package.operator.value_and_pullback(x.to(device), sigma.to(device), condition)
     expected = [clean.cpu(), pullback(v.to(device)).cpu()]
     try:

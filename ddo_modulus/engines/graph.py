@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ddo_modulus.compat import valueless
 from ddo_modulus.engines.trace import BATCH, Trace
 from ddo_modulus.errors import InputError
 
@@ -44,11 +44,9 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
         InputError: If an operation of the network has no ONNX form, or depends on the size of the
             batch in a way that no graph can hold.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    blank = mode.from_tensor(torch.empty(1))
-    sizes = [(BATCH, *t.shape[1:]) for t in traced.example]
+    _, inputs = valueless([(BATCH, *t.shape[1:]) for t in traced.example])
     with torch.no_grad():
-        program = torch.export.export(traced.module, tuple(map(blank.new_empty, sizes)))
+        program = torch.export.export(traced.module, tuple(inputs))
         try:
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
@@ -78,7 +76,7 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
 
 
 def unsupported(model: ir.Model, traced: Trace) -> list[str]:
-    """What TensorRT's published list of operators does not have, and which modules made it.
+    """Operations that TensorRT's published list does not have, and the modules that made them.
 
     The list is that of TensorRT's ONNX parser, with its types and those of its restrictions that a
     graph of ours could meet (``tensorrt_operators.json`` names its source).
@@ -180,7 +178,7 @@ def _evaluate(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Leave out what nobody uses, and what is there twice."""
+    """Remove unused nodes and duplicates."""
     for step in (
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -195,7 +193,7 @@ def _tidy(model: ir.Model) -> None:
 
 
 def _open_batch(model: ir.Model) -> None:
-    """Put the size of the input in the place of the prime that stands for it.
+    """Replace the prime that stands for the size of the batch by the size of the input.
 
     Raises:
         InputError: If it is left anywhere.
@@ -240,7 +238,7 @@ def _open_batch(model: ir.Model) -> None:
             else:
                 raise _dependent(node.op_type)
     for node in graph:
-        for output in node.outputs:  # sizes of values within are the engine's to find out
+        for output in node.outputs:  # the engine infers the shapes of intermediate values
             if not output.is_graph_output():
                 output.shape = None
     for node in graph:

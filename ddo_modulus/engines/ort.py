@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.engines import EngineOptions
 from ddo_modulus.engines.folder import Contract, find
+from ddo_modulus.engines.options import EngineOptions
 from ddo_modulus.engines.runtime import DENOISER, VJP, GraphEngine
 from ddo_modulus.errors import InputError
 
@@ -71,7 +71,7 @@ class ONNXRuntimeEngine(GraphEngine):
             )
             settings = onnxruntime.SessionOptions()
             settings.log_severity_level = 3
-            if self.device.type == "cpu":  # as many threads as torch was told to take
+            if self.device.type == "cpu":  # as many threads as torch uses
                 settings.intra_op_num_threads = torch.get_num_threads()
             try:
                 self._sessions[graph] = onnxruntime.InferenceSession(
@@ -91,7 +91,7 @@ class ONNXRuntimeEngine(GraphEngine):
         """The engine of a package; its graphs are exported first if they are not there."""
         folder, contract = find(package, options)
         engine = cls(package, folder, contract, options.batch)
-        options.tell(f"engine: ONNX Runtime, {contract.precision}, {', '.join(engine.providers)}")
+        options.report(f"engine: ONNX Runtime, {contract.precision}, {', '.join(engine.providers)}")
         return engine
 
     def run(self, graph: str, inputs: dict[str, Tensor]) -> list[Tensor]:

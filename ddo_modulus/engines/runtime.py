@@ -27,8 +27,8 @@ DENOISER, VJP = "denoiser", "denoiser_vjp"
 class GraphEngine(ABC):
     """A denoiser that two exported graphs compute, on a fixed grid.
 
-    Automatic differentiation sees a function with a known derivative, so that whatever is made of
-    denoisers can be made of engines too.
+    Automatic differentiation sees a function with a derivative of its own, so whatever is built on
+    denoisers can be built on engines too.
 
     Args:
         package: The prior.
@@ -110,10 +110,10 @@ class GraphEngine(ABC):
                 f"the engine takes states of {want}, got {have}; export one for this grid with "
                 f"resolution=[{x.shape[-2]},{x.shape[-1]}]"
             )
-        given = None if condition is None else tuple(condition.shape[1:])
+        size = None if condition is None else tuple(condition.shape[1:])
         wanted = None if self.contract.condition is None else tuple(self.contract.condition)
-        if given != wanted:
-            raise InputError(f"the engine takes a condition of {wanted}, got {given}")
+        if size != wanted:
+            raise InputError(f"the engine takes a condition of {wanted}, got {size}")
 
 
 class _Saved(Protocol):

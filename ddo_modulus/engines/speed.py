@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch._C._autograd import DeviceType
 
+from ddo_modulus.compat import on_gpu
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler, within
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.prior import Denoiser, Prior
@@ -224,10 +224,7 @@ def idle_share(run: Callable[[], object]) -> float:
         run()
         torch.cuda.synchronize()
     events = trace.events() or []
-    device = DeviceType.CUDA
-    return _gaps(
-        [(e.time_range.start, e.time_range.end) for e in events if e.device_type == device]
-    )
+    return _gaps([(e.time_range.start, e.time_range.end) for e in events if on_gpu(e)])
 
 
 def difference(
@@ -239,8 +236,8 @@ def difference(
     shift = float((mean - other).norm() / other.norm())
     if ensemble.shape[1] < 2:
         return shift, 0.0
-    spread, expected = (float(t.var(1).mean().sqrt()) for t in pair)
-    return shift, spread / expected - 1
+    spread, reference_spread = (float(t.var(1).mean().sqrt()) for t in pair)
+    return shift, spread / reference_spread - 1
 
 
 def _gaps(spans: list[tuple[float, float]]) -> float:

@@ -3,25 +3,25 @@ r"""A denoiser and its vector-Jacobian product as one graph of tensor operations
 
 Axes: ``B`` batch, ``C`` channel, ``D`` channels of a condition, ``H W`` grid.
 
-Automatic differentiation is run on tensors without values, and what it does is written down:
-``(x, sigma, v[, condition]) -> (D, J^T v)``. The graph is then simplified, in terms that every
+Automatic differentiation runs on tensors without values, and its operations are recorded:
+``(x, sigma, v[, condition]) -> (D, J^T v)``. The graph is then rewritten in operations that every
 inference engine has and runs well:
 
-* A constant matrix times a batch of fields is one broadcast product. (The recorder repeats the
+* A constant matrix times a batch of fields becomes one broadcast product. (The tracer repeats the
   matrix for each member of the batch.)
-* Values put at constant places, and taken from them, are a ``Gather`` with a constant index.
-* What depends on constants alone is computed here; a view of a constant is not, so that a matrix
-  and its transpose are stored once.
+* Reading from constant places, and writing to them, becomes a ``Gather`` with a constant index.
+* Results that depend on constants alone are computed here. Views of constants are not, so that a
+  matrix and its transpose are stored once.
 
-The batch must stay open, but nothing else. So it is recorded with a size that is a large prime,
-which no other size is a multiple of; wherever that turns up in the graph, the size of the input
-takes its place, and what is left of it is an error. That the result holds for any batch is tested,
-not proven.
+Only the size of the batch may vary. It is recorded as a large prime, which divides no other size.
+Where a multiple of that prime appears in the graph, the size of the input replaces it
+(:mod:`.graph`); one that cannot be replaced is an error. Tests check other batch sizes; there is no
+proof.
 
-In half precision the network computes as it was trained, under autocast; the linear part, the
-coordinates and all functions of sigma stay in single precision. Cotangents enter the network
-divided by their largest absolute value, state by state, and leave it multiplied by it: at small
-noise levels they would be lost in the subnormal numbers of fp16.
+In half precision the network computes as it was trained, under autocast. The linear part, the
+coordinates and all functions of sigma stay in single precision. Cotangents are divided by their
+largest absolute value, state by state, before they enter the network, and multiplied by it
+afterwards: at small noise levels they would underflow in fp16.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from ddo_modulus.compat import OpOverload, core_decompositions, last_recorded, valueless
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.engines.engines import Precision
+from ddo_modulus.engines.options import Precision
 
 aten = torch.ops.aten
 
@@ -90,7 +89,7 @@ class Trace:
 def trace(
     operator: DiffusionOperator,
     shape: tuple[int, int],
-    condition: Sequence[int] | None = None,
+    condition_size: Sequence[int] | None = None,
     precision: Precision = "fp32",
 ) -> Trace:
     """Record a denoiser and its vector-Jacobian product.
@@ -98,36 +97,35 @@ def trace(
     Args:
         operator: The denoiser; it is left as it is.
         shape: Grid ``(H, W)`` of the states.
-        condition: Size of the condition of one state, ``(D,)`` or ``(D, H, W)``.
+        condition_size: Size of the condition of one state, ``(D,)`` or ``(D, H, W)``.
         precision: Of the network.
     """
     operator = copy.deepcopy(operator).float().cpu().eval().requires_grad_(False)
     sizes = [(operator.channels, *shape), (), (operator.channels, *shape)]
-    if condition is not None:
-        sizes.append(tuple(condition))
+    if condition_size is not None:
+        sizes.append(tuple(condition_size))
     example = tuple(torch.zeros(2, *size) for size in sizes)
-    # Noise levels that no network fades out at.
+    # Noise levels at which no network fades out.
     example[1].fill_(min(1.0, operator.network_sigma or 1.0))
     dtype = _DTYPES.get(precision)
     scaled = (lambda: _scaled(operator.network)) if dtype else nullcontext
 
     def record(
-        x: Tensor, sigma: Tensor, v: Tensor, given: Tensor | None = None
+        x: Tensor, sigma: Tensor, v: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         half = torch.autocast("cpu", dtype, cache_enabled=False) if dtype else nullcontext()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             with scaled(), half:  # derivatives follow the types of what they are of
-                clean = operator(x, sigma, given)
+                clean = operator(x, sigma, condition)
             return clean.detach(), torch.autograd.grad(clean, x, v)[0]
 
-    record(*example)  # constants are made when they are first needed: with values, that is now
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(torch.empty(1)).new_empty(BATCH, *size) for size in sizes]
+    record(*example)  # makes the constants that are made on first use, with their values
+    mode, fakes = valueless([(BATCH, *size) for size in sizes])
     with ExitStack() as stack:
         stack.enter_context(_named(operator))
         stack.enter_context(mode)
-        function = record if condition is not None else lambda x, sigma, v: record(x, sigma, v)
+        function = record if condition_size is not None else lambda x, sigma, v: record(x, sigma, v)
         module = make_fx(function, decomposition_table=_decompositions())(*fakes)
     _simplify(module)
     module.recompile()
@@ -140,7 +138,7 @@ def trace(
 def _decompositions() -> dict[Any, Callable]:
     """The core of ATen, with derivatives as padding and normalisation as its formula."""
     return {
-        **core_aten_decompositions(),
+        **core_decompositions(),
         aten.slice_backward.default: _slice_backward,
         aten.native_layer_norm.default: _layer_norm,
     }
@@ -179,20 +177,15 @@ def _layer_norm(
 
 @contextmanager
 def _named(root: nn.Module) -> Iterator[None]:
-    """Write into the metadata of recorded nodes which module made them."""
+    """Note in the metadata of recorded nodes which module made them."""
     starts: list[fx.Node] = []
 
-    def last() -> fx.Node:
-        proxy = get_proxy_mode()
-        assert proxy is not None
-        return proxy.tracer.graph._root.prev
-
     def enter(module: nn.Module, arguments: object) -> None:
-        starts.append(last())
+        starts.append(last_recorded())
 
     def leave(path: str) -> Callable:
         def hook(module: nn.Module, arguments: object, result: object) -> None:
-            node, end = starts.pop(), last()
+            node, end = starts.pop(), last_recorded()
             while node is not end:
                 node = node.next
                 node.meta.setdefault("module", path)
@@ -232,7 +225,7 @@ class _Divided(torch.autograd.Function):
 
 
 class _Multiplied(torch.autograd.Function):
-    """The identity; its cotangent is given back the size that :class:`_Divided` took."""
+    """The identity; its cotangent gets back the size that :class:`_Divided` took."""
 
     @staticmethod
     def forward(ctx: _Kept, x: Tensor, kept: list[Tensor]) -> Tensor:
@@ -251,9 +244,9 @@ def _scaled(network: nn.Module) -> Iterator[None]:
     """Have cotangents of unit size within a network."""
     kept: list[Tensor] = []
     before = network.register_forward_pre_hook(
-        lambda _, given: (_Multiplied.apply(given[0], kept), *given[1:])
+        lambda _, inputs: (_Multiplied.apply(inputs[0], kept), *inputs[1:])
     )
-    after = network.register_forward_hook(lambda _, given, y: _Divided.apply(y.float(), kept))
+    after = network.register_forward_hook(lambda _, inputs, y: _Divided.apply(y.float(), kept))
     try:
         yield
     finally:
@@ -302,7 +295,7 @@ class _Constants:
 
 
 def _simplify(module: fx.GraphModule) -> None:
-    """See the module's own words."""
+    """Simplify a graph in place, as the module's docstring says."""
     graph, constants = module.graph, _Constants(module)
     for node in list(graph.nodes):
         if node.op != "call_function" or not node.users:
@@ -330,7 +323,7 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _call(
-    graph: fx.Graph, before: fx.Node, target: torch._ops.OpOverload, *arguments: fx.node.Argument
+    graph: fx.Graph, before: fx.Node, target: OpOverload, *arguments: fx.node.Argument
 ) -> fx.Node:
     """A new call before a node, with the shape of what it gives."""
     with graph.inserting_before(before):
@@ -344,7 +337,7 @@ def _call(
 
 
 def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
-    """What depends on nothing, or on constants alone, computed."""
+    """The result of a node that depends on constants alone."""
     if any(n.op != "get_attr" for n in node.all_input_nodes) or node.kwargs.get("generator"):
         return None
     value = node.meta["val"]
@@ -370,7 +363,7 @@ def _folded(node: fx.Node, constants: _Constants) -> fx.Node | None:
 
 
 def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
-    """What does nothing, left out; parts of a tensor by slices, not by a sequence of tensors."""
+    """Nodes without effect are dropped; parts of a tensor become slices, not lists of tensors."""
     target: Any = node.target
     source, *rest = _arguments(node) or [None]
     if not isinstance(source, fx.Node):
@@ -397,7 +390,7 @@ def _shortcut(node: fx.Node, graph: fx.Graph) -> fx.Node | None:
 
 
 def _gathered(node: fx.Node, constants: _Constants) -> fx.Node | None:
-    """Values at constant places: taken by ``index_select``, put by taking from both."""
+    """Reads at constant places become ``index_select``; writes select from old and new values."""
     if node.target not in {aten.index.Tensor, aten.index_put.default}:
         return None
     graph, (source, indices, *rest) = constants.graph, _arguments(node)

@@ -69,8 +69,8 @@ from torch import Tensor
 
 from ddo_modulus.data.store import replacing
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.engines import EngineOptions
 from ddo_modulus.engines.folder import Contract, find
+from ddo_modulus.engines.options import EngineOptions
 from ddo_modulus.engines.ort import input_sizes
 from ddo_modulus.engines.runtime import DENOISER, VJP, GraphEngine
 from ddo_modulus.errors import InputError
@@ -177,7 +177,7 @@ def require_tensorrt(device: str) -> ModuleType:
 
 @cache
 def _logger(trt: ModuleType) -> tensorrt.Logger:
-    """The logger of the process: TensorRT holds on to the first, whatever is given to it later."""
+    """The logger of the process: TensorRT holds on to the first, and ignores later ones."""
     return trt.Logger(trt.Logger.WARNING)
 
 
@@ -203,7 +203,7 @@ def build_plan(
         timed: File of timings, which spare a second build most of its time.
 
     Raises:
-        InputError: If TensorRT does not take the graph; its own words are told.
+        InputError: If TensorRT does not take the graph, with its messages.
     """
     logger = _logger(trt)
     builder = trt.Builder(logger)
@@ -224,7 +224,7 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise InputError(
-            f"TensorRT {trt.__version__} built no plan of {graph}; its log above tells why. "
+            f"TensorRT {trt.__version__} built no plan of {graph}; its log above says why. "
             "A smaller batch= needs less memory"
         )
     with replacing(timed, overwrite=True) as new:
@@ -242,7 +242,7 @@ class TensorRTEngine(GraphEngine):
         batch: Largest number of states at once.
         cuda_graphs: Whether launches are captured and replayed. Otherwise they are best made on
             another stream than the default one, for which TensorRT waits for the whole device.
-        tell: Called with a line about a plan that is built, which takes minutes.
+        report: Called with a line about a plan that is built, which takes minutes.
 
     Raises:
         InputError: If TensorRT is missing, or cannot be used.
@@ -257,7 +257,7 @@ class TensorRTEngine(GraphEngine):
         batch: int,
         *,
         cuda_graphs: bool = True,
-        tell: Callable[[str], None] = print,
+        report: Callable[[str], None] = print,
     ) -> None:
         super().__init__(package, contract, batch)
         trt = self._trt = require_tensorrt(self.device.type)
@@ -268,13 +268,13 @@ class TensorRTEngine(GraphEngine):
         with torch.cuda.device(self.device):
             try:
                 self._runtime = trt.Runtime(_logger(trt))
-            except TypeError as error:  # how the bindings tell of a null pointer
+            except TypeError as error:  # how the bindings report a null pointer
                 raise InputError(
                     f"TensorRT {trt.__version__} cannot use this GPU or its driver; its log above "
-                    "tells why"
+                    "says why"
                 ) from error
             for graph in (DENOISER, VJP):
-                self._engines[graph] = self._load(folder, graph, batch, tell)
+                self._engines[graph] = self._load(folder, graph, batch, report)
                 self._captures[graph] = OrderedDict()
                 if not cuda_graphs:  # a context has memory of its own, so none is made in vain
                     self._contexts[graph] = self._context(graph)
@@ -284,10 +284,10 @@ class TensorRTEngine(GraphEngine):
         """The engine of a package; graphs and plans are made first if they are not there."""
         require_tensorrt(torch.device(package.operator.device).type)  # before graphs are exported
         folder, contract = find(package, options)
-        return cls(package, folder, contract, options.batch, tell=options.tell)
+        return cls(package, folder, contract, options.batch, report=options.report)
 
     def _load(
-        self, folder: Path, graph: str, batch: int, tell: Callable[[str], None]
+        self, folder: Path, graph: str, batch: int, report: Callable[[str], None]
     ) -> tensorrt.ICudaEngine:
         trt, source = self._trt, folder / f"{graph}.onnx"
         properties = torch.cuda.get_device_properties(self.device)
@@ -305,7 +305,7 @@ class TensorRTEngine(GraphEngine):
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             reason = None if engine is not None else "it cannot be read"
         if engine is None:
-            tell(f"building the TensorRT plan {path}: {reason} (minutes, once)")
+            report(f"building the TensorRT plan {path}: {reason} (minutes, once)")
             timed = path.parent / f"timings-{path.stem.split('-', 1)[1]}-{trt.__version__}.cache"
             plan = build_plan(trt, source, input_sizes(self.contract, graph), batch, timed)
             path.with_suffix(".json").unlink(missing_ok=True)  # no old record beside a new plan
@@ -316,7 +316,7 @@ class TensorRTEngine(GraphEngine):
         if engine is None:
             raise InputError(
                 f"TensorRT {trt.__version__} cannot load the plan {path} that it built; its log "
-                "above tells why. A smaller batch= needs less memory"
+                "above says why. A smaller batch= needs less memory"
             )
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if any(engine.get_tensor_dtype(name) != trt.float32 for name in names):
@@ -327,7 +327,7 @@ class TensorRTEngine(GraphEngine):
         context = self._engines[graph].create_execution_context()
         if context is None:
             raise RuntimeError(
-                "TensorRT made no context; its log above tells why. A smaller batch= needs less "
+                "TensorRT made no context; its log above says why. A smaller batch= needs less "
                 "memory"
             )
         return context
@@ -380,7 +380,7 @@ class TensorRTEngine(GraphEngine):
         """Launch on the current stream."""
         stream = torch.cuda.current_stream(self.device).cuda_stream
         if not context.execute_async_v3(stream_handle=stream):
-            raise RuntimeError("TensorRT could not launch the plan; its log above tells why")
+            raise RuntimeError("TensorRT could not launch the plan; its log above says why")
 
     def _capture(self, graph: str, inputs: dict[str, Tensor]) -> _Capture:
         """Launch once, for what a new shape sets off, and once more into a CUDA graph."""

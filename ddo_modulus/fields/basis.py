@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -61,6 +61,14 @@ class Basis(ABC):
         indices, eigenvalues = self._spectrum()
         self.indices = torch.from_numpy(indices)
         self.eigenvalues = torch.from_numpy(eigenvalues)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: not the matrices, which are large and belong to a device."""
+        return self.__dict__ | {"_matrices": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The basis itself: nothing in it changes but what is made once and kept."""
+        return self
 
     @property
     def size(self) -> int:
@@ -493,6 +501,11 @@ class SphericalBasis(Basis):
             raise InputError(f"lmax={lmax} is outside 0..{full}, the band of the grid {shape}")
         self._valid = {torch.device("cpu"): torch.from_numpy(self._indices_flat())}
         super().__init__(shape, (self.lmax + 1, 2 * self.lmax + 1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See :class:`Basis`."""
+        cpu = torch.device("cpu")
+        return super().__getstate__() | {"_valid": {cpu: self._valid[cpu]}}
 
     def latitudes(self, height: int) -> Array:
         """Latitudes of the rows in degrees north, ``(height,)``.

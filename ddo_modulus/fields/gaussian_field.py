@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -248,6 +248,10 @@ class GaussianField:
         self.variance = (scale * variance).expand(self.channels, basis.size)
         self._roots: dict[tuple, Tensor] = {}
         self._elsewhere: dict[tuple[int, ...], GaussianField] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: not the roots, which belong to a device, nor other grids."""
+        return self.__dict__ | {"_roots": {}, "_elsewhere": {}}
 
     @property
     def shape(self) -> tuple[int, int]:

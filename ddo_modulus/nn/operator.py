@@ -13,8 +13,8 @@ pointwise maps. The operator may therefore be evaluated on another grid than it 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor, nn
 
+from ddo_modulus.compat import Rehearsed, allow_variants
 from ddo_modulus.fields.basis import Basis, build_basis
 from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 from ddo_modulus.nn.stencil import LocalLinear
@@ -96,7 +97,7 @@ class Bridge(nn.Module):
     def forward(
         self, h: Float[Tensor, "B H W C"], fine: Float[Tensor, "B h w c"] | None = None
     ) -> Float[Tensor, "B h w c"]:
-        """Down to the coarse grid; up onto ``fine`` if that is given."""
+        """Down to the coarse grid; or up, added to ``fine``, if there is one."""
         if fine is None:
             return self.transform.resample(self.shrink(h), down=True)
         return fine + self.transform.resample(self.grow(h), down=False, like=fine)
@@ -131,24 +132,23 @@ class Head(nn.Module):
         return self.project(self.norm(h)).movedim(-1, 1)
 
 
-class NeuralOperator(Module):
+class NeuralOperator(Module, Rehearsed):
     r"""U-shaped neural operator with a noise level.
 
     Args:
         in_channels: Channels of the input, conditions included.
         out_channels: Channels of the output.
-        shape: Training grid ``(H, W)``.
-        domain: ``"torus"``, ``"box"`` or ``"sphere"``.
-        lengths: Extent of the domain (not for the sphere).
+        basis: Arguments of :func:`.build_basis`: ``{"domain": ..., "shape": (H, W), "lengths":
+            ...}``, with the training grid, and the extent of the domain (not for the sphere).
         widths: Channels of each level, the finest first.
         depths: Blocks of each level on the way down, and again on the way up.
         modes: Spectral modes along each axis at each level.
         expansion: Hidden over visible channels in a block.
         local: Share of the channels whose differences a block sees.
         embedding: Size of the embedding of the noise level.
-        coordinates: Row and column functions of the basis given as inputs, where the process
+        coordinates: Row and column functions of the basis as further inputs, where the process
             depends on the place; ``(0, 0)`` for none.
-        static_channels: Learned fields given as inputs (in the low modes of the basis).
+        static_channels: Learned fields as further inputs (in the low modes of the basis).
 
     Forward:
         x: ``(B, in_channels, H, W)``.
@@ -158,15 +158,16 @@ class NeuralOperator(Module):
         ``(B, out_channels, H, W)``; zero before training.
     """
 
-    __model_checkpoint_version__ = "0.2.0"
+    __model_checkpoint_version__ = "0.3.0"
+    __supported_model_checkpoint_version__ = {
+        "0.2.0": "NeuralOperator: arguments of checkpoint version 0.2.0 are converted to 0.3.0",
+    }
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        shape: Sequence[int],
-        domain: str = "torus",
-        lengths: Sequence[float] = (1.0, 1.0),
+        basis: Mapping[str, Any],
         widths: Sequence[int] = (64, 96, 128),
         depths: Sequence[int] = (2, 2, 2),
         modes: Sequence[int] = (23, 23, 15),
@@ -187,14 +188,14 @@ class NeuralOperator(Module):
             )
         )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.basis = build_basis(domain, shape, lengths)
+        self.basis = build_basis(**basis)
         self.coordinates = (int(coordinates[0]), int(coordinates[1]))
         self.embed = nn.Sequential(
             nn.Linear(2 * _FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.static = None
         if static_channels:
-            self.static_basis = self.basis.truncate(odd_band(shape, 15))
+            self.static_basis = self.basis.truncate(odd_band(self.basis.shape, 15))
             self.static = nn.Parameter(torch.zeros(static_channels, self.static_basis.size))
         grids = [self.basis]
         for _ in widths[1:]:
@@ -210,10 +211,24 @@ class NeuralOperator(Module):
         self.lift = Lift(in_channels + sum(self.coordinates) + static_channels, widths[0])
         self.head = Head(widths[0], out_channels)
 
+    @classmethod
+    def _backward_compat_arg_mapper(cls, version: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a checkpoint of another version, as the constructor takes them now.
+
+        Version 0.2.0 had those of the basis one by one.
+        """
+        if version != "0.2.0":
+            return args
+        basis = {k: args[k] for k in ("domain", "shape", "lengths") if k in args}
+        return {k: v for k, v in args.items() if k not in basis} | {
+            "basis": {"domain": "torus"} | basis
+        }
+
     def forward(
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
+        self.rehearse(x, sigma)
         if not torch.compiler.is_compiling() and x.shape[1] != self.in_channels:
             raise ValueError(f"expected {self.in_channels} input channels, got {tuple(x.shape)}")
         embedding = self.embed(noise_features(sigma, self.lift.weight.dtype))
@@ -241,7 +256,7 @@ class NeuralOperator(Module):
         """
         # All parts of a kind are variants of one function to the compiler, which gives up on a
         # function after eight of them and runs it uncompiled.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        allow_variants(64)
         for part in self.modules():
             if isinstance(part, Lift | Block | Bridge | Head):
                 part.compile(*args, **kwargs)

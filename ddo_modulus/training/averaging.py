@@ -7,6 +7,7 @@ import copy
 
 import torch
 
+from ddo_modulus.compat import move_towards
 from ddo_modulus.diffusion.operator import DiffusionOperator
 
 
@@ -34,5 +35,5 @@ class PowerAverage:
     def update_parameters(self, operator: DiffusionOperator) -> None:
         """Take in the present parameters."""
         share = min(1.0, 1.0 / (self.window * (self.count + 1))) if self.count else 1.0
-        torch._foreach_lerp_(self._averages, list(operator.parameters()), share)
+        move_towards(self._averages, list(operator.parameters()), share)
         self.count += 1

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def engines(monkeypatch):
     for name in list(ENGINES):
         if name not in ("torch", "compile"):
             monkeypatch.delitem(ENGINES, name)
-    monkeypatch.setitem(ENGINES, "missing", "no_such_package.engine:Engine.of")
+    monkeypatch.setitem(ENGINES, "missing", lambda *_: import_module("no_such_package"))
 
 
 def test_every_engine_precision_and_size(ddo, files, tmp_path, engines):

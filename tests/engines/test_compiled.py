@@ -189,7 +189,7 @@ def test_analyses(untrained, table, monkeypatch, precision, bound):
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     monkeypatch.setattr(NeuralOperator, "compile", lambda self, mode=None: None)
     told, recorded = [], []
-    engine = open_engine("compile", package, EngineOptions(precision=precision, tell=told.append))
+    engine = open_engine("compile", package, EngineOptions(precision=precision, report=told.append))
     monkeypatch.setattr(engine, "captured", lambda d: recorded.append(type(d)) or d)
     expected, found = analyse(package, table), analyse(package, table, engine)
     assert float(((found - expected) ** 2).mean()) ** 0.5 < bound  # K

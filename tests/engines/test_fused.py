@@ -33,7 +33,7 @@ def build(domain, shape, **options):
         "coordinates": (2, 1),
         "static_channels": 1,
     }
-    network = NeuralOperator(3, 2, shape, domain, **(defaults | options))
+    network = NeuralOperator(3, 2, {"domain": domain, "shape": shape}, **(defaults | options))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -150,7 +150,8 @@ def test_what_fits(fused):
     assert fits(build("torus", [6, 10])) and fits(build("torus", [6, 10], widths=[16, 136]))
     assert not fits(build("torus", [6, 10], widths=[136, 16]))
     assert not fits(build("torus", [4, 80], **SINGLE, modes=[79]))
-    assert not fits(NeuralOperator(130, 1, [4, 4], **SINGLE, modes=[3]))
+    basis = {"domain": "torus", "shape": [4, 4]}
+    assert not fits(NeuralOperator(130, 1, basis, **SINGLE, modes=[3]))
 
 
 def test_engines_that_cannot_be_had(fused, monkeypatch):

@@ -156,9 +156,9 @@ def test_a_guided_analysis_in_tensorrt(plans):
 def test_plans_are_kept(plans):
     package, _, folder = plans("box")
     told = []
-    open_engine("tensorrt", package, EngineOptions(folder, batch=8, tell=told.append))
+    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=told.append))
     assert not told
     record = next((folder / "plans").glob("*.json"))
     record.write_text(record.read_text().replace('"batch": 8', '"batch": 9'))
-    open_engine("tensorrt", package, EngineOptions(folder, batch=8, tell=told.append))
+    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=told.append))
     assert len(told) == 1 and "batch is 8, not 9" in told[0]

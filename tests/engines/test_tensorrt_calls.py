@@ -366,7 +366,7 @@ def opened(stand_in, exported, tmp_path):
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(kept.folder, folder)
-        options.setdefault("tell", lambda line: None)
+        options.setdefault("report", lambda line: None)
         return kept.package, TensorRTEngine(kept.package, folder, kept.contract, batch, **options)
 
     return get
@@ -429,13 +429,13 @@ def test_inputs_are_aligned(opened, stand_in):
 
 def test_plans_are_used_again(opened, stand_in, tmp_path):
     told = []
-    opened(tell=told.append)
+    opened(report=told.append)
     assert all("there is none yet" in line for line in told) and len(told) == 2
-    opened(tell=told.append)
+    opened(report=told.append)
     assert len(told) == 2 and stand_in.state.builds == 2
     plans = tmp_path / "box" / "plans"
     (plans / "denoiser-stand-in-b8.plan").write_bytes(b"of something else")
-    opened(tell=told.append)
+    opened(report=told.append)
     assert len(told) == 3 and "it cannot be read" in told[2]
     (timed,) = plans.glob("timings-*.cache")
     assert timed.name == f"timings-stand-in-b8-{stand_in.trt.__version__}.cache"

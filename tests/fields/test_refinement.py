@@ -87,7 +87,7 @@ def test_on_the_sphere_means_over_cells_are_refused():
     with pytest.raises(InputError, match="SphericalBasis are not known mode by mode"):
         SphericalBasis((8, 16)).cell_mean_response()
     with pytest.raises(InputError, match="take values at points"):
-        DiffusionOperator([8, 16], 1, "sphere", network=NETWORK, cell_means=True)
+        DiffusionOperator([8, 16], 1, "sphere", network=NETWORK, refinement={"cell_means": True})
 
 
 # ---- spectra ------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_on_the_training_grid_nothing_changes():
 
 
 def test_frames_of_a_window_are_made_cell_means_one_by_one():
-    made = operator(3, coupled=True, cell_means=True)
+    made = operator(3, coupled=True, refinement={"cell_means": True})
     law = tail(3.0, 0.02)(made.basis.eigenvalues.clamp_min(39.0))[0] / made.noise.variance[0]
     lag = torch.tensor([[1.0, 0.8, 0.5], [0.8, 1.0, 0.8], [0.5, 0.8, 1.0]]).double()
     made.set_prior(CoupledField(made.noise, law[:, None, None] * lag))
@@ -222,7 +222,7 @@ def test_frames_of_a_window_are_made_cell_means_one_by_one():
 def test_draws_on_a_finer_grid_are_means_over_its_cells(size):
     """An untrained package whose prior is that of cell means, drawn as users draw."""
     law = tail(2.8, 0.02, 3.0)
-    made = operator(cell_means=True)
+    made = operator(refinement={"cell_means": True})
     measured = cell_mean_variance(made.basis, law)[None]
     made.set_prior(GaussianField(made.basis, MeasuredSpectrum(made.basis, measured)))
     found = generate(
@@ -269,7 +269,7 @@ def test_scales_that_the_last_level_covers_are_drawn_all_the_same():
 
 
 def test_checkpoints_of_before_are_of_values_at_points(tmp_path):
-    made = operator(cell_means=True, tail=[[0.0, 3.0, 0.02]])
+    made = operator(refinement={"cell_means": True, "tail": [[0.0, 3.0, 0.02]]})
     path = tmp_path / "operator.mdlus"
     made.save(str(path))
     assert DiffusionOperator.from_checkpoint(str(path)).refinement == made.refinement
@@ -279,8 +279,10 @@ def test_checkpoints_of_before_are_of_values_at_points(tmp_path):
             data = archive.read(name)
             if name == "args.json":
                 known = json.loads(data)
-                del known["__args__"]["cell_means"], known["__args__"]["tail"]
+                del known["__args__"]["refinement"]
                 data = json.dumps(known).encode()
+            if name == "metadata.json":
+                data = json.dumps(json.loads(data) | {"mdlus_file_version": "0.1.0"}).encode()
             written.writestr(name, data)
     path.write_bytes(old.getvalue())
     assert DiffusionOperator.from_checkpoint(str(path)).refinement == Refinement()

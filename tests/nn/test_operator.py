@@ -18,7 +18,7 @@ domains = pytest.mark.parametrize("domain", SHAPES)
 def build(domain, *, scale=0.0, seed=0, **options):
     """A tiny operator, every weight disturbed by ``scale``."""
     torch.manual_seed(seed)
-    operator = NeuralOperator(3, 2, SHAPES[domain], domain, [1.0, 1.0], **TINY | options)
+    operator = NeuralOperator(3, 2, {"domain": domain, "shape": SHAPES[domain]}, **TINY | options)
     with torch.no_grad():
         for parameter in operator.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
@@ -60,9 +60,8 @@ def test_it_is_the_same_operator_on_a_finer_grid(domain):
     """Smooth input, so that pointwise maps alias on neither grid."""
     shape = [36, 30]
     torch.manual_seed(0)
-    operator = NeuralOperator(
-        3, 2, shape, domain, [1.0, 1.0], **TINY, coordinates=[2, 2], static_channels=2
-    )
+    basis = {"domain": domain, "shape": shape}
+    operator = NeuralOperator(3, 2, basis, **TINY, coordinates=[2, 2], static_channels=2)
     with torch.no_grad():
         for parameter in operator.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -87,9 +86,8 @@ def test_coordinates_tell_places_apart():
 
 
 def test_coarse_levels_of_a_sphere_resolve_what_they_are_given():
-    operator = NeuralOperator(
-        1, 1, [31, 60], "sphere", widths=[4, 4, 4, 4], depths=[1] * 4, modes=[5] * 4
-    )
+    basis = {"domain": "sphere", "shape": [31, 60]}
+    operator = NeuralOperator(1, 1, basis, widths=[4] * 4, depths=[1] * 4, modes=[5] * 4)
     for bridge in operator.bridges:
         assert bridge.transform.basis.resolves(bridge.transform.coarse)
 
@@ -129,7 +127,7 @@ def test_checkpoints(domain, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.mdlus") as archive:
         stored = json.loads(archive.read("args.json"))
     assert stored["__name__"] == "NeuralOperator"
-    assert stored["__args__"]["shape"] == SHAPES[domain]
+    assert stored["__args__"]["basis"] == {"domain": domain, "shape": SHAPES[domain]}
     again = Module.from_checkpoint(str(tmp_path / "x.mdlus"))
     assert type(again) is NeuralOperator
     assert torch.equal(again(*inputs(domain)), operator(*inputs(domain)))

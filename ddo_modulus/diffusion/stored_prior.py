@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Gaussian prior as the buffers of an operator, which its checkpoints hold.
+
+Axes: ``C`` channel, ``K`` spectral coefficients, ``N = C K``, ``n`` coefficients that EOFs mix.
+
+A symmetric matrix survives rounding to half precision, eigenvectors do not. So covariances are
+stored, by their lower triangles, and diagonalised when the prior is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddo_modulus.errors import InputError
+from ddo_modulus.fields.coupled import CoupledField
+from ddo_modulus.fields.gaussian_denoiser import PriorCovariance
+from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, MeasuredSpectrum
+from ddo_modulus.fields.refinement import Refinement
+from ddo_modulus.fields.rotation import SubsetRotation
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrior:
+    """Covariance of the whitened coefficients: diagonal, with EOFs, or between channels.
+
+    Attributes:
+        prior_variance: ``(N,)`` the diagonal.
+        eof_index: ``(n,)`` int32, the coefficients that EOFs mix; empty without EOFs.
+        eof_covariance: Lower triangle of their covariance.
+        coupling: ``(K, C (C + 1) / 2)`` lower triangles of the covariances between channels; None
+            if channels are independent.
+    """
+
+    prior_variance: Float[Tensor, " N"]
+    eof_index: Int[Tensor, " n"]
+    eof_covariance: Float[Tensor, " t"]
+    coupling: Float[Tensor, "K t"] | None
+
+    @classmethod
+    def identity(cls, channels: int, size: int, eof_modes: int, *, coupled: bool) -> Self:
+        """The law of the noise itself, in float32.
+
+        Args:
+            channels: Channels ``C``.
+            size: Coefficients ``K`` of a channel.
+            eof_modes: Coefficients ``n`` that EOFs mix.
+            coupled: Whether there are covariances between channels.
+        """
+        triangle = torch.eye(channels)[lower_triangle(channels)]
+        return cls(
+            torch.ones(channels * size),
+            torch.arange(eof_modes, dtype=torch.int32),
+            torch.eye(eof_modes)[lower_triangle(eof_modes)],
+            triangle.expand(size, -1).clone() if coupled else None,
+        )
+
+    def write(self, prior: PriorCovariance, noise: GaussianField) -> None:
+        """Overwrite the buffers with a prior.
+
+        Raises:
+            InputError: If it does not fit the noise field, or is of another kind than the buffers.
+        """
+        variance, rotation = prior.relative_to(noise)
+        if isinstance(prior, CoupledField) != (self.coupling is not None):
+            raise InputError("a coupled prior is for an operator that was built with coupled=True")
+        if self.coupling is not None and isinstance(prior, CoupledField):
+            covariance = prior.covariance
+            self.coupling.copy_(covariance[:, *lower_triangle(noise.channels)])
+            self.prior_variance.copy_(covariance.diagonal(dim1=1, dim2=2).mT.flatten())
+            return
+        mixed = len(rotation.index) if isinstance(rotation, SubsetRotation) else 0
+        if mixed != len(self.eof_index):
+            raise InputError(
+                f"the prior mixes {mixed} coefficients, eof_modes={len(self.eof_index)}"
+            )
+        self.prior_variance.copy_(variance)
+        if isinstance(rotation, SubsetRotation):
+            index, vectors = rotation.index, rotation.vectors
+            block = (vectors * variance[index]) @ vectors.mT
+            self.eof_index.copy_(index)
+            self.eof_covariance.copy_(block[lower_triangle(mixed)])
+
+    def read(self, noise: GaussianField, refinement: Refinement) -> PriorCovariance:
+        """The prior that the buffers hold, in float64 on the CPU.
+
+        Args:
+            noise: Noise field whose whitened coefficients the buffers are of.
+            refinement: What lies beyond its grid.
+        """
+        variance = _exact(self.prior_variance)
+        if self.coupling is not None:
+            covariance = _symmetric(_exact(self.coupling), noise.channels)
+            return CoupledField(noise, covariance, refinement)
+        if len(self.eof_index):
+            block = _symmetric(_exact(self.eof_covariance), len(self.eof_index))
+            index, unit = self.eof_index.long().cpu(), torch.eye(len(block), dtype=block.dtype)
+            if torch.equal(block, unit):  # a new operator's: spare the eigenvectors, which it has
+                return EOFField(noise, variance.index_fill(0, index, 1.0), index, unit, refinement)
+            return EOFField.from_covariance(noise, block, index, variance, refinement=refinement)
+        spectrum = variance.unflatten(0, (noise.channels, -1)) * noise.variance
+        measured = MeasuredSpectrum(noise.basis, spectrum, refinement=refinement)
+        return GaussianField(noise.basis, measured)
+
+
+def lower_triangle(size: int) -> tuple[Tensor, Tensor]:
+    """Row and column of the entries of a lower triangle."""
+    row, column = torch.tril_indices(size, size)
+    return row, column
+
+
+def _exact(buffer: Tensor) -> Tensor:
+    return buffer.detach().double().cpu()
+
+
+def _symmetric(triangle: Float[Tensor, "*K t"], size: int) -> Float[Tensor, "*K n n"]:
+    """Symmetric matrices from their lower triangles."""
+    matrix = triangle.new_zeros(*triangle.shape[:-1], size, size)
+    matrix[..., *lower_triangle(size)] = triangle
+    return matrix + matrix.tril(-1).mT
