@@ -24,8 +24,9 @@ from torch import Tensor
 
 from ddo_modulus.compat import lasting, recorded
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Basis, build_basis
+from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.coupled import CoupledField
+from ddo_modulus.fields.domains import build_basis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, Prior
 from ddo_modulus.fields.gaussian_field import (
     EOFField,

@@ -10,9 +10,10 @@ from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 BASIS = FourierBasis((6, 7), (1.0, 1.2))
 NOISE = GaussianField(BASIS, Matern(0.25, 0.5), 2)

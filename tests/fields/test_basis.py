@@ -7,7 +7,8 @@ import scipy.special
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(8)
 GAUSS_LATITUDES = np.rad2deg(np.arcsin(GAUSS_NODES[::-1]))

@@ -4,9 +4,10 @@ import torch
 
 from ddo_modulus.diffusion.prior import linear_part, value_and_pullback
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, WhiteField
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 
 def randn(*shape, seed=0):

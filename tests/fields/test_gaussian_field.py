@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_field import (
     EOFField,
     GaussianField,
@@ -14,6 +14,7 @@ from ddo_modulus.fields.gaussian_field import (
     WhiteField,
     check_same_basis,
 )
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 FIELDS = {
     "fourier-even": GaussianField(FourierBasis((8, 8)), Matern(0.25, 1.0)),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 POLES = LatLonGrid(np.linspace(90, -90, 13), np.arange(24) * 15.0)
 CENTRES = LatLonGrid(90 - (np.arange(12) + 0.5) * 15.0, np.arange(24) * 15.0)

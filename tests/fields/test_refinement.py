@@ -14,11 +14,12 @@ from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package, Sampling
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.fields.refinement import Refinement, Tail
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.inference.generate import Sampler, generate
 
 BASES = {

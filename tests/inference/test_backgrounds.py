@@ -7,8 +7,8 @@ import torch
 import xarray as xr
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.grid import LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.inference.backgrounds import background_error_field, background_states
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T13"], "datetime64[ns]")

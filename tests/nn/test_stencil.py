@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.nn.stencil import LocalLinear, neighbours
 
 

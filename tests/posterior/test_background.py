@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
 
