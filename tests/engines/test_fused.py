@@ -103,15 +103,15 @@ def test_one_state_and_one_level(fused, domain, shape):
 
 @INTERPRETED
 def test_without_derivatives_nothing_is_kept(fused, monkeypatch):
-    from ddo_modulus.engines import fused as module
+    from ddo_modulus.engines.launches import Launch
 
-    kept, tiled = [], module._Launch.tiled
+    kept, tiled = [], Launch.tiled
 
     def spy(self, *inputs, **sizes):
         kept.append(sizes.get("KEEP"))
         return tiled(self, *inputs, **sizes)
 
-    monkeypatch.setattr(module._Launch, "tiled", spy)
+    monkeypatch.setattr(Launch, "tiled", spy)
     network = build("torus", [6, 10], **SINGLE, modes=[5])
     x, sigma, _ = states([6, 10])
     operator = fused(network, torch.float32)
