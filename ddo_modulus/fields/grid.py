@@ -291,6 +291,21 @@ def evenly_spaced(values: ArrayLike, name: str) -> Array:
     return axis
 
 
+def overlaps(low: Array, high: Array, edges: Array) -> Array:
+    """Length that intervals have in common with cells that lie side by side.
+
+    Args:
+        low: ``(m,)`` lower ends of the intervals.
+        high: ``(m,)`` upper ends.
+        edges: ``(n + 1,)`` ascending edges of the cells.
+
+    Returns:
+        ``(m, n)``; zero where an interval and a cell do not meet.
+    """
+    shared = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+    return np.maximum(shared, 0.0)
+
+
 def _recell(axis: Array, count: int) -> Array:
     """Centres of ``count`` equal cells over the extent of the cells of ``axis``."""
     step = axis[1] - axis[0]
