@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.constants import STANDARD_PRESSURE
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.linalg import spread
 from ddo_modulus.observations.algebra import (
@@ -41,7 +42,6 @@ from ddo_modulus.observations.algebra import (
     Tangent,
     _Placed,
 )
-from ddo_modulus.observations.atmosphere import SEA_LEVEL
 
 #: Pressure (hPa) at which those channels of ATMS peak that see the troposphere and the lower
 #: stratosphere, by NOAA's table of them (NESDIS MiRS, "NPOESS ATMS Overview").
@@ -112,7 +112,7 @@ def sounding(
     peaks: Mapping[int, float] = AMSU_A_PEAKS,
     *,
     surface: str | None = None,
-    surface_pressure: float = SEA_LEVEL[1] / 100,
+    surface_pressure: float = STANDARD_PRESSURE / 100,
     offset: Mapping[int, float] | None = None,
     least: float = 0.6,
 ) -> LinearRadiance:

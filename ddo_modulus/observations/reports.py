@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ddo_modulus.constants import LAPSE_RATE
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, check_orography
 from ddo_modulus.observations.algebra import (
@@ -43,7 +44,7 @@ from ddo_modulus.observations.algebra import (
     combined,
     joined,
 )
-from ddo_modulus.observations.atmosphere import LAPSE_RATE, standard_pressure, standard_temperature
+from ddo_modulus.observations.atmosphere import standard_pressure, standard_temperature
 from ddo_modulus.observations.radiance import (
     AMSU_A_PEAKS,
     ATMS_PEAKS,

@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddo_modulus.constants import LAPSE_RATE
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations.algebra import DerivedOperator, LinearOperator, combined
 from ddo_modulus.observations.atmosphere import (
-    LAPSE_RATE,
     dew_point,
     pressure_ratio,
     saturation_pressure,

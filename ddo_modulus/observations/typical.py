@@ -19,7 +19,7 @@ from ddo_modulus.observations.atmosphere import (
 
 #: How ids write a pressure level, hPa.
 LEVEL = r"(\d+(?:\.\d+)?)"
-#: Ids of reports aloft: a letter or two, and the level unless a column tells the pressure.
+#: Ids of reports aloft: a letter or two, and the level unless a column holds the pressure.
 ALOFT = re.compile(rf"([tuvwzqr]|ws|wd){LEVEL}?")
 
 #: Error standard deviations of reports, what a grid cell cannot represent included, in the

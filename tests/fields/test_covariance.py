@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.covariance import HybridCovariance, distances_km
 from ddo_modulus.fields.grid import LatLonGrid
@@ -59,7 +60,7 @@ def test_the_parametric_model_tells_land_from_sea():
 def test_distances():
     grid = LatLonGrid(np.array([90.0, 0.0, -90.0]), np.array([0.0, 90.0, 180.0, 270.0]))
     distance = distances_km(grid)
-    quarter = np.pi / 2 * 6371
+    quarter = np.pi / 2 * EARTH_RADIUS_KM
     np.testing.assert_allclose(
         distance[4], [quarter] * 4 + [0, quarter, 2 * quarter, quarter] + [quarter] * 4, atol=0.1
     )
