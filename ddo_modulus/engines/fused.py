@@ -42,7 +42,7 @@ _MOST_STATES = 65535  # second dimension of a grid of programs
 class FusedOperator(nn.Module):
     """A neural operator in few kernels, on its training grid; as it is on any other.
 
-    Blocks of more than 128 channels are those of the network that is given, compiled or not; all
+    Blocks of more than 128 channels are those of ``network``, compiled or not; all
     else is copied, and stays on the device and in the precision that it was made for.
 
     Args:
@@ -94,8 +94,8 @@ class FusedOperator(nn.Module):
         self, x: Float[Tensor, "B Cin H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B Cout H W"]:
         """Evaluate the operator on the grid of ``x``."""
-        known = (self.network.in_channels, *self.shape)
-        if x.shape[1:] != known or len(x) > _MOST_STATES:
+        expected = (self.network.in_channels, *self.shape)
+        if x.shape[1:] != expected or len(x) > _MOST_STATES:
             return self.network(x, sigma)  # which refuses a wrong number of channels
         sigma = sigma.detach().expand(len(x))
         # Triton launches on the current device, whatever its arguments are on.

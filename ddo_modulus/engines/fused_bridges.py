@@ -51,7 +51,7 @@ class _Resampling:
     def __call__(
         self, y: Float[Tensor, "B H W C"], onto: Float[Tensor, "B h w C"] | None = None
     ) -> Float[Tensor, "B h w C"]:
-        """The field on the other grid, added to one there if that is given."""
+        """The field on the other grid, added to ``onto`` there if that is not None."""
         with torch.autocast(y.device.type, enabled=False):  # derivatives are taken anywhere
             return self._resample(y, onto)
 
@@ -70,7 +70,7 @@ def _along_lines(
     x: Float[Tensor, "B H K C"],
     onto: Float[Tensor, "B H W C"] | None = None,
 ) -> Float[Tensor, "B H W C"]:
-    """A matrix times each line, added to a field if that is given."""
+    """A matrix times each line, added to ``onto`` if that is not None."""
     batch, lines, number, channels = x.shape
     if channels > WIDEST:
         out = torch.matmul(matrix, x)

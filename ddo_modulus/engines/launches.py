@@ -88,7 +88,7 @@ def register_size(size: int) -> int:
 def padded_weight(
     weight: Tensor, dtype: torch.dtype, rows: int | None = None, columns: int | None = None
 ) -> Tensor:
-    """A matrix with zeros behind, up to the sizes of arrays in registers if none are given."""
+    """A matrix with zeros behind, up to ``rows x columns``; by default, sizes in registers."""
     height, width = weight.shape
     rows = register_size(height) if rows is None else rows
     columns = register_size(width) if columns is None else columns

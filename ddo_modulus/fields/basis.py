@@ -6,8 +6,8 @@ Axes: ``H W`` grid (rows, columns), ``K`` spectral coefficients, ``K1 K2`` row a
 A basis is a finite set of eigenfunctions :math:`\phi_k` of the Laplacian,
 :math:`-\Delta \phi_k = \lambda_k \phi_k`, orthonormal in the mean over the domain,
 :math:`\frac{1}{|D|} \int \phi_i \phi_j = \delta_{ij}`. A function
-:math:`x = \sum_k c_k \phi_k` is known by its coefficients on every grid, so Gaussian fields,
-spectral layers, preconditioners and spectra all speak the same language.
+:math:`x = \sum_k c_k \phi_k` is determined by its coefficients on every grid, so Gaussian
+fields, spectral layers, preconditioners and spectra all work with the same coefficients.
 
 All functions are products of a row function and a column function. Transforms are therefore two
 plain matrix products with *real* matrices: nothing complex, no FFT (they do not export), no
@@ -64,7 +64,7 @@ class Basis(ABC):
         """Number of coefficients ``K``."""
         return len(self.eigenvalues)
 
-    # ---- what a domain has to say of itself ---------------------------------------------------
+    # ---- what each domain defines -------------------------------------------------------------
 
     @abstractmethod
     def _spectrum(self) -> tuple[Array, Array]:
@@ -96,7 +96,7 @@ class Basis(ABC):
 
     @abstractmethod
     def resolves(self, shape: Sequence[int]) -> bool:
-        """Whether a grid of this shape tells all functions of the basis apart."""
+        """Whether a grid of this shape can distinguish all functions of the basis."""
 
     # ---- transforms ---------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Basis(ABC):
         *,
         rounded: bool = False,
     ) -> Float[Tensor, "*batch H W"]:
-        """Values of the function on a grid of the given shape (the default grid if None).
+        """Values of the function on a grid of shape ``shape`` (the default grid if None).
 
         ``rounded`` as in :meth:`analyze`.
         """
@@ -232,7 +232,7 @@ class Basis(ABC):
         return torch.arange(int(shell.max()) + 1, dtype=torch.float64) * width, shell
 
     def complete_wavenumber(self) -> float:
-        """Largest wavenumber whose shell the basis fills; beyond, corners of the band are left.
+        """Largest wavenumber whose shell the basis fills; beyond it are corners of the band.
 
         The cosine at the Nyquist wavenumber of an even grid has no sine beside it and does not
         count.
@@ -251,23 +251,23 @@ class Basis(ABC):
     def cell_means(
         self, shape: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
-        """What means over the cells of a grid show as each function of this basis.
+        """Functions that look alike in means over cells of a grid, and what is left of each.
 
         A cell is centred on its point. Its mean of a function is the function's value there times
         a response below one. On the grid, functions beyond its band look like those of the band.
 
         Args:
-            shape: Grid whose cells are meant (the default grid if None).
+            shape: Grid of the cells (the default grid if None).
 
         Returns:
             Eigenvalues of the functions that look like each one, and their responses: first the
             function itself, then those just beyond the band.
 
         Raises:
-            InputError: On a domain whose functions means over cells mix.
+            InputError: On a domain where means over cells mix functions.
         """
         raise InputError(
-            f"means over cells of {type(self).__name__} are not known mode by mode; take values "
+            f"means over cells of {type(self).__name__} have no response mode by mode; take values "
             "at points there"
         )
 
@@ -275,7 +275,7 @@ class Basis(ABC):
         """Mean of each function over a cell of a grid, over its value at the centre.
 
         Raises:
-            InputError: On a domain whose functions means over cells mix.
+            InputError: On a domain where means over cells mix functions.
         """
         return self.cell_means(shape)[1][0]
 

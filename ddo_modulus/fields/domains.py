@@ -9,7 +9,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis
 from ddo_modulus.fields.spherical_basis import SphericalBasis
 
-#: Domains that :func:`build_basis` knows.
+#: Domains that :func:`build_basis` builds.
 DOMAINS = ("torus", "box", "sphere")
 
 

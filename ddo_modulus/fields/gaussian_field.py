@@ -119,7 +119,7 @@ class MeasuredSpectrum:
     Args:
         basis: The basis they were measured in.
         variance: ``(C, K)`` positive.
-        refinement: What is known of the field beyond the band: where variances are those of means
+        refinement: What is assumed of the field beyond the band: where variances are those of means
             over cells, the shared ones stay so on every grid, and the others are of the field
             itself (:meth:`response` makes them one).
     """
@@ -160,7 +160,7 @@ class MeasuredSpectrum:
             basis: Basis that the grid of ``fields`` resolves.
             fields: Centred samples.
             floor: Smallest variance, as a fraction of the mean variance of a coefficient.
-            refinement: What is known of the field beyond the band.
+            refinement: What is assumed of the field beyond the band.
         """
         square = basis.analyze(fields.double()).square().mean(0).cpu()
         return cls.from_power(basis, square, floor=floor, refinement=refinement)
@@ -193,8 +193,8 @@ class MeasuredSpectrum:
 
     def __call__(self, basis: Basis) -> Float[Tensor, "C K"]:
         """Measured variances where the bases share functions, the tail elsewhere."""
-        known = self.basis.eigenvalues
-        values = self.tail(basis.eigenvalues.clamp_min(float(known[known > 0].min())))
+        own = self.basis.eigenvalues
+        values = self.tail(basis.eigenvalues.clamp_min(float(own[own > 0].min())))
         here, there = self.basis.shared(basis)
         values[:, there] = self.variance[:, here]
         return values
@@ -205,7 +205,7 @@ class MeasuredSpectrum:
         One for a field of values at points.
 
         Raises:
-            InputError: If the values are means, and the domain knows no such mode by mode.
+            InputError: If the values are means over cells, on a domain where these mix functions.
         """
         here, there = self.basis.shared(basis)
         factor = self.refinement.response(basis, self.tail)
@@ -330,7 +330,7 @@ class EOFField:
         variance: ``(C K,)`` variances :math:`s` along the rotated axes.
         index: ``(n,)`` flat coefficients (channel-major) that the rotation mixes.
         vectors: ``(n, n)`` orthogonal; column ``i`` is the axis of ``variance[index[i]]``.
-        refinement: What is known of the field beyond its grid.
+        refinement: What is assumed of the field beyond its grid.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ class EOFField:
             index: ``(n,)`` flat coefficients.
             remainder: ``(C K,)`` variances used outside ``index``.
             floor: Smallest variance, as a fraction of the largest.
-            refinement: What is known of the field beyond its grid.
+            refinement: What is assumed of the field beyond its grid.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
         variance = remainder.double().clone()

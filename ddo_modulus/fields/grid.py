@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids: where the points of a field stand, and which of them surround a location.
+"""Grids: where the points of a field are, and which of them surround a location.
 
 Axes: ``H W`` grid, ``M`` locations. Locations are always called ``lat, lon`` (the columns of an
 observation table); on a box they mean the coordinate along rows and along columns.
@@ -79,7 +79,7 @@ class Grid(ABC):
                 f"(lat {self.lat.min():g}..{self.lat.max():g}, "
                 f"lon {self.lon.min():g}..{self.lon.max():g}); the first is "
                 f"lat={lat[tuple(where)]:g}, lon={lon[tuple(where)]:g}. Drop them "
-                "(grid.contains tells which)"
+                "(grid.contains marks those inside)"
             )
         rows, second, across = self._rows(lat)
         index, weight = [], []
@@ -322,14 +322,14 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
         where: What holds them, for the message.
 
     Raises:
-        InputError: If they do not fit the grid, or cannot be heights in metres.
+        InputError: If they do not fit the grid, or are impossible as heights in metres.
     """
     heights = np.asarray(heights, float)
     if heights.shape != grid.shape:
         raise InputError(f"{where} on {heights.shape} does not fit a grid {grid.shape}")
     if not np.isfinite(heights).all() or heights.min() < -500 or heights.max() > 9000:
         raise InputError(
-            f"{where}: heights from {heights.min():.4g} to {heights.max():.4g} m cannot be; "
+            f"{where}: heights from {heights.min():.4g} to {heights.max():.4g} m cannot be right; "
             "heights are metres above sea level, geopotentials (z) m2/s2"
         )
     return heights

@@ -24,7 +24,7 @@ class SphericalBasis(Basis):
     r"""Real orthonormal spherical harmonics on a global latitude-longitude grid (unit sphere).
 
     Rows run from north to south: with the poles if ``H`` is odd (721 rows of ERA5), on cell
-    centres if it is even, or at the latitudes given. Columns start at longitude 0. Triangular
+    centres if it is even, or at ``latitudes``. Columns start at longitude 0. Triangular
     truncation at degree ``lmax``: by default the full band of the grid, which least-squares
     analysis inverts stably (quadrature rules, as in other packages, lose half of it).
 

@@ -222,14 +222,14 @@ class ProfileOperator(ObservationOperator):
 
     def _radiances(self, profiles: Float[Tensor, "B N q"]) -> Float[Tensor, "B N K"]:
         constants = spread(self._placed(profiles)[0][None], len(profiles))
-        given = torch.cat([profiles, constants], -1)
+        inputs = torch.cat([profiles, constants], -1)
         if isinstance(self.function, torch.nn.Module):
             like = next(self.function.parameters(), None)
-            given = given if like is None else given.to(like)
-        observed, least = self.function(given), self._outputs[-1] + 1
+            inputs = inputs if like is None else inputs.to(like)
+        observed, least = self.function(inputs), self._outputs[-1] + 1
         if observed.shape[:-1] != profiles.shape[:-1] or observed.shape[-1] < least:
             raise InputError(
-                f"the function of a profile made {tuple(observed.shape)} of {tuple(given.shape)}; "
+                f"the function of a profile made {tuple(observed.shape)} of {tuple(inputs.shape)}; "
                 f"it has to keep all axes but the last, and to have at least {least} outputs"
             )
         return observed.to(profiles)

@@ -83,8 +83,8 @@ def test_generators_make_draws_reproducible():
 def test_levels_are_those_of_physicsnemo():
     for rho in (7.0, 20.0):
         ours = FieldNoiseScheduler(NOISE, 0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
-        host = EDMNoiseScheduler(0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
-        assert torch.equal(ours, host)
+        theirs = EDMNoiseScheduler(0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
+        assert torch.equal(ours, theirs)
     assert float(ours[0]) == pytest.approx(50.0)
     assert float(ours[-2]) == pytest.approx(0.01)
     assert float(ours[-1]) == 0.0

@@ -191,7 +191,7 @@ def test_denoiser_calls(solver, calls):
     sample(counted, FieldNoiseScheduler(noise), 2, steps=6, solver=solver, condition=condition)
     assert len(levels) == calls
     assert all(level.shape == (2,) and bool((level > 0).all()) for level in levels)
-    assert all(given is condition for given in conditions)
+    assert all(seen is condition for seen in conditions)
 
 
 def test_states_on_a_finer_grid_share_the_large_scales(affine_law, dense):

@@ -10,8 +10,8 @@ from ddo_modulus.fields.grid import LatLonGrid
 GRID = LatLonGrid(np.arange(58.0, 49.0, -1), np.arange(-8.0, 2.0))
 
 
-def known():
-    """Two kinds of points, hence an inhomogeneous covariance; and daily amplitudes that tell."""
+def hybrid_truth():
+    """Two kinds of points, hence an inhomogeneous covariance; and daily amplitudes that differ."""
     distance = distances_km(GRID)
     land = (np.arange(90) % 10 >= 5).astype(float)
     covariance = 0.5 * np.exp(-distance / 900) + 2 * np.outer(land, land) * np.exp(-distance / 300)
@@ -19,7 +19,7 @@ def known():
 
 
 def draws(count, seed=0):
-    covariance, _ = known()
+    covariance, _ = hybrid_truth()
     root = np.linalg.cholesky(covariance)
     white = np.random.default_rng(seed).standard_normal((count, 90))
     return (white @ root.T).reshape(count, 9, 10)
@@ -27,7 +27,7 @@ def draws(count, seed=0):
 
 def test_positive_definite_from_few_samples():
     x = draws(5)
-    found = HybridCovariance().estimate(x, known()[1], GRID)
+    found = HybridCovariance().estimate(x, hybrid_truth()[1], GRID)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, found.T)
     assert np.linalg.eigvalsh(found).min() > 0
@@ -37,14 +37,14 @@ def test_positive_definite_from_few_samples():
 
 def test_without_shrinkage_it_is_the_sample_covariance():
     x = draws(20)
-    found = HybridCovariance(taper_km=1e9, weight=0.0).estimate(x, known()[1], GRID)
+    found = HybridCovariance(taper_km=1e9, weight=0.0).estimate(x, hybrid_truth()[1], GRID)
     sample = x.reshape(20, -1)
     np.testing.assert_allclose(found, sample.T @ sample / 20, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_is_closer_to_the_truth_than_the_sample(seed):
-    truth, amplitude = known()
+    truth, amplitude = hybrid_truth()
     x = draws(30, seed)
     sample = x.reshape(30, -1).T @ x.reshape(30, -1) / 30
     error = np.linalg.norm(sample - truth)
@@ -52,7 +52,7 @@ def test_it_is_closer_to_the_truth_than_the_sample(seed):
 
 
 def test_the_parametric_model_tells_land_from_sea():
-    truth, amplitude = known()
+    truth, amplitude = hybrid_truth()
     found = HybridCovariance(weight=1.0).estimate(draws(3000), amplitude, GRID)
     assert np.linalg.norm(found - truth) < 0.15 * np.linalg.norm(truth)
 

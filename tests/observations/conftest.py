@@ -41,7 +41,7 @@ def typical():
 
 @pytest.fixture(scope="session")
 def atmosphere(typical):
-    """States ``(B, C, H, W)`` of given channels, and perturbations of them, float64."""
+    """States ``(B, C, H, W)`` of ``channels``, and perturbations of them, float64."""
 
     def make(channels, batch=3, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -72,8 +72,8 @@ def consistent():
         unit = torch.eye(size, dtype=torch.float64).unflatten(1, shape)
         rows = tangent.rows(unit).expand(len(x), -1, -1)
         torch.testing.assert_close(torch.einsum("bmn,bn->bm", rows, v.flatten(1)), change)
-        given = x.clone().requires_grad_()
-        [gradient] = torch.autograd.grad((operator(given) * u).sum(), given)
+        state = x.clone().requires_grad_()
+        [gradient] = torch.autograd.grad((operator(state) * u).sum(), state)
         torch.testing.assert_close(gradient, adjoint)
         torch.testing.assert_close(operator(x.float()).double(), operator(x), rtol=1e-4, atol=1e-4)
         mean, std = x.mean(0) + 1, x.std(0) + 0.5

@@ -283,8 +283,8 @@ def test_reports_that_cannot_be_used_are_counted_and_told(untrained, caplog):
         result = assimilate(package, read_table(frame), [TIME], ensemble=1, steps=2)
     notes = {f"{name} without correction for height": 3 for name in ("t2m", "sp")}
     assert json.loads(result.attrs["notes"]) == notes
-    told = [record.getMessage() for record in caplog.records if "height" in record.getMessage()]
-    assert told == [f"{note}: 3 reports" for note in notes]
+    notices = [record.getMessage() for record in caplog.records if "height" in record.getMessage()]
+    assert notices == [f"{note}: 3 reports" for note in notes]
 
 
 def test_packages_carry_their_orography(untrained, tmp_path):
