@@ -23,8 +23,8 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import (
     GaussianField,
     MeasuredSpectrum,
+    RotatedField,
     check_same_law,
-    draw_rotated,
 )
 from ddo_modulus.fields.refinement import Refinement
 from ddo_modulus.fields.rotation import ChannelRotation
@@ -33,7 +33,7 @@ from ddo_modulus.fields.rotation import ChannelRotation
 _FLOOR = 1e-6
 
 
-class CoupledField:
+class CoupledField(RotatedField):
     r"""A homogeneous Gaussian field with a covariance between channels, mode by mode.
 
     Args:
@@ -147,17 +147,6 @@ class CoupledField:
         covariance = correlation[fine].mean(0) * tail[:, :, None] * tail[:, None]
         covariance[there] = self.covariance[here]
         return CoupledField(new, covariance, self.refinement)
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "B C H W"]:
-        """Independent draws, on the device of the generator (the CPU without one)."""
-        variance, rotation = self.relative_to(self.reference)
-        return draw_rotated(self.reference, variance, rotation, batch, generator, dtype)
 
     def stationary(self, frames: int) -> CoupledField:
         """The same window with a covariance that depends on the lag in time alone.

@@ -13,6 +13,7 @@ grid.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -316,7 +317,39 @@ class GaussianField:
         return (self.variance / reference.variance).reshape(-1), None
 
 
-class EOFField:
+class RotatedField(ABC):
+    """A Gaussian field with independent coordinates along rotated axes of a reference field.
+
+    Attributes:
+        reference: Field whose whitened coefficients are rotated.
+    """
+
+    reference: GaussianField
+
+    @abstractmethod
+    def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], Rotation]:
+        """Variances and rotation in whitened coordinates of the reference.
+
+        Raises:
+            InputError: If ``reference`` is not the field that this one was built on.
+        """
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "B C H W"]:
+        """Independent draws, on the device of the generator (the CPU without one)."""
+        variance, rotation = self.relative_to(self.reference)
+        device = "cpu" if generator is None else generator.device
+        z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
+        z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
+        return self.reference.color(z.unflatten(1, (self.reference.channels, -1)))
+
+
+class EOFField(RotatedField):
     r"""A Gaussian field that is not homogeneous: EOFs at large scale, a spectrum beyond.
 
     The covariance is :math:`L E\,\mathrm{diag}(s)\,E^T L^T` with :math:`L` of a reference field
@@ -418,32 +451,6 @@ class EOFField:
         moved[here] = there
         index = channel * new.basis.size + moved[position]
         return EOFField(new, variance.flatten(), index, self.vectors, self.refinement)
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "B C H W"]:
-        """Independent draws, on the device of the generator (the CPU without one)."""
-        variance, rotation = self.relative_to(self.reference)
-        return draw_rotated(self.reference, variance, rotation, batch, generator, dtype)
-
-
-def draw_rotated(
-    reference: GaussianField,
-    variance: Float[Tensor, " N"],
-    rotation: Rotation,
-    batch: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-) -> Float[Tensor, "B C H W"]:
-    """Draws of a field with these variances in rotated whitened coordinates of the reference."""
-    device = "cpu" if generator is None else generator.device
-    z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
-    z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
-    return reference.color(z.unflatten(1, (reference.channels, -1)))
 
 
 def check_same_law(own: GaussianField, other: GaussianField) -> None:

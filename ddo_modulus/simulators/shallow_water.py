@@ -265,14 +265,6 @@ class ShallowWaterIntegrator(Integrator):
         state[0] += self.solver.invlap * self.solver.dudtspec(state)[2]
         return self.fields(state)
 
-    def run(self, state: Tensor) -> Tensor:
-        """Take all steps; check stability before the first and after the last."""
-        self._check(state)
-        for _ in range(self.steps):
-            state = self._step(state)
-        self._check(state)
-        return state
-
     def frame(self, state: Tensor) -> Tensor:
         """The variables of the flow on the output's grid, ``(B, C, H, W)``."""
         fields: dict[str, Tensor] = {}
