@@ -7,6 +7,7 @@ import torch
 from physicsnemo.diffusion import samplers
 from physicsnemo.diffusion.metrics.losses import MSEDSMLoss
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
+from tensors import generator
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import SOLVERS, sample
@@ -20,10 +21,6 @@ BASIS = FourierBasis((6, 7), (1.0, 1.2))
 NOISE = GaussianField(BASIS, Matern(0.25, 0.5), 2)
 PRIOR = GaussianField(BASIS, Matern(0.4, 1.5), 2)
 DENOISER = GaussianDenoiser(0.5, PRIOR, NOISE)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def like(batch, dtype=torch.float64, shape=(6, 7)):

@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from tensors import relative
 
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.prior import value_and_pullback
@@ -47,10 +48,6 @@ def states(shape, batch=3):
     x = torch.randn(batch, 3, *shape, generator=generator)
     v = torch.randn(2, batch, 2, *shape, generator=generator)
     return x, torch.tensor([0.1, 1.0, 10.0])[:batch], v
-
-
-def relative(one, other):
-    return float((one.cpu().double() - other.cpu().double()).norm() / other.cpu().double().norm())
 
 
 def evaluate(network, x, sigma, v):

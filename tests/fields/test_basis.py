@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
@@ -33,10 +34,6 @@ SPHERES = {name: basis for name, basis in BASES.items() if name.startswith("sphe
 
 def bases(group=BASES):
     return pytest.mark.parametrize("basis", group.values(), ids=group.keys())
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def functions(basis, shape=None):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
@@ -24,10 +25,6 @@ FIELDS = {
     "sphere-poles": GaussianField(SphericalBasis((9, 16)), Matern(0.4, 0.5), 2),
 }
 fields = pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS.keys())
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def covariance(field, dense):
