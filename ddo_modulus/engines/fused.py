@@ -40,7 +40,7 @@ _MOST_STATES = 65535  # second dimension of a grid of programs
 
 
 class FusedOperator(nn.Module):
-    """A neural operator in few kernels, on its training grid; as it is on any other.
+    """A neural operator in few kernels on its training grid; the network itself on any other.
 
     Blocks of more than 128 channels are those of ``network``, compiled or not; all
     else is copied, and stays on the device and in the precision that it was made for.
@@ -147,7 +147,7 @@ def fits(network: NeuralOperator) -> bool:
 
 
 class _Pointwise:
-    """A linear map between channels in front and channels behind."""
+    """Weights of a linear map between channels first and channels last."""
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         self.weight = padded_weight(layer.weight.mT, dtype)
@@ -157,7 +157,7 @@ class _Pointwise:
 
 
 class _Lift(torch.autograd.Function):
-    """Channels behind, in the dtype of the network."""
+    """From channels first to the hidden channels, last, in the dtype of the network."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lift: _Pointwise) -> Tensor:
@@ -186,7 +186,7 @@ class _Lift(torch.autograd.Function):
 
 
 class _Project(torch.autograd.Function):
-    """Normalised, and the channels in front again, in float32."""
+    """From normalised hidden channels, last, to channels first, in float32."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, head: _Pointwise) -> Tensor:

@@ -67,7 +67,7 @@ class _Filter:
         return self._run(modes, *self._there, self.channels[1], first=True)
 
     def adjoint(self, modes: Float[Tensor, "B K H N"]) -> Float[Tensor, "B K H C"]:
-        """The way back of gradients."""
+        """Adjoint of the call, for gradients."""
         return self._run(modes, *self._back, self.channels[0], first=False)
 
     def _run(
@@ -128,7 +128,7 @@ def _table(basis: Basis) -> Int[Tensor, "4 P"]:
 
 
 def _sources(table: Int[Tensor, "4 P"]) -> Int[Tensor, "S 4 P"]:
-    """The reverse: who sees a point as a neighbour; -1 for nobody. Mirrors let two see the same."""
+    """The reverse: points that see each one as a neighbour, two of them at mirrors; -1 for none."""
     found = []
     for seen in table.long():
         order = seen.argsort(stable=True)
@@ -201,7 +201,7 @@ class RunBlock(torch.autograd.Function):
 
 
 def _by_width(channels: int) -> Launch:
-    """Of the kernels that go along a line, part after part."""
+    """Launches of the kernels that go along a line part by part."""
     return Launch(64 if channels <= 32 else 32)
 
 

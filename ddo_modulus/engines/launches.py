@@ -43,22 +43,22 @@ class Launch:
     def run(
         self, kernel: Any, grid: tuple[int, ...], number: int, *inputs: object, **sizes: object
     ) -> None:
-        """Over so many points, or lines, in each program, part after part."""
+        """Launch programs of ``number`` points, or lines, each of which takes them part by part."""
         parts = min(self.points, register_size(number))
         kernel[grid](*inputs, **sizes, M=parts, num_warps=self.warps, num_stages=self.stages)
 
     def flat(self, kernel: Any, points: int, batch: int, *inputs: object, **sizes: object) -> None:
-        """Over all points of all states, a tile in each program."""
+        """Launch a program for each tile of the points of all states."""
         grid = (triton.cdiv(points, self.points), batch)
         self.run(kernel, grid, self.points, *inputs, **sizes)
 
     def tiled(
         self, kernel: Any, batch: int, points: int, lines: int, *inputs: object, **sizes: object
     ) -> None:
-        """The same, tiles of which lines are taken apart: no larger than the grid.
+        """As :meth:`flat`, for kernels that work line by line; a tile is no larger than the grid.
 
-        What is done line by line in them costs as much for a part as for the whole, so that large
-        tiles are for long lines.
+        Work on a part of a line costs as much as on all of it, so that large tiles are for long
+        lines.
         """
         tile = min(self.points, register_size(points * lines), 128 if points >= 128 else 64)
         if points % tile == 0 or tile % points == 0:
@@ -71,17 +71,17 @@ class Launch:
 
 
 def channel_sizes(front: int, behind: int) -> dict[str, int]:
-    """Channels in front and behind, as the kernels name them."""
+    """Numbers of channels, first and last, by the names that the kernels use."""
     return {"D": front, "D_": register_size(front), "C": behind, "C_": register_size(behind)}
 
 
 def last_product(modes: int) -> dict[str, int]:
-    """Modes of a last product of a synthesis, and how many are taken at once."""
+    """Modes of the last product of a synthesis, and how many are taken at once."""
     return {"K": modes, "K_": 32 if -modes % 32 < 16 else 16}
 
 
 def register_size(size: int) -> int:
-    """Size of an array in registers."""
+    """Size of an array in registers: a power of two, from 16 up."""
     return max(16, triton.next_power_of_2(size))
 
 
@@ -101,7 +101,7 @@ def turned(matrix: Tensor) -> Tensor:
 
 
 def transform_matrices(transform: Transform, grid: str) -> list[Tensor]:
-    """Of analysis and synthesis: rows and columns of each, the rows with pages in front."""
+    """Rows and columns of analysis, then of synthesis; rows in pages, of each mode or of all."""
     names = [f"{grid}_{way}_{axis}" for way in ("analysis", "synthesis") for axis in _AXES]
     found = [transform.get_buffer(name) for name in names]
     return [
@@ -114,7 +114,7 @@ _AXES = ("rows", "columns")
 
 
 def first_order(backward: Callable[..., tuple]) -> Callable[..., tuple]:
-    """Refuse a derivative of the derivative, which nothing is kept for."""
+    """Make a backward pass refuse second derivatives, for which nothing is kept."""
 
     @wraps(backward)
     def checked(ctx: Any, *gradients: Tensor) -> tuple:

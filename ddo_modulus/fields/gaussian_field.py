@@ -454,7 +454,7 @@ class EOFField(RotatedField):
 
 
 def check_same_law(own: GaussianField, other: GaussianField) -> None:
-    """Raise unless a field that is diagonal relative to ``own`` is so relative to ``other``.
+    """Raise unless fields that are diagonal relative to ``own`` are so relative to ``other``.
 
     Raises:
         InputError: If it is not.
@@ -465,7 +465,7 @@ def check_same_law(own: GaussianField, other: GaussianField) -> None:
 
 
 def WhiteField(basis: Basis, channels: int = 1) -> GaussianField:  # noqa: N802
-    """White noise as a field: makes ordinary EDM a special case of everything here."""
+    """White noise as a field; with it everything here reduces to ordinary EDM."""
     return GaussianField(basis, Flat(), channels)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The law that two independent sources of knowledge make together.
+r"""The law of a state given a prior and an independent estimate.
 
 Axes: ``T`` analyses, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``, ``n``
 coefficients that EOFs mix.

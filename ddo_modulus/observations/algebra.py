@@ -11,8 +11,8 @@ by observation (wind speed, a radiance). Its linearisation is :math:`\sum_i a_i 
 :math:`a_i = \partial g / \partial p_i`, so the tangent, its adjoint and its products with a
 covariance all come from the same sparse rows.
 
-All that an operator does to states is to gather, multiply and add, on the device of the states and
-in their precision. Indices, weights and constants are copied there once (:class:`_Placed`), so that
+An operator only gathers, multiplies and adds values of the states, on their device and in their
+precision. Indices, weights and constants are copied there once (:class:`_Placed`), so that
 no later call waits for the CPU.
 """
 

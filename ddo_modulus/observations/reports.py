@@ -18,7 +18,7 @@ Axes: ``H W`` grid, ``M`` observations.
 `elev` is the height of the station above sea level, in metres (`station_elev` where that is
 missing), `pres` a pressure in Pa, `sensor_index` the number of the satellite's channel: columns of
 Earth2Studio. Where either the station's height or the model's is unknown, there is no correction
-for height, which is told (:meth:`ReportOperators.notes`).
+for height; :meth:`ReportOperators.notes` counts such reports.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _MOIST = re.compile(r"([dqr])2m")
 
 @dataclass(frozen=True)
 class ReportOperators:
-    """What a prior can be compared with, and how.
+    """Operators that predict reports from a prior's states.
 
     Attributes:
         channels: Variable ids of the states' channels.
@@ -114,11 +114,11 @@ class ReportOperators:
             object.__setattr__(self, "orography", heights)
 
     def observable(self, variable: str) -> bool:
-        """Whether there may be reports of a variable that say something of the prior."""
+        """Whether some reports of a variable can be predicted from the states."""
         return self._refusal(variable, None) != UNKNOWN
 
     def refused(self, rows: pd.DataFrame) -> pd.Series:
-        """Why each row of a table cannot be used; empty text where it can (but for its place)."""
+        """Why each row of a table cannot be used, empty where it can; places are not checked."""
         reason = pd.Series("", rows.index, dtype=object)
         for variable, part in rows.groupby("variable"):
             reason[part.index] = self._refusal(str(variable), part)
