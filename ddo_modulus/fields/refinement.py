@@ -133,7 +133,7 @@ class Refinement:
             raise InputError(f"tail={self.tail}: three numbers are needed for each channel")
         if bool((rows[:, 2] < 0).any() or ((rows[:, 2] == 0) & (rows[:, 1] <= 2)).any()):
             raise InputError(
-                f"tail={self.tail}: the variance of the scales beyond the grid is infinite; the "
+                f"tail={self.tail}: the variance of the scales beyond the grid has no limit; the "
                 "last number of a channel must be positive, or zero with a second one above 2"
             )
 

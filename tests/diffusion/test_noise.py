@@ -7,7 +7,7 @@ import torch
 from physicsnemo.diffusion import samplers
 from physicsnemo.diffusion.metrics.losses import MSEDSMLoss
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
-from tensors import generator
+from tensors import generator, relative
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import SOLVERS, sample
@@ -160,9 +160,13 @@ def test_solvers_step_in_the_samplers_of_physicsnemo(solver):
 )
 def test_solvers_of_physicsnemo_step_in_ours(name, solver):
     torch.testing.assert_close(drawn(solver), drawn(name), rtol=1e-9, atol=1e-9)
-    midpoint = drawn(partial(samplers.HeunSolver, alpha=0.5))
-    assert not torch.allclose(midpoint, drawn("heun"))
-    torch.testing.assert_close(midpoint, drawn("heun"), rtol=0, atol=0.5)
+
+
+def test_solvers_of_physicsnemo_may_have_options():
+    """The midpoint rule, which converges to the same states."""
+    midpoint = partial(samplers.HeunSolver, alpha=0.5)
+    apart = [relative(drawn(midpoint, n), drawn("heun", n)) for n in (8, 32, 128)]
+    assert apart[0] > 0.01 and apart[1] < apart[0] / 4 and apart[2] < apart[1] / 4
 
 
 def test_the_loss_of_physicsnemo_sees_the_field_noise():
