@@ -133,10 +133,10 @@ def built(untrained, name):
     units = tuple("K" for _ in channels)
     package = untrained(tuple(channels), units)
     generator = torch.Generator().manual_seed(3)
-    value, spread = torch.tensor(list(channels.values())).T[:, None, :, None, None]
+    value, deviation = torch.tensor(list(channels.values())).T[:, None, :, None, None]
     shape = (24, len(channels), *package.grid.shape)
-    mean = value + 0.3 * spread * torch.randn(shape, generator=generator)
-    std = spread * (0.8 + 0.4 * torch.rand(shape, generator=generator))
+    mean = value + 0.3 * deviation * torch.randn(shape, generator=generator)
+    std = deviation * (0.8 + 0.4 * torch.rand(shape, generator=generator))
     package.normalization = Normalization(tuple(channels), mean, std)
     package.orography = np.full(package.grid.shape, 140.0)
     operators = report_operators(package)
@@ -254,9 +254,9 @@ def test_analyses_are_those_of_gauss_newton(untrained, prior, monkeypatch, name)
         jacobian = torch.autograd.functional.jacobian(h, x)
         system = jacobian @ p @ jacobian.T + r
         x = m + p @ jacobian.T @ torch.linalg.solve(system, y - h(x) + jacobian @ (x - m))
-    spread = p.diagonal().sqrt()
-    error = (torch.from_numpy(found).double().flatten() - x) / spread
-    assert ((x - m) / spread).abs().max() > 0.4  # there was something to find
+    deviation = p.diagonal().sqrt()
+    error = (torch.from_numpy(found).double().flatten() - x) / deviation
+    assert ((x - m) / deviation).abs().max() > 0.4  # there was something to find
     assert error.abs().max() < 0.08
     for variable in frame["variable"].unique():
         here = (frame["variable"] == variable).to_numpy()
