@@ -29,10 +29,11 @@ from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import sample
-from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, WhiteField
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import MomentMatching
 

@@ -6,11 +6,12 @@ from .diffusion.prior import Denoiser, FunctionPrior, Prior
 from .diffusion.samplers import Churn, sample
 from .diffusion.task import CoarseWindow, Task
 from .diffusion.trajectory import TrajectoryPrior
-from .fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from .fields.basis import CosineBasis, FourierBasis
 from .fields.coupled import CoupledField
 from .fields.gaussian_denoiser import GaussianDenoiser
 from .fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum, WhiteField
 from .fields.grid import BoxGrid, LatLonGrid
+from .fields.spherical_basis import SphericalBasis
 from .observations import (
     AreaMeanOperator,
     LevelOperator,

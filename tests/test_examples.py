@@ -19,21 +19,27 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("interpolation", "super-resolution")
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """Output of a small demo, and the folder it ran in."""
-    folder = tmp_path_factory.mktemp("demo")
-    small = ["--members", "2", "--steps", "2", "--spin-up", "1"]
+def run(folder, *arguments, **environment):
+    """What Python writes when it is run in a folder."""
     result = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "01_demo.py"), *small],
+        [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests run beside this one
+        # One thread, since other tests run beside this one.
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout, folder
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Output of a small demo, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("demo")
+    small = ["--members", "2", "--steps", "2", "--spin-up", "1"]
+    return run(folder, str(ROOT / "examples" / "01_demo.py"), *small), folder
 
 
 @pytest.mark.slow
@@ -92,17 +98,8 @@ def observations(tmp_path_factory):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("observations")
     scripts = [str(ROOT / "examples" / f"{name}.py") for name in OBSERVATIONS]
-    environment = {"OMP_NUM_THREADS": "1", "EARTH2STUDIO_DATA_CACHE": str(folder / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, *scripts],
-        cwd=folder,
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout, folder
+    environment = {"EARTH2STUDIO_DATA_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    return run(folder, "-c", RUN_ALL, *scripts, **environment, COLUMNS="100"), folder
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ddo_modulus.data.statistics import write_statistics
 from ddo_modulus.data.store import check_output
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import DOMAINS
+from ddo_modulus.fields.domains import DOMAINS
 from ddo_modulus.fields.grid import LatLonGrid
 from ddo_modulus.training.data import build_grid, domain_lengths
 

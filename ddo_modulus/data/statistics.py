@@ -37,7 +37,8 @@ from torch import Tensor
 
 from ddo_modulus.data.normalization import HOURS, Moments, Normalization
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.fields.basis import Basis, build_basis
+from ddo_modulus.fields.basis import Basis
+from ddo_modulus.fields.domains import build_basis
 
 GROUP = "statistics"
 

@@ -10,7 +10,11 @@ from numbers import Real
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
+from physicsnemo.diffusion.noise_schedulers import (
+    EDMNoiseScheduler,
+    VENoiseScheduler,
+    VPNoiseScheduler,
+)
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
@@ -22,19 +26,21 @@ _ROUND_OFF = 1e-6  # of levels in single precision, with room
 class FieldNoiseScheduler(EDMNoiseScheduler):
     r"""Noise :math:`x_\sigma = x_0 + \sigma L z` instead of white noise.
 
-    A drop-in for PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
-    :meth:`init_latents` (losses, the deterministic samplers). Its own stochastic samplers draw
-    white noise past the scheduler: use :func:`ddo_modulus.sample` for those.
+    It takes the place of PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
+    :meth:`init_latents`: in losses and deterministic samplers. PhysicsNeMo's stochastic solvers
+    draw white noise themselves instead of asking the scheduler; :func:`ddo_modulus.sample` draws
+    the field's.
 
     Args:
-        field: Law of ``L z``; on another grid than the field's its :meth:`GaussianField.at` draws.
+        field: Law of ``L z``. States on another grid than the field's get the noise of its
+            :meth:`GaussianField.at`.
         sigma_min: Smallest noise level of a sampling schedule.
         sigma_max: Largest noise level.
         rho: Exponent of the schedule (Karras et al. 2022, eq. 5). The default is nearly uniform in
             log sigma, which treats every scale of a spectrum alike: each mode is settled around
             its own noise level, and those levels span decades. With a Gaussian prior, 32 steps of
-            ``dpmpp_2m`` then give spreads .9 % too large, against 1.7 % at the usual 7, which
-            crowds the levels around ``sigma_min``.
+            ``dpmpp_2m`` then give standard deviations .9 % too large, against 1.7 % with the usual
+            7, which crowds the levels around ``sigma_min``.
         sigma_data: Standard deviation of the data, for the EDM loss weight.
         P_mean: Mean of the logarithm of training noise levels.
         P_std: Standard deviation of the same.
@@ -51,7 +57,7 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         sigma_max: float = 80.0,
         rho: float = 20.0,
         sigma_data: float | Float[Tensor, " C"] = 1.0,
-        P_mean: float = -1.2,  # noqa: N803 - the host's names
+        P_mean: float = -1.2,  # noqa: N803 - PhysicsNeMo's names
         P_std: float = 1.2,  # noqa: N803
         discretization: str = "edm",
         generator: torch.Generator | None = None,
@@ -103,7 +109,7 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
     def add_noise(
         self, x0: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """Noisy states at the given noise levels."""
+        """States with noise of level ``time`` added."""
         return x0 + time.view(-1, 1, 1, 1) * self.draw(x0)
 
     def init_latents(
@@ -128,7 +134,7 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         dtype: torch.dtype | None = None,
     ) -> Float[Tensor, " N+1"]:
         """Noise levels from ``sigma_max`` to ``sigma_min`` and zero; one step goes straight."""
-        if num_steps == 1:  # the host divides by num_steps - 1
+        if num_steps == 1:  # PhysicsNeMo divides by num_steps - 1
             return torch.tensor([self.sigma_max, 0.0], device=device, dtype=dtype)
         if self.discretization == "edm":
             return super().timesteps(num_steps, device=device, dtype=dtype)
@@ -146,9 +152,9 @@ def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float
     """
     if levels is None:
         return None
-    given = list(levels) if isinstance(levels, (list, tuple, np.ndarray)) else []
-    if len(given) == 2 and all(isinstance(v, Real) and not isinstance(v, bool) for v in given):
-        low, high = float(given[0]), float(given[1])
+    ends = list(levels) if isinstance(levels, (list, tuple, np.ndarray)) else []
+    if len(ends) == 2 and all(isinstance(v, Real) and not isinstance(v, bool) for v in ends):
+        low, high = float(ends[0]), float(ends[1])
         if 0 <= low <= high:
             return low, high
     raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
@@ -168,25 +174,31 @@ def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
     first = 1e-3  # its smallest time
     bottom, top = math.log1p(low**2), math.log1p(high**2)
     slope = 2 * (bottom / first - top) / (first - 1)
-    offset = top - slope / 2
-    times = [1 + i / (steps - 1) * (first - 1) for i in range(steps)]
-    return [math.sqrt(math.expm1(slope * t**2 / 2 + offset * t)) for t in times]
+    process = VPNoiseScheduler(beta_min=top - slope / 2, beta_d=slope, epsilon_s=first)
+    times = process.timesteps(steps, dtype=torch.float64)[:-1]
+    return (process.sigma(times) / process.alpha(times)).tolist()
 
 
 def _variance_exploding(steps: int, low: float, high: float) -> list[float]:
-    return [high * (low / high) ** (i / (steps - 1)) for i in range(steps)]
+    """Levels evenly spaced in their logarithm."""
+    process = VENoiseScheduler(low, high)
+    return process.sigma(process.timesteps(steps, dtype=torch.float64)[:-1]).tolist()
 
 
 def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
-    """Levels of the cosine schedule with a thousand steps, thinned out within the range."""
+    """Levels of the cosine schedule with a thousand steps, thinned out within the range.
+
+    PhysicsNeMo's are the same in single precision, which is .1 % off, and repeat where the range
+    has too few.
+    """
     many = 1000
 
-    def kept(j: int) -> float:  # alpha bar
+    def alpha_bar(j: int) -> float:
         return math.sin(math.pi / 2 * j / (many * 1.008)) ** 2
 
     levels = [0.0]
     for j in range(many, 0, -1):
-        ratio = max(kept(j - 1) / kept(j), 1e-3)
+        ratio = max(alpha_bar(j - 1) / alpha_bar(j), 1e-3)
         levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
     inside = [v for v in reversed(levels) if low <= v <= high]
     if len(inside) < steps:
@@ -197,7 +209,7 @@ def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
     return [inside[math.floor((len(inside) - 1) / (steps - 1) * i + 0.5)] for i in range(steps)]
 
 
-#: How noise levels may be spaced; the host's own for ``"edm"``.
+#: How noise levels may be spaced; ``"edm"`` is the base class's own way.
 DISCRETIZATIONS: dict[str, Callable[[int, float, float], list[float]] | None] = {
     "edm": None,
     "vp": _variance_preserving,

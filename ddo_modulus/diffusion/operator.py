@@ -24,8 +24,9 @@ from ddo_modulus.compat import Rehearsed, lasting, recorded
 from ddo_modulus.diffusion.band import Band
 from ddo_modulus.diffusion.stored_prior import StoredPrior
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Basis, build_basis
+from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.derivative import Differentiable
+from ddo_modulus.fields.domains import build_basis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser, PriorCovariance
 from ddo_modulus.fields.gaussian_field import (
     Flat,

@@ -5,7 +5,10 @@ Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
 The probability-flow ODE of the field noise is :math:`dx/d\sigma = (x - D(x, \sigma)) / \sigma`:
 the covariance of the noise cancels, so deterministic solvers are those of EDM, and only the noise
-that is drawn knows the field. Any denoiser goes in, conditioned on observations or not.
+that is drawn depends on the field. Any denoiser goes in, conditioned on observations or not.
+
+Solvers follow PhysicsNeMo's ``Solver`` protocol, so that ours step in its samplers and its own in
+:func:`sample`. The stochastic ones here stay beside PhysicsNeMo's, which hard-code white noise.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,42 +26,48 @@ from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.prior import Denoiser, Scheduled
 from ddo_modulus.errors import InputError
 
+if TYPE_CHECKING:  # takes seconds to import
+    from physicsnemo.diffusion.samplers import Solver
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[], Tensor]
 
 
-class Solver(Protocol):
-    """One step of a solver; keeps what a multistep method remembers."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """State at the next noise level."""
-        ...
-
-
 class Euler:
-    """First order: a straight line towards the denoised state."""
+    """First order: a straight line towards the denoised state.
+
+    Args:
+        denoise: The denoiser.
+        draw: Noise of unit level.
+    """
 
     def __init__(self, denoise: Denoise, draw: Draw) -> None:
         self.denoise = denoise
 
-    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """One denoiser call."""
-        return torch.lerp(self.denoise(x, sigma), x, float(sigma_next / sigma))
+    def step(self, x: Tensor, t_cur: Tensor, t_next: Tensor) -> Tensor:
+        """States at the next noise level, with one denoiser call; levels as ``(B,)``, all equal."""
+        return torch.lerp(self.denoise(x, t_cur), x, float(t_next[0] / t_cur[0]))
 
 
 class Heun:
-    """Second order (Karras et al. 2022, algorithm 1): Euler, then the mean of both slopes."""
+    """Second order (Karras et al. 2022, algorithm 1): Euler, then the mean of both slopes.
+
+    Args:
+        denoise: The denoiser.
+        draw: Noise of unit level.
+    """
 
     def __init__(self, denoise: Denoise, draw: Draw) -> None:
         self.denoise = denoise
 
-    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Two denoiser calls, one on the step to zero."""
-        slope = (x - self.denoise(x, sigma)) / sigma
+    def step(self, x: Tensor, t_cur: Tensor, t_next: Tensor) -> Tensor:
+        """As :meth:`Euler.step`, with two denoiser calls, or one on the step to zero."""
+        sigma, sigma_next = t_cur[0], t_next[0]
+        slope = (x - self.denoise(x, t_cur)) / sigma
         predicted = x + (sigma_next - sigma) * slope
         if sigma_next == 0:
             return predicted
-        second = (predicted - self.denoise(predicted, sigma_next)) / sigma_next
+        second = (predicted - self.denoise(predicted, t_next)) / sigma_next
         return x + (sigma_next - sigma) * (slope + second) / 2
 
 
@@ -66,10 +75,11 @@ class DPMSolver2M:
     r"""DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): exponential integrator, second order.
 
     Exact in the linear part; extrapolates the denoised state from the last two. With ``eta > 0``
-    its stochastic form (SDE-DPM-Solver++(2M)): noise is renewed while it is removed.
+    its stochastic form (SDE-DPM-Solver++(2M)): noise is renewed while it is removed. It remembers
+    the last step, so that each run of a sampler needs its own.
 
     Args:
-        denoise: The denoiser at a scalar noise level.
+        denoise: The denoiser.
         draw: Noise of unit level.
         eta: Share of the noise renewed: 0 the ODE, 1 the reverse SDE.
     """
@@ -78,9 +88,10 @@ class DPMSolver2M:
         self.denoise, self.draw, self.eta = denoise, draw, eta
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """One denoiser call."""
-        clean = self.denoise(x, sigma)
+    def step(self, x: Tensor, t_cur: Tensor, t_next: Tensor) -> Tensor:
+        """As :meth:`Euler.step`, with one denoiser call."""
+        sigma, sigma_next = t_cur[0], t_next[0]
+        clean = self.denoise(x, t_cur)
         if sigma_next == 0:
             return clean
         h = (sigma / sigma_next).log()  # step in lambda = -log sigma
@@ -146,23 +157,23 @@ class Churn:
 
 
 class StepCounter:
-    """Tells progress over several calls of :func:`sample`, in steps of single states.
+    """Reports progress over several calls of :func:`sample`, in steps of single states.
 
     Args:
         total: Steps of states in all.
-        tell: Called with the number done and the total.
+        report: Called with the number done and the total.
     """
 
-    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
-        self.done, self.total, self.tell = 0, total, tell
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self.done, self.total, self.report = 0, total, report
 
     def __call__(self, states: int, steps: Iterable[int]) -> Iterator[int]:
         """The steps of a batch of states, counted."""
         for step in steps:
             yield step
             self.done += states
-            if self.tell is not None:
-                self.tell(self.done, self.total)
+            if self.report is not None:
+                self.report(self.done, self.total)
 
 
 @torch.no_grad()
@@ -172,7 +183,7 @@ def sample(
     batch: int,
     *,
     steps: int,
-    solver: str = "dpmpp_2m",
+    solver: str | Callable[[Denoise], Solver] = "dpmpp_2m",
     churn: Churn | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     shape: Sequence[int] | None = None,
@@ -188,7 +199,8 @@ def sample(
         scheduler: Noise field and levels.
         batch: Number of states.
         steps: Number of noise levels, at least one.
-        solver: One of :data:`SOLVERS`.
+        solver: One of :data:`SOLVERS`, or what makes a solver of PhysicsNeMo's protocol from the
+            right-hand side of the ODE, as ``physicsnemo.diffusion.samplers.HeunSolver`` does.
         churn: Noise to renew on the way, with a solver of single steps.
         generator: Source of all noise; a sequence shares out the batch
             (:meth:`FieldNoiseScheduler.draw`).
@@ -202,7 +214,7 @@ def sample(
         InputError: On an unknown solver, steps or batch below one, or churn with a solver that
             remembers earlier steps.
     """
-    if solver not in SOLVERS:
+    if isinstance(solver, str) and solver not in SOLVERS:
         raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
     if steps < 1 or batch < 1:
         raise InputError(f"steps and batch must be at least 1, got {steps} and {batch}")
@@ -225,21 +237,35 @@ def sample(
         at = denoiser.scheduled(levels, like)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        value = float(sigma)
+        value = float(sigma[0])
         level = torch.full((1,), value, device=device, dtype=dtype)
-        # Expanded: plainly one level.
+        # Expanded, so that the denoiser sees that it is one level.
         return at.get(value, denoiser)(x, level.expand(batch), condition)
 
     def draw() -> Tensor:
         return scheduler.draw(like, generator)
 
     x = float(sigmas[0]) * draw()
-    step = SOLVERS[solver](denoise, draw)
+    step = _stepper(solver, denoise, draw, like)
     for i in progress(range(steps)):
         sigma = starts[i]
         if churn is not None:
             added = float((sigma**2 - sigmas[i] ** 2).sqrt())
             if added > 0:
                 x = x + added * churn.noise * draw()
-        x = step(x, sigma, sigmas[i + 1])
+        x = step(x, sigma.expand(batch), sigmas[i + 1].expand(batch))
     return x
+
+
+def _stepper(
+    solver: str | Callable[[Denoise], Solver], denoise: Denoise, draw: Draw, like: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """One step of a solver, from noise levels in double on the CPU."""
+    if isinstance(solver, str):
+        return SOLVERS[solver](denoise, draw).step
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoise(x, sigma)) / sigma[0]
+
+    foreign = solver(slope)
+    return lambda x, sigma, sigma_next: foreign.step(x, sigma.to(like), sigma_next.to(like))

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddo_modulus.compat import lasting
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
+from ddo_modulus.fields.grid import overlaps
 from ddo_modulus.nn.spectral import odd_band
 
 _KINDS = ("none", "hour_of_day", "coarse")
@@ -93,12 +94,10 @@ def _band(basis: Basis, modes: tuple[int, int]) -> Basis:
 
 @lru_cache(maxsize=16)
 def _shares(many: int, few: int, dtype: torch.dtype, device: str) -> Float[Tensor, "h H"]:
+    edge = np.arange(few + 1) * many / few
+    share = overlaps(edge[:-1], edge[1:], np.arange(many + 1))
     with lasting():
-        edge = torch.arange(few + 1, dtype=torch.float64) * many / few
-        point = torch.arange(many)
-        low = torch.maximum(edge[:-1, None], point)
-        high = torch.minimum(edge[1:, None], point + 1)
-        return (high - low).clamp_min(0).to(device, dtype)
+        return torch.from_numpy(share).to(device, dtype)
 
 
 @dataclass(frozen=True)

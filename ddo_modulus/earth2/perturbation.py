@@ -30,8 +30,8 @@ from torch import Tensor
 from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 with needs_earth2studio():
     from earth2studio.utils import handshake_dim

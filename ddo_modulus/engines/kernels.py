@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels of the neural operator, which a GPU's memory keeps waiting.
+"""Triton kernels of the neural operator, which the bandwidth of a GPU's memory limits.
 
 Axes: ``B`` batch, ``P = H W`` points (row by row), ``C`` channels of a field, ``N`` hidden ones,
 ``D`` channels in front, ``K Q`` modes.
@@ -30,16 +30,16 @@ _HARDWARE = tl.constexpr(not triton.knobs.runtime.interpret)
 @triton.jit
 def _load(field, place, inside, first, channel, width, size):
     """Channels from ``first`` on, ``width`` of them, at some places of a field ``(P, size)``."""
-    known = inside[:, None] & (channel < width)[None, :]
-    return tl.load(field + place[:, None] * size + (first + channel)[None, :], mask=known, other=0)
+    valid = inside[:, None] & (channel < width)[None, :]
+    return tl.load(field + place[:, None] * size + (first + channel)[None, :], mask=valid, other=0)
 
 
 @triton.jit
 def _store(field, x, place, inside, first, channel, width, size):
     """Write what :func:`_load` reads."""
-    known = inside[:, None] & (channel < width)[None, :]
+    valid = inside[:, None] & (channel < width)[None, :]
     where = field + place[:, None] * size + (first + channel)[None, :]
-    tl.store(where, x.to(field.dtype.element_ty), mask=known)
+    tl.store(where, x.to(field.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -101,8 +101,8 @@ def _synthesis(
         s = _load(matrix, along, inside & (line == this), 0, k, K, K)
         # Of lines beyond the last, of which no point is there, something is read all the same.
         there = modes + tl.minimum(this, lines - 1) * line_stride
-        known = (k < K)[:, None] & (channel < width)[None, :]
-        c = tl.load(there + k[:, None] * k_stride + channel[None, :], mask=known, other=0)
+        valid = (k < K)[:, None] & (channel < width)[None, :]
+        c = tl.load(there + k[:, None] * k_stride + channel[None, :], mask=valid, other=0)
         sums = tl.dot(s, c, sums, input_precision="ieee")
     return sums
 
@@ -312,17 +312,17 @@ def along_lines(
     state, tiles = tl.program_id(1).to(tl.int64), tl.cdiv(points, M)
     place, column = (tl.program_id(0) % tiles) * M + tl.arange(0, M), tl.arange(0, G * C_)
     line, channel = (tl.program_id(0) // tiles) * G + column // C_, column % C_
-    inside, known = place < points, (line < lines) & (channel < C)
+    inside, valid = place < points, (line < lines) & (channel < C)
     x += state * lines * K * C
     sums = tl.zeros((M, G * C_), tl.float32)
     for first in range(0, K, K_):
         k = first + tl.arange(0, K_)
         a = _load(matrix, place, inside, 0, k, K, K)
         where = (k * C)[:, None] + (line * K * C + channel)[None, :]
-        b = tl.load(x + where, mask=(k < K)[:, None] & known[None, :], other=0)
+        b = tl.load(x + where, mask=(k < K)[:, None] & valid[None, :], other=0)
         sums = tl.dot(a, b, sums, input_precision="ieee")
     where = (place * C)[:, None] + (line * points * C + channel)[None, :]
-    there = inside[:, None] & known[None, :]
+    there = inside[:, None] & valid[None, :]
     if ADD:
         field += state * lines * points * C
         sums += tl.load(field + where, mask=there, other=0).to(tl.float32)
@@ -334,8 +334,8 @@ def along_lines(
 def _from_front(field, weight, place, channel, P, D: tl.constexpr, D_: tl.constexpr, C_):
     """A linear map of a field ``(D, P)`` to ``C_`` channels behind."""
     d = tl.arange(0, D_)
-    known = (place < P)[:, None] & (d < D)[None, :]
-    f = tl.load(field + d[None, :] * P + place[:, None], mask=known, other=0)
+    valid = (place < P)[:, None] & (d < D)[None, :]
+    f = tl.load(field + d[None, :] * P + place[:, None], mask=valid, other=0)
     w = tl.load(weight + d[:, None] * C_ + channel[None, :])
     return tl.dot(f.to(weight.dtype.element_ty), w, input_precision="ieee")
 
@@ -367,8 +367,8 @@ def project(
         x = _standard(x.to(tl.float32), channel, C)[0].to(weight.dtype.element_ty)
     w = tl.load(weight + channel[:, None] * D_ + d[None, :])
     y = tl.dot(x, w, input_precision="ieee") + _row(bias, d, D)
-    known = (place < P)[:, None] & (d < D)[None, :]
-    tl.store(out + batch * P * D + d[None, :] * P + place[:, None], y, mask=known)
+    valid = (place < P)[:, None] & (d < D)[None, :]
+    tl.store(out + batch * P * D + d[None, :] * P + place[:, None], y, mask=valid)
 
 
 @triton.jit

@@ -6,8 +6,8 @@ Axes: ``H W`` grid (rows, columns), ``K`` spectral coefficients, ``K1 K2`` row a
 A basis is a finite set of eigenfunctions :math:`\phi_k` of the Laplacian,
 :math:`-\Delta \phi_k = \lambda_k \phi_k`, orthonormal in the mean over the domain,
 :math:`\frac{1}{|D|} \int \phi_i \phi_j = \delta_{ij}`. A function
-:math:`x = \sum_k c_k \phi_k` is known by its coefficients on every grid, so Gaussian fields,
-spectral layers, preconditioners and spectra all speak the same language.
+:math:`x = \sum_k c_k \phi_k` is determined by its coefficients on every grid, so Gaussian
+fields, spectral layers, preconditioners and spectra all work with the same coefficients.
 
 All functions are products of a row function and a column function. Transforms are therefore two
 plain matrix products with *real* matrices: nothing complex, no FFT (they do not export), no
@@ -34,9 +34,6 @@ from ddo_modulus.fields.linalg import Rounded
 
 Array = np.ndarray
 
-#: Domains that :func:`build_basis` knows.
-DOMAINS = ("torus", "box", "sphere")
-
 
 class Basis(ABC):
     """Eigenfunctions of the Laplacian on a domain, with a default grid to evaluate them on.
@@ -55,8 +52,8 @@ class Basis(ABC):
     dimension = 2
 
     def __init__(self, shape: Sequence[int], modes: Sequence[int]) -> None:
-        self.shape = _pair(shape, "shape")
-        self.modes = _pair(modes, "modes")
+        self.shape = as_pair(shape, "shape")
+        self.modes = as_pair(modes, "modes")
         self._matrices: dict[tuple, tuple[Tensor, Tensor]] = {}
         indices, eigenvalues = self._spectrum()
         self.indices = torch.from_numpy(indices)
@@ -75,7 +72,7 @@ class Basis(ABC):
         """Number of coefficients ``K``."""
         return len(self.eigenvalues)
 
-    # ---- what a domain has to say of itself ---------------------------------------------------
+    # ---- what each domain defines -------------------------------------------------------------
 
     @abstractmethod
     def _spectrum(self) -> tuple[Array, Array]:
@@ -107,7 +104,7 @@ class Basis(ABC):
 
     @abstractmethod
     def resolves(self, shape: Sequence[int]) -> bool:
-        """Whether a grid of this shape tells all functions of the basis apart."""
+        """Whether a grid of this shape can distinguish all functions of the basis."""
 
     # ---- transforms ---------------------------------------------------------------------------
 
@@ -140,7 +137,7 @@ class Basis(ABC):
         *,
         rounded: bool = False,
     ) -> Float[Tensor, "*batch H W"]:
-        """Values of the function on a grid of the given shape (the default grid if None).
+        """Values of the function on a grid of shape ``shape`` (the default grid if None).
 
         ``rounded`` as in :meth:`analyze`.
         """
@@ -168,7 +165,7 @@ class Basis(ABC):
         Returns:
             ``(H, K1)`` or ``(K2, H, K1)``, and ``(W, K2)``; axes swapped if ``inverse``.
         """
-        shape = _pair(shape, "shape")
+        shape = as_pair(shape, "shape")
         key = (shape, dtype, str(device), inverse)
         if key not in self._matrices:
             rows, columns = self._rows(shape[0]), self._columns(shape[1])
@@ -202,7 +199,7 @@ class Basis(ABC):
         device: torch.device | str = "cpu",
     ) -> Float[Tensor, "F H W"]:
         """The first row functions and column functions after the constant, as fields (float32)."""
-        shape = self.shape if shape is None else _pair(shape, "shape")
+        shape = self.shape if shape is None else as_pair(shape, "shape")
         rows, columns = self.matrices(shape, torch.float32, device)
         rows = rows[0] if rows.ndim == 3 else rows  # on the sphere: the zonal ones
         down = rows[:, 1 : 1 + functions[0]].T[:, :, None].expand(-1, -1, shape[1])
@@ -243,7 +240,7 @@ class Basis(ABC):
         return torch.arange(int(shell.max()) + 1, dtype=torch.float64) * width, shell
 
     def complete_wavenumber(self) -> float:
-        """Largest wavenumber whose shell the basis fills; beyond, corners of the band are left.
+        """Largest wavenumber whose shell the basis fills; beyond it are corners of the band.
 
         The cosine at the Nyquist wavenumber of an even grid has no sine beside it and does not
         count.
@@ -262,23 +259,23 @@ class Basis(ABC):
     def cell_means(
         self, shape: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, "A K"], Float[Tensor, "A K"]]:
-        """What means over the cells of a grid show as each function of this basis.
+        """Functions that look alike in means over cells of a grid, and what is left of each.
 
         A cell is centred on its point. Its mean of a function is the function's value there times
         a response below one. On the grid, functions beyond its band look like those of the band.
 
         Args:
-            shape: Grid whose cells are meant (the default grid if None).
+            shape: Grid of the cells (the default grid if None).
 
         Returns:
             Eigenvalues of the functions that look like each one, and their responses: first the
             function itself, then those just beyond the band.
 
         Raises:
-            InputError: On a domain whose functions means over cells mix.
+            InputError: On a domain where means over cells mix functions.
         """
         raise InputError(
-            f"means over cells of {type(self).__name__} are not known mode by mode; take values "
+            f"means over cells of {type(self).__name__} have no response mode by mode; take values "
             "at points there"
         )
 
@@ -286,7 +283,7 @@ class Basis(ABC):
         """Mean of each function over a cell of a grid, over its value at the centre.
 
         Raises:
-            InputError: On a domain whose functions means over cells mix.
+            InputError: On a domain where means over cells mix functions.
         """
         return self.cell_means(shape)[1][0]
 
@@ -303,11 +300,11 @@ class _BoxBasis(Basis):
         lengths: Sequence[float] = (1.0, 1.0),
         modes: int | Sequence[int] | None = None,
     ) -> None:
-        shape = _pair(shape, "shape")
+        shape = as_pair(shape, "shape")
         self.lengths = (float(lengths[0]), float(lengths[1]))
         if min(self.lengths) <= 0 or not all(math.isfinite(length) for length in self.lengths):
             raise InputError(f"lengths must be positive, got {self.lengths}")
-        wanted = shape if modes is None else _pair(modes, "modes")
+        wanted = shape if modes is None else as_pair(modes, "modes")
         if wanted[0] > shape[0] or wanted[1] > shape[1]:
             raise InputError(f"modes {wanted} exceed the band of the grid {shape}")
         super().__init__(shape, wanted)
@@ -331,7 +328,7 @@ class _BoxBasis(Basis):
         Along an even axis of the torus the last cosine has no sine beside it, and the waves of
         both signs look like it.
         """
-        shape = self.shape if shape is None else _pair(shape, "shape")
+        shape = self.shape if shape is None else as_pair(shape, "shape")
         axes = []
         for points, modes, length in zip(shape, self.modes, self.lengths, strict=True):
             wave = self._wavenumbers(modes) + 2 * np.pi * points * np.array([0, -1, 1])[:, None]
@@ -359,12 +356,12 @@ class _BoxBasis(Basis):
 
     def weights(self, shape: Sequence[int] | None = None) -> Float[Tensor, "H W"]:
         """Uniform weights ``1 / (H W)``."""
-        shape = self.shape if shape is None else _pair(shape, "shape")
+        shape = self.shape if shape is None else as_pair(shape, "shape")
         return torch.full(shape, 1.0 / (shape[0] * shape[1]), dtype=torch.float64)
 
     def at(self, shape: Sequence[int]) -> Self:
         """The same family and domain on another grid (see :class:`Basis`)."""
-        shape = _pair(shape, "shape")
+        shape = as_pair(shape, "shape")
         if self.modes == self.shape:
             return type(self)(shape, self.lengths)
         modes = min(self.modes[0], shape[0]), min(self.modes[1], shape[1])
@@ -386,7 +383,7 @@ class _BoxBasis(Basis):
 
     def truncate(self, modes: int | Sequence[int]) -> Self:
         """Keep the ``modes`` slowest functions of each axis."""
-        wanted = _pair(modes, "modes")
+        wanted = as_pair(modes, "modes")
         kept = min(wanted[0], self.modes[0]), min(wanted[1], self.modes[1])
         return type(self)(self.shape, self.lengths, kept)
 
@@ -463,132 +460,6 @@ class CosineBasis(_BoxBasis):
         return torch.arange(self.size)
 
 
-class SphericalBasis(Basis):
-    r"""Real orthonormal spherical harmonics on a global latitude-longitude grid (unit sphere).
-
-    Rows run from north to south: with the poles if ``H`` is odd (721 rows of ERA5), on cell
-    centres if it is even, or at the latitudes given. Columns start at longitude 0. Triangular
-    truncation at degree ``lmax``: by default the full band of the grid, which least-squares
-    analysis inverts stably (quadrature rules, as in other packages, lose half of it).
-
-    Args:
-        shape: Grid ``(H, W)``.
-        lmax: Largest degree; the largest that the grid resolves if None.
-        latitudes: ``(H,)`` degrees north, descending; the layout above if None.
-
-    Attributes:
-        poles: Whether the first and the last row are the poles, here and on every grid of ``at``.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        lmax: int | None = None,
-        latitudes: Sequence[float] | Array | None = None,
-    ) -> None:
-        shape = _pair(shape, "shape")
-        self._latitudes = None if latitudes is None else np.asarray(latitudes, dtype=np.float64)
-        if self._latitudes is not None and self._latitudes.shape != (shape[0],):
-            raise InputError(f"{len(self._latitudes)} latitudes do not fit the grid {shape}")
-        self.poles = shape[0] % 2 == 1
-        if self._latitudes is not None:
-            self.poles = bool((np.abs(self._latitudes[[0, -1]]) > 90 - 1e-9).all())
-        self._bands: dict[tuple[int, int], int] = {}
-        full = self._full_band(shape)
-        self.lmax = full if lmax is None else int(lmax)
-        self._fills_grid = self.lmax == full
-        if not 0 <= self.lmax <= full:
-            raise InputError(f"lmax={lmax} is outside 0..{full}, the band of the grid {shape}")
-        self._valid = {torch.device("cpu"): torch.from_numpy(self._indices_flat())}
-        super().__init__(shape, (self.lmax + 1, 2 * self.lmax + 1))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """See :class:`Basis`."""
-        cpu = torch.device("cpu")
-        return super().__getstate__() | {"_valid": {cpu: self._valid[cpu]}}
-
-    def latitudes(self, height: int) -> Array:
-        """Latitudes of the rows in degrees north, ``(height,)``.
-
-        A grid with pole rows keeps them at every height, as
-        :meth:`~ddo_modulus.fields.grid.LatLonGrid.at` does; one without stays on cell centres.
-        """
-        if self._latitudes is not None and height == len(self._latitudes):
-            return self._latitudes
-        if self.poles and height > 1:
-            return np.linspace(90.0, -90.0, height)
-        return 90.0 - (np.arange(height) + 0.5) * 180.0 / height
-
-    def _full_band(self, shape: tuple[int, int]) -> int:
-        if shape not in self._bands:  # kept, since compilers cannot follow NumPy to a number
-            # A row at a pole sees zonal order 0 only, so the two of them count as one.
-            poles = int(np.sum(np.abs(self.latitudes(shape[0])) > 90 - 1e-9))
-            self._bands[shape] = min(shape[0] - max(poles, 1), (shape[1] - 1) // 2)
-        return self._bands[shape]
-
-    def _order(self) -> Array:
-        """Zonal order of each column function: 0, 1 (cos), 1 (sin), 2, 2, ..."""
-        return (np.arange(2 * self.lmax + 1) + 1) // 2
-
-    def _indices_flat(self) -> Array:
-        degree = np.arange(self.lmax + 1)[:, None]
-        return np.flatnonzero((degree >= self._order()).reshape(-1))
-
-    def _spectrum(self) -> tuple[Array, Array]:
-        flat = self._indices_flat()
-        degree, column = flat // self.modes[1], flat % self.modes[1]
-        return np.stack([degree, column], -1), (degree * (degree + 1.0)).astype(np.float64)
-
-    def _columns(self, width: int) -> Array:
-        return FourierBasis._functions(width, 2 * self.lmax + 1)
-
-    def _rows(self, height: int) -> Array:
-        legendre = _legendre(self.lmax, np.sin(np.deg2rad(self.latitudes(height))))
-        return np.ascontiguousarray(legendre[self._order()])
-
-    def weights(self, shape: Sequence[int] | None = None) -> Float[Tensor, "H W"]:
-        """Area of the zone between the mid-latitudes of a row and its neighbours, over all."""
-        shape = self.shape if shape is None else _pair(shape, "shape")
-        latitude = self.latitudes(shape[0])
-        edges = np.concatenate([[90.0], (latitude[1:] + latitude[:-1]) / 2, [-90.0]])
-        zone = -np.diff(np.sin(np.deg2rad(edges))) / 2
-        return torch.from_numpy(np.repeat(zone[:, None] / shape[1], shape[1], 1))
-
-    def at(self, shape: Sequence[int]) -> Self:
-        """The same sphere on another grid (see :class:`Basis`)."""
-        shape = _pair(shape, "shape")
-        other = type(self)(shape, None, self.latitudes(shape[0]))
-        return other if self._fills_grid else other.truncate(self.lmax + 1)
-
-    def truncate(self, modes: int | Sequence[int]) -> Self:
-        """Keep degrees below ``modes`` (the smaller one of a pair)."""
-        lmax = min(min(_pair(modes, "modes")) - 1, self.lmax)
-        return type(self)(self.shape, lmax, self._latitudes)
-
-    def resolves(self, shape: Sequence[int]) -> bool:
-        """Whether the grid's full band reaches ``lmax``."""
-        return self._full_band(_pair(shape, "shape")) >= self.lmax
-
-    def symmetry(self) -> Tensor:
-        """Harmonics of one degree."""
-        return self.indices[:, 0]
-
-    def _gather(self, rectangle: Tensor) -> Tensor:
-        return rectangle.flatten(-2)[..., self._valid_on(rectangle.device)]
-
-    def _scatter(self, coefficients: Tensor) -> Tensor:
-        rectangle = coefficients.new_zeros(*coefficients.shape[:-1], math.prod(self.modes))
-        index = self._valid_on(coefficients.device)
-        return rectangle.index_copy(-1, index, coefficients).unflatten(-1, self.modes)
-
-    def _valid_on(self, device: torch.device) -> Tensor:
-        """Places of the coefficients in their rectangle; copied to a device once."""
-        if device not in self._valid:
-            with lasting():
-                self._valid[device] = self._valid[torch.device("cpu")].to(device)
-        return self._valid[device]
-
-
 def _to_modes(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
     """``(..., H, W)`` to ``(..., K1, K2)``; rows of three axes hold a matrix for each column."""
     y = x @ columns.mT
@@ -622,47 +493,13 @@ def _rounding_gains(x: Tensor) -> bool:
     return x.is_cuda and not torch.compiler.is_compiling()
 
 
-def _legendre(lmax: int, x: Array) -> Array:
-    r"""Normalised associated Legendre functions :math:`\bar P_l^m`, axes ``m``, ``H``, ``l``.
+def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Rows and columns of ``value``; a single number stands for both.
 
-    Normalised to mean square one over the sphere once multiplied by :math:`1` or
-    :math:`\sqrt2\cos m\lambda, \sqrt2\sin m\lambda`. Standard forward column recursion (Holmes &
-    Featherstone 2002, eqs. 11-13), stable in double precision up to degree about 1900.
+    Raises:
+        InputError: Unless both are positive; ``name`` is what the message calls them.
     """
-    values = np.zeros((lmax + 1, len(x), lmax + 1))
-    sine = np.sqrt(np.maximum(1 - x**2, 0.0))
-    values[0, :, 0] = 1.0
-    for m in range(1, lmax + 1):
-        values[m, :, m] = math.sqrt((2 * m + 1) / (2 * m)) * sine * values[m - 1, :, m - 1]
-    for m in range(lmax):
-        values[m, :, m + 1] = math.sqrt(2 * m + 3) * x * values[m, :, m]
-    for degree in range(2, lmax + 1):
-        order = np.arange(degree - 1)
-        a = np.sqrt((4 * degree**2 - 1) / (degree**2 - order**2))
-        b = np.sqrt(((degree - 1) ** 2 - order**2) / (4 * (degree - 1) ** 2 - 1))
-        values[order, :, degree] = a[:, None] * (
-            x * values[order, :, degree - 1] - b[:, None] * values[order, :, degree - 2]
-        )
-    return values
-
-
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
     if len(pair) != 2 or min(pair) < 1:
         raise InputError(f"{name} must be two positive integers, got {value!r}")
     return pair[0], pair[1]
-
-
-def build_basis(domain: str, shape: Sequence[int], lengths: Sequence[float] = (1.0, 1.0)) -> Basis:
-    """Full-band basis of a domain named as configurations name it.
-
-    Raises:
-        InputError: On an unknown domain.
-    """
-    if domain == "sphere":
-        return SphericalBasis(shape)
-    if domain == "torus":
-        return FourierBasis(shape, lengths)
-    if domain == "box":
-        return CosineBasis(shape, lengths)
-    raise InputError(f"unknown domain {domain!r}; choose 'torus', 'box' or 'sphere'")

@@ -23,8 +23,8 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import (
     GaussianField,
     MeasuredSpectrum,
+    RotatedField,
     check_same_law,
-    draw_rotated,
 )
 from ddo_modulus.fields.refinement import Refinement
 from ddo_modulus.fields.rotation import ChannelRotation
@@ -33,13 +33,13 @@ from ddo_modulus.fields.rotation import ChannelRotation
 _FLOOR = 1e-6
 
 
-class CoupledField:
+class CoupledField(RotatedField):
     r"""A homogeneous Gaussian field with a covariance between channels, mode by mode.
 
     Args:
         reference: Field whose whitened coefficients the covariance is of.
         covariance: ``(K, C, C)`` symmetric, positive definite.
-        refinement: What is known of the field beyond its grid.
+        refinement: What is assumed of the field beyond its grid.
 
     Raises:
         InputError: If the shape does not fit the reference.
@@ -108,7 +108,10 @@ class CoupledField:
 
     @cached_property
     def _distinct(self) -> tuple[Int[Tensor, " K"], Float[Tensor, "G C C"]]:
-        """Covariances, those that functions of a symmetry share but once, and whose each is."""
+        """Distinct covariances, and which of them each function has.
+
+        Functions that a symmetry turns into each other usually share theirs.
+        """
         label = self.reference.basis.symmetry()
         order = label.argsort(stable=True)
         sizes = torch.bincount(label)
@@ -145,23 +148,12 @@ class CoupledField:
         covariance[there] = self.covariance[here]
         return CoupledField(new, covariance, self.refinement)
 
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "B C H W"]:
-        """Independent draws, on the device of the generator (the CPU without one)."""
-        variance, rotation = self.relative_to(self.reference)
-        return draw_rotated(self.reference, variance, rotation, batch, generator, dtype)
-
     def stationary(self, frames: int) -> CoupledField:
         """The same window with a covariance that depends on the lag in time alone.
 
-        Of an estimate it takes what samples happen to say of one frame and not of another. Lags
-        come from the mean squares of differences between frames: they are small where a process is
-        smooth, and would drown in the errors of variances that they are the difference of.
+        In an estimate this removes the sampling errors by which frames differ. Lags come from the
+        mean squares of differences between frames. Those are small where a process is smooth;
+        computed as differences of variances they would drown in the errors of these.
 
         Args:
             frames: Frames of the window; the channels are ``frames`` times the variables.
@@ -178,7 +170,7 @@ class CoupledField:
         The window holds the autocovariances of ``frames`` lags; the process of largest entropy
         that has them is autoregressive of order ``frames - 1`` (Burg), and its other lags follow
         by recursion, :math:`R_p = \sum_j A_j R_{p-j}`, with :math:`A_j` of the Yule-Walker
-        equations. No longer record is needed than a window.
+        equations. It needs no record longer than the window.
 
         Args:
             frames: Frames of the window; the channels are ``frames`` times the variables.
@@ -188,11 +180,13 @@ class CoupledField:
             InputError: If the channels are no multiple of ``frames``, or ``frames`` is one.
         """
         if self._window(frames) < 2:
-            raise InputError("a single frame tells nothing of others")
+            raise InputError(
+                "the covariance of one frame says nothing of others; take frames=2 or more"
+            )
         label, distinct = self._distinct
         lags = _recursion(_autocovariance(distinct, frames), length)
-        window, channels = self.reference, length * lags.shape[-1]
-        reference = GaussianField(window.basis, window.spectrum, channels, scale=window.scale)
+        own, channels = self.reference, length * lags.shape[-1]
+        reference = GaussianField(own.basis, own.spectrum, channels, scale=own.scale)
         return CoupledField(reference, _toeplitz(lags)[label], self.refinement)
 
     def _window(self, frames: int) -> int:
@@ -203,7 +197,7 @@ class CoupledField:
 
 
 def _autocovariance(covariance: Float[Tensor, "K N N"], frames: int) -> Float[Tensor, "K P C C"]:
-    r"""``E[x_{t+p} x_t^T]`` of a window, such that it is that of a stationary process.
+    r"""``E[x_{t+p} x_t^T]`` of a window, made that of a stationary process.
 
     With :math:`\gamma_p` half the mean square of differences over a lag, :math:`R_p = R_0 -
     \gamma_p`. What sampling leaves of negative directions is lifted by white noise in time.
@@ -234,11 +228,11 @@ def _toeplitz(lags: Float[Tensor, "K P C C"]) -> Float[Tensor, "K N N"]:
 
 
 def _recursion(lags: Float[Tensor, "K P C C"], length: int) -> Float[Tensor, "K L C C"]:
-    """Further lags of the autoregressive process that has the given ones."""
-    modes, known, variables, _ = lags.shape
-    if length <= known:
+    """The first ``length`` lags of the autoregressive process that has ``lags``."""
+    modes, first, variables, _ = lags.shape
+    if length <= first:
         return lags[:, :length]
-    order = known - 1
+    order = first - 1
     size = order * variables
     # Yule-Walker: [A_1 ... A_p] Gamma = [R_1 ... R_p], block (i, j) of Gamma is R_{j-i}.
     gamma = _toeplitz(lags[:, :order].mT)
@@ -246,6 +240,6 @@ def _recursion(lags: Float[Tensor, "K P C C"], length: int) -> Float[Tensor, "K 
     weights = torch.linalg.solve(gamma.mT, right.mT).mT
     weights = weights.reshape(modes, variables, order, variables).movedim(2, 1)  # K order C C
     found = list(lags.unbind(1))
-    for p in range(known, length):
+    for p in range(first, length):
         found.append(sum(weights[:, j] @ found[p - 1 - j] for j in range(order)))
     return torch.stack(found, 1)

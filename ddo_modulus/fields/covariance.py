@@ -58,7 +58,7 @@ class HybridCovariance:
         """Covariance of the anomalies.
 
         Args:
-            anomalies: ``(N, H, W)``, departures from the mean of the hour.
+            anomalies: ``(N, H, W)``, differences from the mean of the hour.
             daily_amplitude: ``(H, W)`` amplitude of the first harmonic of the daily cycle.
             grid: Where they stand.
 

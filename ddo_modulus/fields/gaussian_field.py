@@ -13,6 +13,7 @@ grid.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,7 +120,7 @@ class MeasuredSpectrum:
     Args:
         basis: The basis they were measured in.
         variance: ``(C, K)`` positive.
-        refinement: What is known of the field beyond the band: where variances are those of means
+        refinement: What is assumed of the field beyond the band: where variances are those of means
             over cells, the shared ones stay so on every grid, and the others are of the field
             itself (:meth:`response` makes them one).
     """
@@ -160,7 +161,7 @@ class MeasuredSpectrum:
             basis: Basis that the grid of ``fields`` resolves.
             fields: Centred samples.
             floor: Smallest variance, as a fraction of the mean variance of a coefficient.
-            refinement: What is known of the field beyond the band.
+            refinement: What is assumed of the field beyond the band.
         """
         square = basis.analyze(fields.double()).square().mean(0).cpu()
         return cls.from_power(basis, square, floor=floor, refinement=refinement)
@@ -193,8 +194,8 @@ class MeasuredSpectrum:
 
     def __call__(self, basis: Basis) -> Float[Tensor, "C K"]:
         """Measured variances where the bases share functions, the tail elsewhere."""
-        known = self.basis.eigenvalues
-        values = self.tail(basis.eigenvalues.clamp_min(float(known[known > 0].min())))
+        own = self.basis.eigenvalues
+        values = self.tail(basis.eigenvalues.clamp_min(float(own[own > 0].min())))
         here, there = self.basis.shared(basis)
         values[:, there] = self.variance[:, here]
         return values
@@ -205,7 +206,7 @@ class MeasuredSpectrum:
         One for a field of values at points.
 
         Raises:
-            InputError: If the values are means, and the domain knows no such mode by mode.
+            InputError: If the values are means over cells, on a domain where these mix functions.
         """
         here, there = self.basis.shared(basis)
         factor = self.refinement.response(basis, self.tail)
@@ -320,7 +321,39 @@ class GaussianField:
         return (self.variance / reference.variance).reshape(-1), None
 
 
-class EOFField:
+class RotatedField(ABC):
+    """A Gaussian field with independent coordinates along rotated axes of a reference field.
+
+    Attributes:
+        reference: Field whose whitened coefficients are rotated.
+    """
+
+    reference: GaussianField
+
+    @abstractmethod
+    def relative_to(self, reference: GaussianField) -> tuple[Float[Tensor, " N"], Rotation]:
+        """Variances and rotation in whitened coordinates of the reference.
+
+        Raises:
+            InputError: If ``reference`` is not the field that this one was built on.
+        """
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "B C H W"]:
+        """Independent draws, on the device of the generator (the CPU without one)."""
+        variance, rotation = self.relative_to(self.reference)
+        device = "cpu" if generator is None else generator.device
+        z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
+        z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
+        return self.reference.color(z.unflatten(1, (self.reference.channels, -1)))
+
+
+class EOFField(RotatedField):
     r"""A Gaussian field that is not homogeneous: EOFs at large scale, a spectrum beyond.
 
     The covariance is :math:`L E\,\mathrm{diag}(s)\,E^T L^T` with :math:`L` of a reference field
@@ -334,7 +367,7 @@ class EOFField:
         variance: ``(C K,)`` variances :math:`s` along the rotated axes.
         index: ``(n,)`` flat coefficients (channel-major) that the rotation mixes.
         vectors: ``(n, n)`` orthogonal; column ``i`` is the axis of ``variance[index[i]]``.
-        refinement: What is known of the field beyond its grid.
+        refinement: What is assumed of the field beyond its grid.
     """
 
     def __init__(
@@ -372,7 +405,7 @@ class EOFField:
             index: ``(n,)`` flat coefficients.
             remainder: ``(C K,)`` variances used outside ``index``.
             floor: Smallest variance, as a fraction of the largest.
-            refinement: What is known of the field beyond its grid.
+            refinement: What is assumed of the field beyond its grid.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
         variance = remainder.double().clone()
@@ -423,35 +456,9 @@ class EOFField:
         index = channel * new.basis.size + moved[position]
         return EOFField(new, variance.flatten(), index, self.vectors, self.refinement)
 
-    def sample(
-        self,
-        batch: int,
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "B C H W"]:
-        """Independent draws, on the device of the generator (the CPU without one)."""
-        variance, rotation = self.relative_to(self.reference)
-        return draw_rotated(self.reference, variance, rotation, batch, generator, dtype)
-
-
-def draw_rotated(
-    reference: GaussianField,
-    variance: Float[Tensor, " N"],
-    rotation: Rotation,
-    batch: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-) -> Float[Tensor, "B C H W"]:
-    """Draws of a field with these variances in rotated whitened coordinates of the reference."""
-    device = "cpu" if generator is None else generator.device
-    z = torch.randn((batch, len(variance)), generator=generator, dtype=dtype, device=device)
-    z = rotation.to(z)(z * variance.sqrt().to(z), back=True)
-    return reference.color(z.unflatten(1, (reference.channels, -1)))
-
 
 def check_same_law(own: GaussianField, other: GaussianField) -> None:
-    """Raise unless a field that is diagonal relative to ``own`` is so relative to ``other``.
+    """Raise unless fields that are diagonal relative to ``own`` are so relative to ``other``.
 
     Raises:
         InputError: If it is not.
@@ -462,7 +469,7 @@ def check_same_law(own: GaussianField, other: GaussianField) -> None:
 
 
 def WhiteField(basis: Basis, channels: int = 1) -> GaussianField:  # noqa: N802
-    """White noise as a field: makes ordinary EDM a special case of everything here."""
+    """White noise as a field; with it everything here reduces to ordinary EDM."""
     return GaussianField(basis, Flat(), channels)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids: where the points of a field stand, and which of them surround a location.
+"""Grids: where the points of a field are, and which of them surround a location.
 
 Axes: ``H W`` grid, ``M`` locations. Locations are always called ``lat, lon`` (the columns of an
 observation table); on a box they mean the coordinate along rows and along columns.
@@ -79,7 +79,7 @@ class Grid(ABC):
                 f"(lat {self.lat.min():g}..{self.lat.max():g}, "
                 f"lon {self.lon.min():g}..{self.lon.max():g}); the first is "
                 f"lat={lat[tuple(where)]:g}, lon={lon[tuple(where)]:g}. Drop them "
-                "(grid.contains tells which)"
+                "(grid.contains marks those inside)"
             )
         rows, second, across = self._rows(lat)
         index, weight = [], []
@@ -291,6 +291,21 @@ def evenly_spaced(values: ArrayLike, name: str) -> Array:
     return axis
 
 
+def overlaps(low: Array, high: Array, edges: Array) -> Array:
+    """Length that intervals have in common with cells that lie side by side.
+
+    Args:
+        low: ``(m,)`` lower ends of the intervals.
+        high: ``(m,)`` upper ends.
+        edges: ``(n + 1,)`` ascending edges of the cells.
+
+    Returns:
+        ``(m, n)``; zero where an interval and a cell do not meet.
+    """
+    shared = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+    return np.maximum(shared, 0.0)
+
+
 def _recell(axis: Array, count: int) -> Array:
     """Centres of ``count`` equal cells over the extent of the cells of ``axis``."""
     step = axis[1] - axis[0]
@@ -307,14 +322,14 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
         where: What holds them, for the message.
 
     Raises:
-        InputError: If they do not fit the grid, or cannot be heights in metres.
+        InputError: If they do not fit the grid, or are impossible as heights in metres.
     """
     heights = np.asarray(heights, float)
     if heights.shape != grid.shape:
         raise InputError(f"{where} on {heights.shape} does not fit a grid {grid.shape}")
     if not np.isfinite(heights).all() or heights.min() < -500 or heights.max() > 9000:
         raise InputError(
-            f"{where}: heights from {heights.min():.4g} to {heights.max():.4g} m cannot be; "
+            f"{where}: heights from {heights.min():.4g} to {heights.max():.4g} m cannot be right; "
             "heights are metres above sea level, geopotentials (z) m2/s2"
         )
     return heights

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The law that two independent sources of knowledge make together.
+r"""The law of a state given a prior and an independent estimate.
 
 Axes: ``T`` analyses, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``, ``n``
 coefficients that EOFs mix.
@@ -58,24 +58,24 @@ class ProductField:
             InputError: If prior, error and reference do not share their basis and channels.
         """
         variance, rotation = self.prior.relative_to(reference)
-        known = 1 / (self.inflation[:, None] * variance.double())  # (T, N)
+        of_prior = 1 / (self.inflation[:, None] * variance.double())  # (T, N)
         q = 1 / self.error.relative_to(reference)[0].double()
         if rotation is None:
-            return 1 / (known + q), None
+            return 1 / (of_prior + q), None
         if isinstance(rotation, SubsetRotation):
             index, vectors = rotation.index, rotation.vectors.double()
             mixed = q[index]
             if not torch.allclose(mixed, mixed[:1], rtol=1e-9, atol=0):
-                precision = (vectors * known[:, None, index]) @ vectors.mT + torch.diag(mixed)
+                precision = (vectors * of_prior[:, None, index]) @ vectors.mT + torch.diag(mixed)
                 values, vectors = torch.linalg.eigh(precision)
-                total = known + q
+                total = of_prior + q
                 total[:, index] = values
                 return 1 / total, SubsetRotation(index, vectors[0] if len(total) == 1 else vectors)
-            return 1 / (known + q), rotation  # equal precisions are diagonal in every rotation
+            return 1 / (of_prior + q), rotation  # equal precisions are diagonal in every rotation
         assert isinstance(rotation, ChannelRotation)
         channels = reference.channels
         vectors = rotation.vectors.double()
-        by_mode = known.unflatten(1, (channels, -1)).mT  # T K C
+        by_mode = of_prior.unflatten(1, (channels, -1)).mT  # T K C
         precision = (vectors * by_mode[:, :, None]) @ vectors.mT
         precision = precision + torch.diag_embed(q.unflatten(0, (channels, -1)).mT)
         values, vectors = torch.linalg.eigh(precision)

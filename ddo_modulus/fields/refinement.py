@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a field is beyond the grid that it was measured on.
+r"""The spectrum of a field beyond the grid that it was measured on.
 
 Axes: ``C`` channel, ``K`` spectral coefficients, ``A`` functions that look like one on a grid.
 
@@ -30,11 +30,11 @@ from torch import Tensor
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
 
-# Share of the band, in wavenumber, that says nothing of its end: the largest scales.
+# Share of the band, in wavenumber, that the fit leaves out: the largest scales.
 _LARGE = 1 / 3
 # Least fall-off of a variance over wavenumber where the band ends: no energy may pile up beyond.
 _LEAST = 3.0
-# The law tells what aliases are worth, and without them it is fitted anew.
+# The fitted law gives the share of aliases; it is then fitted again without them.
 _ROUNDS = 8
 
 
@@ -98,10 +98,10 @@ class Tail:
         right = torch.einsum("ck,cik,ck->ci", weight, dx, dy)
         (aa, ab), bb = (gram[:, 0, 0], gram[:, 0, 1]), gram[:, 1, 1]
         determinant = aa * bb - ab**2
-        # A few wavenumbers next to each other do not tell a power from an exponential.
-        told = determinant > 1e-6 * aa * bb
-        decay = (aa * right[:, 1] - ab * right[:, 0]) / torch.where(told, determinant, 1.0)
-        decay = torch.where(told, decay, 0.0).clamp_min(0.0)
+        # A few neighbouring wavenumbers cannot separate a power law from an exponential.
+        separable = determinant > 1e-6 * aa * bb
+        decay = (aa * right[:, 1] - ab * right[:, 0]) / torch.where(separable, determinant, 1.0)
+        decay = torch.where(separable, decay, 0.0).clamp_min(0.0)
         exponent = (right[:, 0] - ab * decay) / aa.clamp_min(1e-12)
         exponent = torch.maximum(exponent, _LEAST - decay * end)
         return cls(mean_y - exponent * mean_x[:, 0] - decay * mean_x[:, 1], exponent, decay)
@@ -109,7 +109,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is known of a field beside its values on one grid.
+    """What is assumed of a field beyond its values on one grid.
 
     Attributes:
         cell_means: Whether the values are means over the grid's cells, here and on every grid;
@@ -141,8 +141,8 @@ class Refinement:
         """The spectrum of the field itself at small scales, from variances on a grid.
 
         Raises:
-            InputError: If the values are means and the domain knows no such, or a given tail is
-                for another number of channels.
+            InputError: If the values are means over cells on a domain where these mix functions, or
+                ``tail`` is for another number of channels.
         """
         if self.tail is not None:
             if len(variance) % len(self.tail):
@@ -163,7 +163,7 @@ class Refinement:
         """Variance of each coefficient on the grid over that of the field itself; see the module.
 
         Raises:
-            InputError: If the values are means and the domain knows no such.
+            InputError: If the values are means over cells on a domain where these mix functions.
         """
         if not self.cell_means:
             return torch.ones(len(tail.level), basis.size, dtype=torch.float64)

@@ -34,7 +34,7 @@ from ddo_modulus.diffusion.prior import Prior, Recorder
 from ddo_modulus.diffusion.samplers import StepCounter
 from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced
+from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced, overlaps
 from ddo_modulus.inference.generate import conditions_of, draw, finished
 from ddo_modulus.lexicon import check_units
 from ddo_modulus.observations import LinearOperator, Observations
@@ -165,9 +165,7 @@ def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool 
         raise InputError(f"the coarse cells overlap: {name} goes round more than once")
     share = np.zeros((len(coarse), count))
     for turn in (-count, 0, count) if periodic else (0,):
-        point = np.arange(count) + turn
-        inside = np.minimum(high[:, None], point + 0.5) - np.maximum(low[:, None], point - 0.5)
-        share += np.maximum(inside, 0.0)
+        share += overlaps(low, high, np.arange(count + 1) + turn - 0.5)
     return np.where(share < 1e-9, 0.0, share)
 
 

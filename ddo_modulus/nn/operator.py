@@ -23,7 +23,8 @@ from physicsnemo.core.module import Module
 from torch import Tensor, nn
 
 from ddo_modulus.compat import Rehearsed, allow_variants
-from ddo_modulus.fields.basis import Basis, build_basis
+from ddo_modulus.fields.basis import Basis
+from ddo_modulus.fields.domains import build_basis
 from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 from ddo_modulus.nn.stencil import LocalLinear
 

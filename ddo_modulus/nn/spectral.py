@@ -71,8 +71,8 @@ class Transform(nn.Module):
     def _matrices(
         self, direction: str, shape: tuple[int, int], like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        for name, known in (("fine", self.fine), ("coarse", self.coarse)):
-            if shape == known:
+        for name, own in (("fine", self.fine), ("coarse", self.coarse)):
+            if shape == own:
                 rows = getattr(self, f"{name}_{direction}_rows")
                 columns = getattr(self, f"{name}_{direction}_columns")
                 return rows.to(like.dtype), columns.to(like.dtype)

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddo_modulus.fields.basis import Basis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import Basis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 
 def neighbours(y: Float[Tensor, "B H W C"], basis: Basis) -> tuple[Tensor, Tensor, Tensor, Tensor]:

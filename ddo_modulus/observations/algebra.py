@@ -11,9 +11,9 @@ by observation (wind speed, a radiance). Its linearisation is :math:`\sum_i a_i 
 :math:`a_i = \partial g / \partial p_i`, so the tangent, its adjoint and its products with a
 covariance all come from the same sparse rows.
 
-All that an operator does to states is to gather, multiply and add, on the device of the states and
-in their precision. Indices, weights and constants are copied there once (:class:`_Placed`), so that
-no later call waits for the host.
+An operator only gathers, multiplies and adds values of the states, on their device and in their
+precision. Indices, weights and constants are copied there once (:class:`_Placed`), so that
+no later call waits for the CPU.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class LinearOperator(ObservationOperator):
         return LinearOperator(index.unflatten(1, (self.size, -1)), weight * factor, offset)
 
     def take(self, rows: Int[Tensor, " R"]) -> LinearOperator:
-        """Some of the observations, in a given order, with repetitions if wanted."""
+        """The observations numbered ``index``, in that order; repetitions are allowed."""
         return LinearOperator(self.index[:, rows], self.weight[:, rows], self.offset[:, rows])
 
 

@@ -27,18 +27,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddo_modulus.constants import GRAVITY
-
-#: Gas constant of dry air, J/(kg K), of the standard atmosphere.
-GAS_CONSTANT = 287.05287
-#: Lapse rate of the standard troposphere, K/m.
-LAPSE_RATE = 0.0065
-#: Temperature (K) and pressure (Pa) of the standard atmosphere at sea level.
-SEA_LEVEL = (288.15, 101325.0)
+from ddo_modulus.constants import (
+    EPSILON,
+    GAS_CONSTANT,
+    GRAVITY,
+    LAPSE_RATE,
+    SATURATION,
+    STANDARD_PRESSURE,
+    STANDARD_TEMPERATURE,
+)
 
 _TROPOPAUSE = 11e3  # m
-_EPSILON = 287.0597 / 461.5250
-_E0, _A, _T0, _T1 = 611.21, 17.502, 273.16, 32.19
+_E0, _A, _T0, _T1 = SATURATION
 _LEAST_VAPOR = 1e-3  # Pa, less than the driest stratosphere: logarithms stay finite
 
 
@@ -48,7 +48,7 @@ def standard_temperature(height: Tensor) -> Tensor:
     Args:
         height: Metres above sea level.
     """
-    return SEA_LEVEL[0] - LAPSE_RATE * height.clamp_max(_TROPOPAUSE)
+    return STANDARD_TEMPERATURE - LAPSE_RATE * height.clamp_max(_TROPOPAUSE)
 
 
 def standard_pressure(height: Tensor) -> Tensor:
@@ -58,7 +58,9 @@ def standard_pressure(height: Tensor) -> Tensor:
         height: Metres above sea level.
     """
     low = height.clamp_max(_TROPOPAUSE)
-    troposphere = SEA_LEVEL[1] * pressure_ratio(torch.full_like(low, SEA_LEVEL[0]), low)
+    troposphere = STANDARD_PRESSURE * pressure_ratio(
+        torch.full_like(low, STANDARD_TEMPERATURE), low
+    )
     above = (height - _TROPOPAUSE).clamp_min(0)
     return troposphere * pressure_ratio(standard_temperature(height), above, 0.0)
 
@@ -70,9 +72,9 @@ def standard_height(pressure: Tensor) -> Tensor:
         pressure: Pa.
     """
     exponent = GAS_CONSTANT * LAPSE_RATE / GRAVITY
-    low = SEA_LEVEL[0] / LAPSE_RATE * (1 - (pressure / SEA_LEVEL[1]) ** exponent)
+    low = STANDARD_TEMPERATURE / LAPSE_RATE * (1 - (pressure / STANDARD_PRESSURE) ** exponent)
     edge = standard_pressure(torch.full_like(pressure, _TROPOPAUSE))
-    scale = GAS_CONSTANT * (SEA_LEVEL[0] - LAPSE_RATE * _TROPOPAUSE) / GRAVITY
+    scale = GAS_CONSTANT * (STANDARD_TEMPERATURE - LAPSE_RATE * _TROPOPAUSE) / GRAVITY
     return torch.where(low < _TROPOPAUSE, low, _TROPOPAUSE + scale * (edge / pressure).log())
 
 
@@ -115,7 +117,7 @@ def specific_humidity(vapor: Tensor, pressure: Tensor) -> Tensor:
         vapor: Pa.
         pressure: Of the moist air, Pa.
     """
-    return _EPSILON * vapor / (pressure - (1 - _EPSILON) * vapor)
+    return EPSILON * vapor / (pressure - (1 - EPSILON) * vapor)
 
 
 def vapor_pressure(humidity: Tensor, pressure: Tensor) -> Tensor:
@@ -125,4 +127,4 @@ def vapor_pressure(humidity: Tensor, pressure: Tensor) -> Tensor:
         humidity: Specific humidity, kg/kg.
         pressure: Of the moist air, Pa.
     """
-    return humidity * pressure / (_EPSILON + (1 - _EPSILON) * humidity)
+    return humidity * pressure / (EPSILON + (1 - EPSILON) * humidity)

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.constants import STANDARD_PRESSURE
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.observations.algebra import (
@@ -41,7 +42,6 @@ from ddo_modulus.observations.algebra import (
     Tangent,
     _Placed,
 )
-from ddo_modulus.observations.atmosphere import SEA_LEVEL
 
 #: Pressure (hPa) at which those channels of ATMS peak that see the troposphere and the lower
 #: stratosphere, by NOAA's table of them (NESDIS MiRS, "NPOESS ATMS Overview").
@@ -112,7 +112,7 @@ def sounding(
     peaks: Mapping[int, float] = AMSU_A_PEAKS,
     *,
     surface: str | None = None,
-    surface_pressure: float = SEA_LEVEL[1] / 100,
+    surface_pressure: float = STANDARD_PRESSURE / 100,
     offset: Mapping[int, float] | None = None,
     least: float = 0.6,
 ) -> LinearRadiance:
@@ -229,14 +229,14 @@ class ProfileOperator(ObservationOperator):
 
     def _radiances(self, profiles: Float[Tensor, "B N q"]) -> Float[Tensor, "B N K"]:
         constants = per_member(self._placed(profiles)[0][None], len(profiles))
-        given = torch.cat([profiles, constants], -1)
+        inputs = torch.cat([profiles, constants], -1)
         if isinstance(self.function, torch.nn.Module):
             like = next(self.function.parameters(), None)
-            given = given if like is None else given.to(like)
-        observed, least = self.function(given), self._outputs[-1] + 1
+            inputs = inputs if like is None else inputs.to(like)
+        observed, least = self.function(inputs), self._outputs[-1] + 1
         if observed.shape[:-1] != profiles.shape[:-1] or observed.shape[-1] < least:
             raise InputError(
-                f"the function of a profile made {tuple(observed.shape)} of {tuple(given.shape)}; "
+                f"the function of a profile made {tuple(observed.shape)} of {tuple(inputs.shape)}; "
                 f"it has to keep all axes but the last, and to have at least {least} outputs"
             )
         return observed.to(profiles)

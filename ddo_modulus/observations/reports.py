@@ -18,7 +18,7 @@ Axes: ``H W`` grid, ``M`` observations.
 `elev` is the height of the station above sea level, in metres (`station_elev` where that is
 missing), `pres` a pressure in Pa, `sensor_index` the number of the satellite's channel: columns of
 Earth2Studio. Where either the station's height or the model's is unknown, there is no correction
-for height, which is told (:meth:`ReportOperators.notes`).
+for height; :meth:`ReportOperators.notes` counts such reports.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ddo_modulus.constants import LAPSE_RATE
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, check_orography
 from ddo_modulus.observations.algebra import (
@@ -43,7 +44,7 @@ from ddo_modulus.observations.algebra import (
     combined,
     joined,
 )
-from ddo_modulus.observations.atmosphere import LAPSE_RATE, standard_pressure, standard_temperature
+from ddo_modulus.observations.atmosphere import standard_pressure, standard_temperature
 from ddo_modulus.observations.radiance import (
     AMSU_A_PEAKS,
     ATMS_PEAKS,
@@ -70,7 +71,7 @@ _MOIST = re.compile(r"([dqr])2m")
 
 @dataclass(frozen=True)
 class ReportOperators:
-    """What a prior can be compared with, and how.
+    """Operators that predict reports from a prior's states.
 
     Attributes:
         channels: Variable ids of the states' channels.
@@ -79,10 +80,10 @@ class ReportOperators:
         lapse_rate: Fall of temperature from the model's surface to a station, K/m; that of the
             standard atmosphere (6.5 K/km) by default.
         radiances: Brightness temperatures by the name of the sensor; `amsua` and `atms` are built
-            in (:func:`.radiance.sounding`, on the levels of temperature) unless given here.
+            in (:func:`.radiance.sounding`, on the levels of temperature) unless they are here.
 
     Raises:
-        InputError: If the orography does not fit the grid or cannot be heights in metres, or a
+        InputError: If the orography does not fit the grid or has impossible heights, or a
             radiance takes what is no channel.
     """
 
@@ -95,7 +96,7 @@ class ReportOperators:
     def __post_init__(self) -> None:
         if not -0.01 <= self.lapse_rate <= 0.02:
             raise InputError(
-                f"a lapse rate of {self.lapse_rate:g} K/m cannot be; the usual one is 0.0065"
+                f"a lapse rate of {self.lapse_rate:g} K/m cannot be right; the usual one is 0.0065"
             )
         for sensor, radiance in self.radiances.items():
             if missing := [name for name in radiance.inputs if name not in self.channels]:
@@ -113,19 +114,19 @@ class ReportOperators:
             object.__setattr__(self, "orography", heights)
 
     def observable(self, variable: str) -> bool:
-        """Whether there may be reports of a variable that say something of the prior."""
+        """Whether some reports of a variable can be predicted from the states."""
         return self._refusal(variable, None) != UNKNOWN
 
     def refused(self, rows: pd.DataFrame) -> pd.Series:
-        """Why each row of a table cannot be used; empty text where it can (but for its place)."""
+        """Why each row of a table cannot be used, empty where it can; places are not checked."""
         reason = pd.Series("", rows.index, dtype=object)
         for variable, part in rows.groupby("variable"):
             reason[part.index] = self._refusal(str(variable), part)
         return reason
 
     def notes(self, rows: pd.DataFrame) -> dict[str, int]:
-        """What is to be told of rows that are used: how many go without a correction for height."""
-        told: dict[str, int] = {}
+        """Remarks on rows that are used: how many have no correction for height."""
+        counts: dict[str, int] = {}
         for variable in ("t2m", "sp"):
             if variable in self.channels:
                 part = rows[rows["variable"] == variable]
@@ -133,8 +134,8 @@ class ReportOperators:
                     len(part) if self.orography is None else int(station_heights(part).isna().sum())
                 )
                 if unknown:
-                    told[f"{variable} without correction for height"] = unknown
-        return told
+                    counts[f"{variable} without correction for height"] = unknown
+        return counts
 
     def operator(self, rows: pd.DataFrame) -> tuple[ObservationOperator, pd.DataFrame]:
         """Operator of the rows of one analysis.
@@ -169,11 +170,11 @@ class ReportOperators:
     def _refusal(self, variable: str, rows: pd.DataFrame | None) -> str | np.ndarray:
         """Reason for each row, or one for all; without rows, whether any may be usable."""
         if variable in self.radiances:
-            known = self.radiances[variable].channels
-            if not known:
+            channels = self.radiances[variable].channels
+            if not channels:
                 return UNKNOWN
-            channel = np.asarray([known[0]] if rows is None else column(rows, "sensor_index"))
-            return np.where(np.isin(channel, known), "", "satellite channel not modelled")
+            channel = np.asarray([channels[0]] if rows is None else column(rows, "sensor_index"))
+            return np.where(np.isin(channel, channels), "", "satellite channel not modelled")
         if variable in self.channels:
             return ""
         if variable == "sp" and "msl" in self.channels:
@@ -326,9 +327,8 @@ class ReportOperators:
         sources = self._upper_sources(family)
         if sources == (family,):
             return at(family)
-        known = torch.from_numpy(pressure)
-        source = sources[0]
-        return humidity(family, source, at(source), at("t"), known)  # type: ignore[arg-type]
+        source, level = sources[0], torch.from_numpy(pressure)
+        return humidity(family, source, at(source), at("t"), level)  # type: ignore[arg-type]
 
     def _radiance(self, radiance: Radiance, rows: pd.DataFrame) -> ObservationOperator:
         channel = column(rows, "sensor_index").astype(int)
@@ -339,10 +339,10 @@ class ReportOperators:
             parts = [self._points(name, rows) for name in names]
             return combined(parts, list(torch.from_numpy(weight.T)), torch.from_numpy(offset))
         # Channels of one view share its profile.
-        given = ["lat", "lon", *radiance.columns]
+        view = ["lat", "lon", *radiance.columns]
         if missing := [c for c in radiance.columns if c not in rows]:
             raise InputError(f"the brightness temperatures need the columns {', '.join(missing)}")
-        place = rows.groupby(given, sort=False, dropna=False).ngroup().to_numpy()
+        place = rows.groupby(view, sort=False, dropna=False).ngroup().to_numpy()
         views = rows.iloc[np.unique(place, return_index=True)[1]]
         columns = views[list(radiance.columns)].to_numpy(float)
         if not np.isfinite(columns).all():

@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddo_modulus.constants import LAPSE_RATE
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations.algebra import DerivedOperator, LinearOperator, combined
 from ddo_modulus.observations.atmosphere import (
-    LAPSE_RATE,
     dew_point,
     pressure_ratio,
     saturation_pressure,
@@ -72,7 +72,7 @@ def pressure_at(
     Args:
         pressure: Pa.
         rise: Metres; negative below.
-        temperature: There, K: read from the state (not linear then), or known.
+        temperature: There, K: read from the state (not linear then), or fixed values.
         lapse_rate: Fall of temperature with height, K/m.
     """
     if isinstance(temperature, Tensor):
@@ -87,7 +87,7 @@ def pressure_at(
 
 def humidity(
     report: Humidity,
-    given: Humidity,
+    source: Humidity,
     moisture: LinearOperator,
     temperature: LinearOperator | None = None,
     pressure: LinearOperator | Float[Tensor, " M"] | None = None,
@@ -96,23 +96,23 @@ def humidity(
 
     Args:
         report: Kind observed.
-        given: Kind that the state has.
+        source: Kind that the state has.
         moisture: Reads that one.
         temperature: K; needed if one of the kinds is relative.
-        pressure: Pa, read from the state or known; needed if one is specific.
+        pressure: Pa, read from the state or fixed values; needed if one is specific.
 
     Raises:
         InputError: If one that is needed is missing, or a kind is unknown.
     """
-    if {report, given} - {"d", "q", "r"}:
-        raise InputError(f"humidity is of kind d, q or r, not {report!r} or {given!r}")
+    if {report, source} - {"d", "q", "r"}:
+        raise InputError(f"humidity is of kind d, q or r, not {report!r} or {source!r}")
     operators, constants, at = [moisture], [], {"t": -1, "p": -1}
     for name, kind, value in (("t", "r", temperature), ("p", "q", pressure)):
-        if kind not in (report, given):
+        if kind not in (report, source):
             continue
         if value is None:
             other = "temperature" if name == "t" else "pressure"
-            raise InputError(f"humidity {report!r} from {given!r} needs {other}")
+            raise InputError(f"humidity {report!r} from {source!r} needs {other}")
         if isinstance(value, LinearOperator):
             at[name] = len(operators)
             operators.append(value)
@@ -131,7 +131,7 @@ def humidity(
             "q": lambda e: specific_humidity(e, p),
             "r": lambda e: 100 * e / saturation_pressure(t),
         }
-        return from_vapor[report](to_vapor[given](values[0]))
+        return from_vapor[report](to_vapor[source](values[0]))
 
     return DerivedOperator(function, *operators, constants=constants)
 

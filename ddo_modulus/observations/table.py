@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observation tables: read, checked, and sorted out by analysis time.
 
-A table has Earth2Studio's core columns `time, lat, lon, observation, variable` and, if known,
+A table has Earth2Studio's core columns `time, lat, lon, observation, variable` and, if available,
 `observation_error` (standard deviation in physical units). Further columns of its schema are kept
-where they are there (`NUMBERS`, `LABELS`); a value of theirs that cannot be is a missing one.
+where they are there (`NUMBERS`, `LABELS`); an impossible value counts as missing.
 What is done about flaws:
 
 - A mistake that spoils the whole table (a column, the units) is an `InputError`.
 - A flawed row is left out, counted in `ObservationTable.dropped` and kept in `.rejected`.
 - Reports that differ, from the same place and time, are separate observations and stay; an exact
-  repetition tells nothing new and goes.
+  repetition adds nothing and is dropped.
 - An unknown observation error stays NaN, for the caller's default; one of zero or less is a
   mistake.
 """
@@ -30,7 +30,7 @@ CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
 ERROR_COLUMN = "observation_error"
 
 #: Further columns of numbers, and what their values can be: height of the station above sea level
-#: (m; two columns may tell it), pressure (Pa), marker of quality, number of the satellite's
+#: (m; in either of two columns), pressure (Pa), marker of quality, number of the satellite's
 #: channel, angles (degrees).
 NUMBERS = {
     "elev": (-500.0, 1e5),
@@ -224,8 +224,8 @@ def read_table(
     )
     drop("off the globe", (frame["lat"].abs() > 90) | ~frame["lon"].between(-180, 360))
     drop("implausible value", _implausible(frame, where))
-    told = [column for column in frame if column not in LABELS]
-    drop("repeated row", frame.duplicated(told))
+    compared = [column for column in frame if column not in LABELS]
+    drop("repeated row", frame.duplicated(compared))
     if frame.empty and required:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
         raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
@@ -280,7 +280,7 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
-    """Mark values that cannot be; raise if they are so many that the units must be wrong."""
+    """Mark impossible values; raise if they are so many that the units must be wrong."""
     bad = pd.Series(False, frame.index)
     for variable, values in frame.groupby("variable")["observation"]:
         plausible = reported_range(str(variable))

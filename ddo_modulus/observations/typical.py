@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of reports that come without one, and what their ids and columns tell of them."""
+"""Errors of reports that come without one, and what their ids and columns say of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddo_modulus.observations.atmosphere import (
 
 #: How ids write a pressure level, hPa.
 LEVEL = r"(\d+(?:\.\d+)?)"
-#: Ids of reports aloft: a letter or two, and the level unless a column tells the pressure.
+#: Ids of reports aloft: a letter or two, and the level unless a column holds the pressure.
 ALOFT = re.compile(rf"([tuvwzqr]|ws|wd){LEVEL}?")
 
 #: Error standard deviations of reports, what a grid cell cannot represent included, in the
@@ -75,8 +75,8 @@ def column(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 def station_heights(rows: pd.DataFrame) -> pd.Series:
     """Heights of the stations above sea level, m; NaN where unknown."""
-    told = pd.Series(column(rows, "elev"), rows.index)
-    return told.fillna(pd.Series(column(rows, "station_elev"), rows.index))
+    own = pd.Series(column(rows, "elev"), rows.index)
+    return own.fillna(pd.Series(column(rows, "station_elev"), rows.index))
 
 
 def pressures(rows: pd.DataFrame, level: str | None) -> np.ndarray:

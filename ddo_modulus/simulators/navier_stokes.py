@@ -9,8 +9,8 @@ arXiv:2505.17004). Two frames are the pairs of initial and final vorticity used 
 
 The initial law is the one of the data sets, with coefficients in :math:`\sum_k c_k e^{2\pi i k x}`
 of the variance :math:`2 \tau^{2(\alpha-1)} (4\pi^2|k|^2 + \tau^2)^{-\alpha}` and no mean: a Matern
-field. Their code draws independent real and imaginary parts and keeps the real part of the field,
-whence the 2, which the papers' :math:`\mathcal N(0, 7^{3/2}(-\Delta + 49 I)^{-5/2})` lacks.
+field. Their code draws independent real and imaginary parts and keeps the real part of the field:
+hence the 2, which the papers' :math:`\mathcal N(0, 7^{3/2}(-\Delta + 49 I)^{-5/2})` lacks.
 
 Axes: ``N`` solver's points a side.
 """

@@ -50,19 +50,36 @@ class Integrator(ABC):
     """An equation of motion for one stretch of time, device and type.
 
     It works on a state of its own kind (as spectral coefficients), which `start` makes.
+
+    Attributes:
+        steps: Time steps in the stretch.
     """
+
+    steps: int
 
     @abstractmethod
     def start(self, fields: Tensor) -> Tensor:
         """Turn fields ``(B, ...)``, as `Simulator.initial` draws them, into a state."""
 
-    @abstractmethod
     def run(self, state: Tensor) -> Tensor:
-        """Integrate a state over the stretch of time.
+        """Integrate a state over the stretch of time; stability is checked at both ends.
 
         Raises:
             InputError: If the time step is unstable for this state, or the state is not finite.
         """
+        self._check(state)
+        for _ in range(self.steps):
+            state = self._step(state)
+        self._check(state)
+        return state
+
+    @abstractmethod
+    def _step(self, state: Tensor) -> Tensor:
+        """The state one time step later."""
+
+    @abstractmethod
+    def _check(self, state: Tensor) -> None:
+        """Raise unless the time step is stable for a state."""
 
     @abstractmethod
     def fields(self, state: Tensor) -> Tensor:

@@ -193,14 +193,6 @@ class _Solver(Integrator):
         """Block means of vorticity, ``(B, H, W)``."""
         return self.pool(self.fields(state))
 
-    def run(self, state: Tensor) -> Tensor:
-        """Take all steps; check stability before the first and after the last."""
-        self._check(state)
-        for _ in range(self.steps):
-            state = self._step(state)
-        self._check(state)
-        return state
-
     def _tendency(self, w: Tensor) -> Tensor:
         """Advection and forcing: two inverse and two forward transforms, in one call each."""
         u, v = torch.fft.irfft2(self.velocity * w, s=(self.n, self.n))

@@ -58,7 +58,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.verification.resampling import Resampling, resample
 
 #: Octaves from the domain's smallest wavenumber on; 64 points an axis resolve five.

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 #: Orders of the structure functions; the third is of the absolute increment.
 ORDERS = (2, 3, 4)

@@ -3,26 +3,16 @@
 
 import argparse
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from ddo_modulus.diffusion.package import Package
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def code():
-    """The module, as it is run."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import cycling
-    finally:
-        sys.path.remove(str(FOLDER))
-    return cycling
+def code(imported):
+    return imported("cycling")
 
 
 def wave(points: int) -> torch.Tensor:

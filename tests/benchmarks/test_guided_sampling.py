@@ -2,23 +2,13 @@
 """The benchmark's small form, beside the peers where they are installed."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def benchmark():
-    """The module, as it is run."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import guided_sampling
-    finally:
-        sys.path.remove(str(FOLDER))
-    return guided_sampling
+def benchmark(imported):
+    return imported("guided_sampling")
 
 
 def test_all_rows_of_the_small_form(benchmark, tmp_path, monkeypatch):

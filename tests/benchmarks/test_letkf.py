@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark's LETKF: the Kalman filter where nothing is local, DAPPER's where it is."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def code():
-    """The module, as the benchmark imports it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import letkf
-    finally:
-        sys.path.remove(str(FOLDER))
-    return letkf
+def code(imported):
+    return imported("letkf")
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import xarray as xr
 
 from ddo_modulus.cli.verify.analyses import away, matching_truth
 from ddo_modulus.data.source import open_dataset
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.verification import basis_of
 
 

@@ -3,14 +3,11 @@ from itertools import islice
 
 import pytest
 import torch
+from tensors import generator
 
 from ddo_modulus.data.loader import Order, Symmetry, TensorLoader, move
 from ddo_modulus.errors import InputError
 from ddo_modulus.simulators import KolmogorovFlow
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def numbered(count):

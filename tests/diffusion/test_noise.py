@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from functools import partial
 
 import pytest
 import torch
 from physicsnemo.diffusion import samplers
 from physicsnemo.diffusion.metrics.losses import MSEDSMLoss
 from physicsnemo.diffusion.noise_schedulers import EDMNoiseScheduler
+from tensors import generator, relative
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.diffusion.samplers import sample
+from ddo_modulus.diffusion.samplers import SOLVERS, sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 BASIS = FourierBasis((6, 7), (1.0, 1.2))
 NOISE = GaussianField(BASIS, Matern(0.25, 0.5), 2)
 PRIOR = GaussianField(BASIS, Matern(0.4, 1.5), 2)
 DENOISER = GaussianDenoiser(0.5, PRIOR, NOISE)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def like(batch, dtype=torch.float64, shape=(6, 7)):
@@ -78,11 +77,11 @@ def test_generators_make_draws_reproducible():
 # ---- noise levels -------------------------------------------------------------------------------
 
 
-def test_levels_are_those_of_the_host():
+def test_levels_are_those_of_physicsnemo():
     for rho in (7.0, 20.0):
         ours = FieldNoiseScheduler(NOISE, 0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
-        host = EDMNoiseScheduler(0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
-        assert torch.equal(ours, host)
+        theirs = EDMNoiseScheduler(0.01, 50.0, rho).timesteps(12, dtype=torch.float64)
+        assert torch.equal(ours, theirs)
     assert float(ours[0]) == pytest.approx(50.0)
     assert float(ours[-2]) == pytest.approx(0.01)
     assert float(ours[-1]) == 0.0
@@ -116,23 +115,61 @@ def test_one_step_goes_straight_to_zero():
     assert levels.tolist() == [12.0, 0.0]
 
 
-# ---- inside the host ----------------------------------------------------------------------------
+# ---- inside PhysicsNeMo -------------------------------------------------------------------------
+
+
+def drawn_by_physicsnemo(solver, steps=8):
+    """States of its sampler; ``solver`` by its name there, or one of ours."""
+    scheduler = FieldNoiseScheduler(NOISE, generator=generator(3))
+    first = scheduler.timesteps(steps, dtype=torch.float64)[:1].expand(4)
+    start = scheduler.init_latents((2, 6, 7), first, dtype=torch.float64)
+    right_hand_side = scheduler.get_denoiser(x0_predictor=DENOISER)
+    return samplers.sample(right_hand_side, start, scheduler, num_steps=steps, solver=solver)
+
+
+def drawn(solver, steps=8):
+    return sample(
+        DENOISER,
+        FieldNoiseScheduler(NOISE),
+        4,
+        steps=steps,
+        solver=solver,
+        generator=generator(3),
+        dtype=torch.float64,
+    )
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_the_hosts_samplers_draw_the_same_states(solver):
-    scheduler = FieldNoiseScheduler(NOISE, generator=generator(3))
-    ours = sample(
-        DENOISER, scheduler, 4, steps=8, solver=solver, generator=generator(3), dtype=torch.float64
-    )
-    first = scheduler.timesteps(8, dtype=torch.float64)[:1].expand(4)
-    start = scheduler.init_latents((2, 6, 7), first, dtype=torch.float64)
-    right_hand_side = scheduler.get_denoiser(x0_predictor=DENOISER)
-    theirs = samplers.sample(right_hand_side, start, scheduler, num_steps=8, solver=solver)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+def test_the_samplers_of_physicsnemo_draw_the_same_states(solver):
+    theirs = drawn_by_physicsnemo(solver)
+    torch.testing.assert_close(drawn(solver), theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_the_hosts_loss_sees_the_field_noise():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_step_in_the_samplers_of_physicsnemo(solver):
+    source = generator(3)
+    scheduler = FieldNoiseScheduler(NOISE)
+    scheduler.draw(like(4), source)  # the start, which its sampler is handed
+    ours = SOLVERS[solver](DENOISER, lambda: scheduler.draw(like(4), source))
+    assert isinstance(ours, samplers.Solver)
+    torch.testing.assert_close(drawn_by_physicsnemo(ours), drawn(solver), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"), [("euler", samplers.EulerSolver), ("heun", samplers.HeunSolver)]
+)
+def test_solvers_of_physicsnemo_step_in_ours(name, solver):
+    torch.testing.assert_close(drawn(solver), drawn(name), rtol=1e-9, atol=1e-9)
+
+
+def test_solvers_of_physicsnemo_may_have_options():
+    """The midpoint rule, which converges to the same states."""
+    midpoint = partial(samplers.HeunSolver, alpha=0.5)
+    apart = [relative(drawn(midpoint, n), drawn("heun", n)) for n in (8, 32, 128)]
+    assert apart[0] > 0.01 and apart[1] < apart[0] / 4 and apart[2] < apart[1] / 4
+
+
+def test_the_loss_of_physicsnemo_sees_the_field_noise():
     """The denoising loss of the exact denoiser is the exact posterior variance."""
     scheduler = FieldNoiseScheduler(NOISE, generator=generator(1))
 
@@ -154,7 +191,7 @@ def test_the_hosts_loss_sees_the_field_noise():
     assert abs(float(white(x0, t=torch.full((batch,), level).double())) / expected - 1) > 0.1
 
 
-def test_training_levels_and_weights_are_the_hosts():
+def test_training_levels_and_weights_are_those_of_physicsnemo():
     scheduler = FieldNoiseScheduler(NOISE, P_mean=-0.5, P_std=1.5)
     torch.manual_seed(0)
     levels = scheduler.sample_time(50_000, dtype=torch.float64).log()
@@ -190,16 +227,17 @@ def test_every_discretization_covers_the_range(discretization):
 def test_discretizations_are_those_of_the_table():
     """Karras et al. 2022, table 1, with the ranges that the original samplers had."""
     even = spaced("ve", sigma_min=0.02, sigma_max=100.0)[:-1].log().diff()
-    torch.testing.assert_close(even, even[:1].expand(19))
+    torch.testing.assert_close(even, even[:1].expand(19), rtol=1e-10, atol=0)
     # beta_d = 19.9, beta_min = 0.1 belong to this range at times 1 and 1e-3.
     low, high = (math.sqrt(math.expm1(9.95 * t**2 + 0.1 * t)) for t in (1e-3, 1.0))
     levels = spaced("vp", sigma_min=low, sigma_max=high)[:-1]
     t = torch.linspace(1, 1e-3, 20, dtype=torch.float64)
-    torch.testing.assert_close(levels, (9.95 * t**2 + 0.1 * t).expm1().sqrt())
+    expected = (9.95 * t**2 + 0.1 * t).expm1().sqrt()
+    torch.testing.assert_close(levels, expected, rtol=1e-10, atol=0)
     # All of iDDPM's own levels in a range: sigma^2 + 1 is in proportion to 1 / alpha_j.
-    with pytest.raises(InputError, match="has") as told:
+    with pytest.raises(InputError, match="has") as refusal:
         spaced("iddpm", 1001, sigma_min=0.1, sigma_max=20.0)
-    count = int(str(told.value).split("has ")[1].split()[0])
+    count = int(str(refusal.value).split("has ")[1].split()[0])
     levels = spaced("iddpm", count, sigma_min=0.1, sigma_max=20.0)[:-1]
     scale = None
     for first in range(1, 1001 - count):

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from tensors import generator
 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
@@ -26,10 +27,6 @@ CASES = {
     "sphere-eofs": ("sphere", [9, 16], 1, 30),
 }
 cases = pytest.mark.parametrize("name", CASES)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def build(name, *, scale=0.0, condition=0, seed=0):

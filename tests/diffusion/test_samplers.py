@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from priors import homogeneous
+from tensors import generator, relative
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn, sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
-from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 DETERMINISTIC = ["euler", "heun", "dpmpp_2m"]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def problem(basis, channels=1):
-    noise = GaussianField(basis, Matern(0.25, 0.5), channels)
-    prior = GaussianField(basis, Matern(0.4, 1.5), channels)
-    mean = noise.color(torch.randn(channels, basis.size, generator=generator(9)).double())
-    return GaussianDenoiser(mean, prior, noise), prior, noise
+    denoiser = homogeneous(basis, channels)
+    return denoiser, denoiser.prior, denoiser.noise
 
 
 TORUS = problem(FourierBasis((6, 7), (1.0, 1.2)))
@@ -37,10 +33,6 @@ def exact_law(denoiser, dense, sigma_max=80.0):
     mean = denoiser.fields(denoiser.modes(torch.zeros_like(denoiser.mean)[None]) * shrink)
     root = dense(lambda a: denoiser.fields(a, mean=False), (len(s),)) * (sigma_max * shrink)
     return mean.flatten(), root @ root.T
-
-
-def relative(one, other):
-    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC)
@@ -190,7 +182,7 @@ def test_denoiser_calls(solver, calls):
     sample(counted, FieldNoiseScheduler(noise), 2, steps=6, solver=solver, condition=condition)
     assert len(levels) == calls
     assert all(level.shape == (2,) and bool((level > 0).all()) for level in levels)
-    assert all(given is condition for given in conditions)
+    assert all(seen is condition for seen in conditions)
 
 
 def test_states_on_a_finer_grid_share_the_large_scales(affine_law, dense):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.special import eval_legendre
 
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.covariance import EARTH_RADIUS_KM, distances_km
+from ddo_modulus.fields.covariance import distances_km
 from ddo_modulus.fields.grid import LatLonGrid
 
 pytest.importorskip("earth2studio")

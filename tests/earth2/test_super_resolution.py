@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from packages import conditional
 
 from ddo_modulus.data.normalization import Normalization
-from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
-from ddo_modulus.diffusion.task import CoarseWindow, Task
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.task import Task
 from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.grid import BoxGrid
 
 pytest.importorskip("earth2studio")
 
@@ -47,39 +46,14 @@ def field_for(coords, seed=0, mean=281.0):
     return mean + 1.5 * torch.randn(shape, generator=generator)
 
 
+# The mean of a state is the coarse view of its own frame.
+OWN_FRAME = (0.0, 1.0, 0.0)
+
+
 @pytest.fixture
 def model(untrained):
     """A prior of optimal interpolation on 6 x 8 points, and cells of 2 x 2 of them."""
     return DDOSuperResolution(untrained(), coarse_factor=2, seed=0, steps=12)
-
-
-@pytest.fixture
-def conditional():
-    """Builds an untrained package with a coarse view of several frames, on the torus."""
-
-    def build(reach=1, interval=3600.0):
-        operator = DiffusionOperator(
-            [8, 8],
-            noise={"length_scale": 0.1, "smoothness": 0.5},
-            condition_channels=1 + 2 * reach,
-            regression=True,
-            network={"widths": [8], "depths": [1], "modes": [4]},
-        )
-        # The mean of a state is the coarse view of its own frame.
-        weights = torch.zeros_like(operator.regression)
-        weights[:, reach] = 1.0
-        operator.set_regression(weights)
-        return Package(
-            operator.eval().requires_grad_(False),
-            BoxGrid((8, 8)),
-            Normalization(("vorticity",), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)),
-            ("1/s",),
-            Sampling(steps=6),
-            Task(condition="coarse", coarse=CoarseWindow(2, reach)),
-            interval=interval,
-        )
-
-    return build
 
 
 # ---- coordinates ------------------------------------------------------------------------------
@@ -286,8 +260,8 @@ def test_a_region_at_another_resolution(untrained):
 # ---- a package that was trained for it --------------------------------------------------------
 
 
-def test_windows_of_lead_times_give_the_middle_one(conditional):
-    model = DDOSuperResolution(conditional(), seed=0, number_of_samples=2)
+def test_windows_of_lead_times_give_the_middle_one():
+    model = DDOSuperResolution(conditional(OWN_FRAME), seed=0, number_of_samples=2)
     coords = coords_for(model, batch=2, times=2)
     hours = coords["lead_time"] / np.timedelta64(1, "h")
     np.testing.assert_array_equal(hours, [-1, 0, 1])
@@ -306,8 +280,8 @@ def test_windows_of_lead_times_give_the_middle_one(conditional):
             model.output_coords(coords)
 
 
-def test_the_right_frame_of_the_window_counts(conditional):
-    model = DDOSuperResolution(conditional(), seed=0)
+def test_the_right_frame_of_the_window_counts():
+    model = DDOSuperResolution(conditional(OWN_FRAME), seed=0)
     coords = coords_for(model)
     x = torch.zeros([len(axis) for axis in coords.values()])
     x[:, :, 1] = 50.0  # the middle one: the mean of the state is its view
@@ -316,17 +290,17 @@ def test_the_right_frame_of_the_window_counts(conditional):
     assert model(x, coords)[0].mean() == pytest.approx(0.0, abs=2.0)
 
 
-def test_a_view_of_one_frame_takes_any_lead_times(conditional):
-    model = DDOSuperResolution(conditional(reach=0, interval=None), seed=0)
+def test_a_view_of_one_frame_takes_any_lead_times():
+    model = DDOSuperResolution(conditional((1.0,), interval=None), seed=0)
     coords = coords_for(model, leads=2)
     out, _ = model(field_for(coords, mean=0.0), coords)
     assert out.shape == (1, 1, 2, 1, 8, 8)
 
 
-def test_coarsen_is_the_view_that_it_takes(conditional, model):
+def test_coarsen_is_the_view_that_it_takes(model):
     x = torch.randn(2, 1, 8, 8)
     expected = x.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3))
-    torch.testing.assert_close(DDOSuperResolution(conditional()).coarsen(x), expected)
+    torch.testing.assert_close(DDOSuperResolution(conditional(OWN_FRAME)).coarsen(x), expected)
     area = torch.from_numpy(model.package.grid.area()).float()
     y = torch.randn(3, 6, 8)
     held = (area * y).unflatten(-1, (4, 2)).unflatten(-3, (3, 2)).sum((-1, -3))
@@ -363,11 +337,11 @@ def test_options_that_do_not_fit(untrained, options, message):
         DDOSuperResolution(untrained(), **options)
 
 
-def test_packages_of_another_kind(untrained, conditional):
+def test_packages_of_another_kind(untrained):
     with pytest.raises(InputError, match="the package knows its coarse grid"):
-        DDOSuperResolution(conditional(), coarse_factor=2)
+        DDOSuperResolution(conditional(OWN_FRAME), coarse_factor=2)
     with pytest.raises(InputError, match="how far apart its frames are"):
-        DDOSuperResolution(conditional(interval=None))
+        DDOSuperResolution(conditional(OWN_FRAME, interval=None))
     package = untrained(("u10m", "v10m"), ("m/s", "m/s"))
     statistics = Normalization(("u10m",), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     window = Package(

@@ -13,10 +13,10 @@ from ddo_modulus.diffusion.package import SHIPPED, Package, Sampling
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.engines.folder import export
 from ddo_modulus.engines.ort import ONNXRuntimeEngine
-from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 NETWORK = {"widths": [8], "depths": [1], "modes": [3], "embedding": 8}
 NOISE = {"length_scale": 0.1, "smoothness": 0.5}

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from tensors import generator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddo_modulus.cuda_graphs import Replay
@@ -23,10 +24,6 @@ from ddo_modulus.posterior import Inflated, MomentMatching
 
 SHAPE = (8, 10)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def generator(seed=0, device="cpu"):
-    return torch.Generator(device).manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

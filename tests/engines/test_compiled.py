@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from tensors import relative
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
@@ -45,10 +46,6 @@ def arguments():
     generator = torch.Generator().manual_seed(1)
     x, v = torch.randn(2, 4, 1, 8, 10, generator=generator)
     return x, torch.tensor([0.05, 0.3, 1.0, 5.0]), v
-
-
-def relative(one, other):
-    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-6), ("bf16", 2e-2), ("fp16", 3e-3)])

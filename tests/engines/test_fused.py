@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from tensors import relative
 
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.compiled import CompiledEngine
@@ -46,10 +47,6 @@ def states(shape, batch=3):
     x = torch.randn(batch, 3, *shape, generator=generator)
     v = torch.randn(2, batch, 2, *shape, generator=generator)
     return x, torch.tensor([0.1, 1.0, 10.0])[:batch], v
-
-
-def relative(one, other):
-    return float((one.cpu().double() - other.cpu().double()).norm() / other.cpu().double().norm())
 
 
 def evaluate(network, x, sigma, v):
@@ -102,15 +99,15 @@ def test_one_state_and_one_level(fused, domain, shape):
 
 @INTERPRETED
 def test_without_derivatives_nothing_is_kept(fused, monkeypatch):
-    from ddo_modulus.engines import fused as module
+    from ddo_modulus.engines.launches import Launch
 
-    kept, tiled = [], module._Launch.tiled
+    kept, tiled = [], Launch.tiled
 
     def spy(self, *inputs, **sizes):
         kept.append(sizes.get("KEEP"))
         return tiled(self, *inputs, **sizes)
 
-    monkeypatch.setattr(module._Launch, "tiled", spy)
+    monkeypatch.setattr(Launch, "tiled", spy)
     network = build("torus", [6, 10], **SINGLE, modes=[5])
     x, sigma, _ = states([6, 10])
     operator = fused(network, torch.float32)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(8)
 GAUSS_LATITUDES = np.rad2deg(np.arcsin(GAUSS_NODES[::-1]))
@@ -32,10 +34,6 @@ SPHERES = {name: basis for name, basis in BASES.items() if name.startswith("sphe
 
 def bases(group=BASES):
     return pytest.mark.parametrize("basis", group.values(), ids=group.keys())
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def functions(basis, shape=None):

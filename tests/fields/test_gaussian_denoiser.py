@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from priors import homogeneous
+from tensors import randn
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, WhiteField
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def homogeneous(basis, channels=1):
-    noise = GaussianField(basis, Matern(0.25, 0.5), channels)
-    prior = GaussianField(basis, Matern(0.4, 1.5), channels)
-    mean = noise.at(basis.shape).color(randn(channels, basis.size, seed=9))
-    return GaussianDenoiser(mean, prior, noise)
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 
 def with_eofs():

@@ -3,9 +3,10 @@ import math
 
 import pytest
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_field import (
     EOFField,
     GaussianField,
@@ -14,6 +15,7 @@ from ddo_modulus.fields.gaussian_field import (
     WhiteField,
     check_same_basis,
 )
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 FIELDS = {
     "fourier-even": GaussianField(FourierBasis((8, 8)), Matern(0.25, 1.0)),
@@ -23,10 +25,6 @@ FIELDS = {
     "sphere-poles": GaussianField(SphericalBasis((9, 16)), Matern(0.4, 0.5), 2),
 }
 fields = pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS.keys())
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def covariance(field, dense):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
-from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.grid import BoxGrid, LatLonGrid, overlaps
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 
 POLES = LatLonGrid(np.linspace(90, -90, 13), np.arange(24) * 15.0)
 CENTRES = LatLonGrid(90 - (np.arange(12) + 0.5) * 15.0, np.arange(24) * 15.0)
@@ -234,3 +235,10 @@ def test_other_numbers_of_points_keep_the_domain():
 def test_coordinates_are_checked(lat, lon, message):
     with pytest.raises(InputError, match=message):
         LatLonGrid(lat, lon)
+
+
+def test_overlaps_are_lengths_in_common():
+    shared = overlaps(np.array([0.5, 2.0, -3.0]), np.array([2.5, 3.0, -1.0]), np.arange(4.0))
+    assert shared.tolist() == [[0.5, 1.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    edges = np.linspace(0.0, 6.0, 5)
+    assert overlaps(edges[:-1], edges[1:], np.arange(7.0)).sum(0) == pytest.approx(np.ones(6))

@@ -15,11 +15,12 @@ from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.fields.refinement import Refinement, Tail
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.inference.generate import generate
 
 BASES = {
@@ -77,14 +78,14 @@ def test_means_over_cells_show_what_looks_the_same_on_the_grid(basis):
     fine = full.truncate([3 * n - 1 + n % 2 for n in basis.shape])
     seen = basis.analyze(averaged(basis, fine))  # of each fine function
     assert float((seen.abs() > 0.05).sum(1).double().max()) == 1
-    known = fine.eigenvalues > 0
-    expected = (seen[known].square() * law(fine.eigenvalues[known])[0, :, None]).sum(0)
+    positive = fine.eigenvalues > 0
+    expected = (seen[positive].square() * law(fine.eigenvalues[positive])[0, :, None]).sum(0)
     found = Refinement(True).response(basis, law)[0, 1:] * law(basis.eigenvalues[1:])[0]
     torch.testing.assert_close(found, expected[1:], rtol=2e-2, atol=0)
 
 
 def test_on_the_sphere_means_over_cells_are_refused():
-    with pytest.raises(InputError, match="SphericalBasis are not known mode by mode"):
+    with pytest.raises(InputError, match="SphericalBasis have no response mode by mode"):
         SphericalBasis((8, 16)).cell_mean_response()
     with pytest.raises(InputError, match="take values at points"):
         DiffusionOperator([8, 16], 1, "sphere", network=NETWORK, refinement={"cell_means": True})
@@ -129,7 +130,7 @@ def test_a_spectrum_that_flattens_is_continued_by_a_power_with_a_limit():
 
 
 def test_cell_means_on_finer_grids_have_their_own_spectrum():
-    """A field known in means over 32 x 32 cells, on twice and four times as many points."""
+    """A field stored in means over 32 x 32 cells, on twice and four times as many points."""
     law = tail(2.3, 0.011)
     basis = FourierBasis((32, 32))
     measured = cell_mean_variance(basis, law)[None]
@@ -148,16 +149,16 @@ def test_cell_means_on_finer_grids_have_their_own_spectrum():
 
 def test_a_tail_that_is_given_is_taken():
     basis = FourierBasis((8, 8))
-    given = Refinement(tail=((0.0, 4.0, 0.01), (1.0, 3.0, 0.0)))
+    fixed = Refinement(tail=((0.0, 4.0, 0.01), (1.0, 3.0, 0.0)))
     fine = FourierBasis((16, 16))
-    spectrum = MeasuredSpectrum(basis, torch.ones(4, basis.size), refinement=given)
+    spectrum = MeasuredSpectrum(basis, torch.ones(4, basis.size), refinement=fixed)
     new = torch.ones(fine.size, dtype=torch.bool)
     new[basis.shared(fine)[1]] = False
     for channel, row in enumerate([tail(4.0, 0.01), tail(3.0, 0.0, 1.0)] * 2):  # in turn
         expected = row(fine.eigenvalues[new])[0]
         torch.testing.assert_close(spectrum(fine)[channel, new], expected)
     with pytest.raises(InputError, match="tail of 2 channels does not fit 3 channels"):
-        _ = MeasuredSpectrum(basis, torch.ones(3, basis.size), refinement=given).tail
+        _ = MeasuredSpectrum(basis, torch.ones(3, basis.size), refinement=fixed).tail
     for wrong, match in [
         (((0.0, 3.0),), "three numbers"),
         (((0.0, 3.0, math.nan),), "three numbers"),
@@ -278,9 +279,9 @@ def test_checkpoints_of_before_are_of_values_at_points(tmp_path):
         for name in archive.namelist():
             data = archive.read(name)
             if name == "args.json":
-                known = json.loads(data)
-                del known["__args__"]["refinement"]
-                data = json.dumps(known).encode()
+                stored = json.loads(data)
+                del stored["__args__"]["refinement"]
+                data = json.dumps(stored).encode()
             if name == "metadata.json":
                 data = json.dumps(json.loads(data) | {"mdlus_file_version": "0.1.0"}).encode()
             written.writestr(name, data)

@@ -6,9 +6,10 @@ import pytest
 import torch
 import xarray as xr
 
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.grid import LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.inference.backgrounds import background_error_field, background_states
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T13"], "datetime64[ns]")
@@ -121,7 +122,9 @@ def test_on_the_globe_the_correlation_is_known(smoothness):
     impulse = torch.zeros(1, 48, 96, dtype=torch.float64)
     impulse[0, 24, 0] = 1
     covariance = field.cov(impulse)[0, 24] * 4
-    apart = 6371 * np.deg2rad(3.75) * np.arange(6) * np.cos(np.deg2rad(grid.lat[24])) / 2000
+    apart = (
+        EARTH_RADIUS_KM * np.deg2rad(3.75) * np.arange(6) * np.cos(np.deg2rad(grid.lat[24])) / 2000
+    )
     a = np.sqrt(3) * apart
     expected = np.exp(-apart) if smoothness == 0.5 else (1 + a) * np.exp(-a)
     # Of rough errors the finest scales, which the grid does not show, are missing.

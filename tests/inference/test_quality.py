@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
@@ -155,7 +156,7 @@ def test_thinning_keeps_the_nearest_in_time_then_the_smallest_error():
 @pytest.mark.parametrize("lat", [0.0, 52.0, 80.0, -89.9])
 def test_cells_have_the_spacing_asked_for(lat):
     """Along a parallel with a report every kilometre, over the seam as elsewhere."""
-    circle = 2 * np.pi * 6371 * np.cos(np.deg2rad(lat))
+    circle = 2 * np.pi * EARTH_RADIUS_KM * np.cos(np.deg2rad(lat))
     count = max(8, int(circle))
     frame = rows(np.full(count, lat), np.linspace(-180, 180, count, endpoint=False))
     kept = int((~thinned(frame, NOON, 100)).sum())

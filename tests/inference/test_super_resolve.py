@@ -4,12 +4,11 @@
 import numpy as np
 import pytest
 import torch
+from packages import conditional
 
 from ddo_modulus.data.normalization import Normalization
-from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.posterior_config import PosteriorConfig
-from ddo_modulus.diffusion.task import CoarseWindow, Task
+from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.inference.assimilate import member_generator
@@ -259,33 +258,16 @@ def test_progress_counts_to_its_total(untrained):
 
 
 @pytest.fixture
-def conditional():
-    """An untrained package with a coarse view of three frames."""
-    grid = BoxGrid((8, 8))
-    operator = DiffusionOperator(
-        [8, 8],
-        noise={"length_scale": 0.1, "smoothness": 0.5},
-        condition_channels=3,
-        regression=True,
-        network={"widths": [8], "depths": [1], "modes": [4]},
-    )
-    operator.set_regression(torch.full_like(operator.regression, 1 / 3))
-    return Package(
-        operator.eval().requires_grad_(False),
-        grid,
-        Normalization(("vorticity",), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)),
-        ("1/s",),
-        PosteriorConfig(steps=6),
-        Task(condition="coarse", coarse=CoarseWindow(2, 1)),
-        interval=3600.0,
-    )
+def trained():
+    """A package with a coarse view of three frames."""
+    return conditional((1 / 3, 1 / 3, 1 / 3), mean=1.0, std=2.0)
 
 
 @pytest.mark.parametrize("shape", [None, (16, 16)])
-def test_a_conditional_package_draws_as_generate_does(conditional, shape):
+def test_a_conditional_package_draws_as_generate_does(trained, shape):
     coarse = torch.randn(2, 3, 1, 4, 4)
-    states = super_resolve(conditional, TIMES, coarse, generators(2, 3), shape=shape)
-    same = generate(conditional, TIMES, ensemble=3, coarse=coarse, resolution=shape)
+    states = super_resolve(trained, TIMES, coarse, generators(2, 3), shape=shape)
+    same = generate(trained, TIMES, ensemble=3, coarse=coarse, resolution=shape)
     expected = torch.from_numpy(same["vorticity"].values).transpose(0, 1)
     torch.testing.assert_close(states[:, :, 0], expected)
 
@@ -319,11 +301,9 @@ def test_mistakes_are_told_before_work(untrained, change, message):
         super_resolve(package, TIMES[:1], coarse, generators(1, 2), **arguments)
 
 
-def test_each_package_goes_one_way(conditional, untrained):
-    cells = CoarseGrid.of(conditional.grid, 2)
+def test_each_package_goes_one_way(trained, untrained):
+    cells = CoarseGrid.of(trained.grid, 2)
     with pytest.raises(InputError, match="no coarse cells, since it knows its own"):
-        super_resolve(
-            conditional, TIMES[:1], torch.zeros(1, 3, 1, 4, 4), generators(1, 1), cells=cells
-        )
+        super_resolve(trained, TIMES[:1], torch.zeros(1, 3, 1, 4, 4), generators(1, 1), cells=cells)
     with pytest.raises(InputError, match="prior of single states"):
-        conditioned(conditional, TIMES[:1], torch.zeros(1, 1, 4, 4), cells)
+        conditioned(trained, TIMES[:1], torch.zeros(1, 1, 4, 4), cells)

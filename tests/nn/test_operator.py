@@ -7,7 +7,7 @@ import torch
 from physicsnemo.core.module import Module
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ddo_modulus.fields.basis import build_basis
+from ddo_modulus.fields.domains import build_basis
 from ddo_modulus.nn.operator import NeuralOperator
 
 TINY = {"widths": [6, 8], "depths": [1, 1], "modes": [5, 5], "embedding": 8}

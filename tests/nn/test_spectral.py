@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.nn.spectral import SpectralLinear, Transform, odd_band
 
 BASES = {

@@ -3,13 +3,11 @@ import math
 
 import pytest
 import torch
+from tensors import randn
 
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.nn.stencil import LocalLinear, neighbours
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_torus():

@@ -10,7 +10,7 @@ import torch
 from ddo_modulus.fields.grid import LatLonGrid
 
 _GRID = LatLonGrid(np.arange(58.0, 52.0, -1), np.arange(-6.0, 2.0))
-# By the beginning of a channel's name: typical value and spread.
+# By the beginning of a channel's name: typical value and standard deviation.
 _TYPICAL = {
     "t2m": (285.0, 5.0),
     "skt": (286.0, 5.0),
@@ -35,21 +35,21 @@ def grid():
 
 @pytest.fixture(scope="session")
 def typical():
-    """Typical value and spread of a channel."""
+    """Typical value and standard deviation of a channel."""
     return lambda name: next(v for key, v in _TYPICAL.items() if name.startswith(key))
 
 
 @pytest.fixture(scope="session")
 def atmosphere(typical):
-    """States ``(B, C, H, W)`` of given channels, and perturbations of them, float64."""
+    """States ``(B, C, H, W)`` of ``channels``, and perturbations of them, float64."""
 
     def make(channels, batch=3, seed=0):
         generator = torch.Generator().manual_seed(seed)
         shape = (2, batch, len(channels), *_GRID.shape)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        value, spread = torch.tensor([typical(name) for name in channels]).double().T
-        spread = spread[:, None, None]
-        return value[:, None, None] + spread * noise[0].clamp(-2, 2), spread * noise[1]
+        value, deviation = torch.tensor([typical(name) for name in channels]).double().T
+        deviation = deviation[:, None, None]
+        return value[:, None, None] + deviation * noise[0].clamp(-2, 2), deviation * noise[1]
 
     return make
 
@@ -72,8 +72,8 @@ def consistent():
         unit = torch.eye(size, dtype=torch.float64).unflatten(1, shape)
         rows = tangent.rows(unit).expand(len(x), -1, -1)
         torch.testing.assert_close(torch.einsum("bmn,bn->bm", rows, v.flatten(1)), change)
-        given = x.clone().requires_grad_()
-        [gradient] = torch.autograd.grad((operator(given) * u).sum(), given)
+        state = x.clone().requires_grad_()
+        [gradient] = torch.autograd.grad((operator(state) * u).sum(), state)
         torch.testing.assert_close(gradient, adjoint)
         torch.testing.assert_close(operator(x.float()).double(), operator(x), rtol=1e-4, atol=1e-4)
         mean, std = x.mean(0) + 1, x.std(0) + 0.5

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
@@ -22,10 +23,6 @@ GRID = LatLonGrid(np.linspace(90, -90, 9), np.arange(16) * 22.5)
 SHAPE = (2, *GRID.shape)
 LAT = np.array([51.5, -12.0, 89.9, 0.0, 33.3])
 LON = np.array([-0.1, 359.9, 100.0, 22.5, 400.0])
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def points(channels=(0, 1, 0, 1, 1), moved=0.0):

@@ -133,10 +133,10 @@ def built(untrained, name):
     units = tuple("K" for _ in channels)
     package = untrained(tuple(channels), units)
     generator = torch.Generator().manual_seed(3)
-    value, spread = torch.tensor(list(channels.values())).T[:, None, :, None, None]
+    value, deviation = torch.tensor(list(channels.values())).T[:, None, :, None, None]
     shape = (24, len(channels), *package.grid.shape)
-    mean = value + 0.3 * spread * torch.randn(shape, generator=generator)
-    std = spread * (0.8 + 0.4 * torch.rand(shape, generator=generator))
+    mean = value + 0.3 * deviation * torch.randn(shape, generator=generator)
+    std = deviation * (0.8 + 0.4 * torch.rand(shape, generator=generator))
     package.normalization = Normalization(tuple(channels), mean, std)
     package.orography = np.full(package.grid.shape, 140.0)
     operators = report_operators(package)
@@ -199,7 +199,6 @@ def test_a_call_is_one_gauss_newton_step(untrained, prior, name, covariance):
     r = torch.tensor(ordered["observation_error"].tolist()).double() ** 2
     observations = Observations(operator, y, r).rescale(mean, std)
     denoiser = package.operator.double()
-    noise = denoiser.noise
     posterior = MomentMatching(denoiser, observations, covariance=covariance, iterations=12)
     m, p, c = statistics(package, prior)
     h = predicted(package, name)
@@ -254,9 +253,9 @@ def test_analyses_are_those_of_gauss_newton(untrained, prior, monkeypatch, name)
         jacobian = torch.autograd.functional.jacobian(h, x)
         system = jacobian @ p @ jacobian.T + r
         x = m + p @ jacobian.T @ torch.linalg.solve(system, y - h(x) + jacobian @ (x - m))
-    spread = p.diagonal().sqrt()
-    error = (torch.from_numpy(found).double().flatten() - x) / spread
-    assert ((x - m) / spread).abs().max() > 0.4  # there was something to find
+    deviation = p.diagonal().sqrt()
+    error = (torch.from_numpy(found).double().flatten() - x) / deviation
+    assert ((x - m) / deviation).abs().max() > 0.4  # there was something to find
     assert error.abs().max() < 0.08
     for variable in frame["variable"].unique():
         here = (frame["variable"] == variable).to_numpy()
@@ -283,8 +282,8 @@ def test_reports_that_cannot_be_used_are_counted_and_told(untrained, caplog):
         result = assimilate(package, read_table(frame), [TIME], ensemble=1, steps=2)
     notes = {f"{name} without correction for height": 3 for name in ("t2m", "sp")}
     assert json.loads(result.attrs["notes"]) == notes
-    told = [record.getMessage() for record in caplog.records if "height" in record.getMessage()]
-    assert told == [f"{note}: 3 reports" for note in notes]
+    notices = [record.getMessage() for record in caplog.records if "height" in record.getMessage()]
+    assert notices == [f"{note}: 3 reports" for note in notes]
 
 
 def test_packages_carry_their_orography(untrained, tmp_path):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddo_modulus.constants import LAPSE_RATE
 from ddo_modulus.observations.atmosphere import (
-    LAPSE_RATE,
     dew_point,
     pressure_ratio,
     saturation_pressure,

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from ddo_modulus.constants import GAS_CONSTANT
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations import LevelOperator, PointOperator
-from ddo_modulus.observations.atmosphere import GAS_CONSTANT
 from ddo_modulus.observations.upper_air import between
 
 CHANNELS = ("t500", "u500", "t850", "t250")

@@ -4,21 +4,19 @@
 import numpy as np
 import pytest
 import torch
+from priors import with_eofs
+from tensors import randn
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import AnalysisSystem, Background, Inflated, Innovations, MomentMatching
-
-
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def globe(shape):
@@ -33,18 +31,6 @@ def homogeneous(basis, channels=1):
     return GaussianDenoiser(mean, GaussianField(basis, Matern(0.3, 2.0), channels), noise)
 
 
-def with_eofs():
-    basis = CosineBasis((6, 7))
-    noise = GaussianField(basis, Matern(0.25, 0.5))
-    index = torch.arange(42)[(basis.indices < 4).all(1)]
-    root = randn(16, 16, seed=2)
-    falloff = 1 / (1 + basis.eigenvalues / 30)
-    scale = falloff[index].sqrt()
-    covariance = (root @ root.T / 16) * scale[:, None] * scale
-    prior = EOFField.from_covariance(noise, covariance, index, falloff)
-    return GaussianDenoiser(0.2, prior, noise)
-
-
 def coupled():
     basis = FourierBasis((5, 6), (1, 1.3))
     noise = GaussianField(basis, Matern(0.25, 1.0), 3)
@@ -57,7 +43,7 @@ PRIORS = {
     "torus": lambda: (homogeneous(FourierBasis((6, 8), (1, 1.3)), 2), BoxGrid((6, 8), (1, 1.3))),
     "box": lambda: (homogeneous(CosineBasis((7, 6))), BoxGrid((7, 6), periodic=False)),
     "sphere": lambda: (homogeneous(globe((6, 10))[0]), globe((6, 10))[1]),
-    "eofs": lambda: (with_eofs(), BoxGrid((6, 7), periodic=False)),
+    "eofs": lambda: (with_eofs(CosineBasis((6, 7))), BoxGrid((6, 7), periodic=False)),
     "coupled": lambda: (coupled(), BoxGrid((5, 6), (1, 1.3))),
 }
 priors = pytest.mark.parametrize("name", PRIORS)

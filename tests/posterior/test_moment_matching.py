@@ -4,15 +4,18 @@ import copy
 import numpy as np
 import pytest
 import torch
+from priors import with_eofs
+from tensors import generator, randn
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.prior import FunctionPrior
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
-from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern, WhiteField
+from ddo_modulus.fields.gaussian_field import GaussianField, Matern, WhiteField
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations import (
     Observations,
     PointOperator,
@@ -20,14 +23,6 @@ from ddo_modulus.observations import (
     wind_speed,
 )
 from ddo_modulus.posterior import MomentMatching
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 class Problem:
@@ -112,16 +107,8 @@ def torus(dense):
 @pytest.fixture(scope="module")
 def eofs(dense):
     """A prior that is not homogeneous."""
-    basis = CosineBasis((8, 9))
-    noise = GaussianField(basis, Matern(0.25, 0.5))
-    index = torch.arange(72)[(basis.indices < 4).all(1)]
-    root = randn(16, 16, seed=2)
-    falloff = 1 / (1 + basis.eigenvalues / 30)
-    scale = falloff[index].sqrt()
-    covariance = (root @ root.T / 16) * scale[:, None] * scale
-    prior = EOFField.from_covariance(noise, covariance, index, falloff)
     problem = Problem.__new__(Problem)
-    problem.build(GaussianDenoiser(0.2, prior, noise), BoxGrid((8, 9), periodic=False), 20, dense)
+    problem.build(with_eofs(CosineBasis((8, 9))), BoxGrid((8, 9), periodic=False), 20, dense)
     return problem
 
 

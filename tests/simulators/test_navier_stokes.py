@@ -6,19 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensors import generator
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.simulators import SIMULATORS, NavierStokes
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def test_initial_spectrum_is_the_matern_law():
     """Mean power of each wave: 2 tau^(2 alpha - 2) (4 pi^2 k^2 + tau^2)^(-alpha)."""
     flow = NavierStokes(resolution=24, output_resolution=24, alpha=2.0, tau=5.0)
-    fields = flow.initial(3000, generator=seeded(), dtype=torch.float64)
+    fields = flow.initial(3000, generator=generator(), dtype=torch.float64)
     power = torch.fft.fft2(fields, norm="forward").abs().square().mean(0)
     k = torch.fft.fftfreq(24, 1 / 24, dtype=torch.float64)
     square = k[:, None] ** 2 + k**2
@@ -54,8 +51,8 @@ def test_without_pooling_the_forcing_is_that_of_the_coordinates():
 
 def test_two_frames_are_the_pair_of_initial_and_final_vorticity():
     flow = NavierStokes(resolution=32, output_resolution=32)
-    (frames,) = flow.simulate(2, 2, generator=seeded(1), dtype=torch.float64)
-    start = flow.initial(2, generator=seeded(1), dtype=torch.float64)
+    (frames,) = flow.simulate(2, 2, generator=generator(1), dtype=torch.float64)
+    start = flow.initial(2, generator=generator(1), dtype=torch.float64)
     torch.testing.assert_close(frames[:, 0], start, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(frames[:, 1], flow.advance(start, 1.0), rtol=1e-9, atol=1e-12)
 
@@ -65,7 +62,7 @@ def test_enstrophy_budget_closes():
     flow = NavierStokes(
         viscosity=2e-3, resolution=48, output_resolution=48, interval=0.02, forcing_amplitude=1.0
     )
-    (frames,) = flow.simulate(2, 41, generator=seeded(), dtype=torch.float64)
+    (frames,) = flow.simulate(2, 41, generator=generator(), dtype=torch.float64)
     k = torch.fft.fftfreq(48, 1 / 48, dtype=torch.float64) * 2 * math.pi
     square = k[:, None] ** 2 + k**2
     power = torch.fft.fft2(frames, norm="forward").abs().square()

@@ -9,15 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensors import generator
 from torch import Tensor
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.simulators import KolmogorovFlow
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    """Return a generator with a seed."""
-    return torch.Generator().manual_seed(seed)
 
 
 def centres(n: int, length: float) -> tuple[Tensor, Tensor]:
@@ -80,7 +76,7 @@ def test_laminar_flow_reaches_the_exact_steady_state_along_x() -> None:
 def test_energy_budget_closes() -> None:
     """The change of energy is the work of the force less dissipation and drag."""
     flow = KolmogorovFlow(reynolds=200.0, resolution=48, output_resolution=48, dt=0.01)
-    w = flow.initial(3, generator=seeded(), dtype=torch.float64)
+    w = flow.initial(3, generator=generator(), dtype=torch.float64)
     w = flow.advance(w, 1.0)
     y, _ = centres(48, flow.length)
     step, before, after = 0.01, w, w
@@ -104,7 +100,7 @@ def test_inviscid_advection_conserves_energy_and_enstrophy() -> None:
     flow = KolmogorovFlow(
         reynolds=1e12, forcing_amplitude=0.0, drag=0.0, resolution=48, output_resolution=48, dt=0.01
     )
-    start = flow.initial(2, generator=seeded(), dtype=torch.float64)
+    start = flow.initial(2, generator=generator(), dtype=torch.float64)
     end = flow.advance(start, 1.0)
     assert (end - start).std() > 0.3 * start.std()
     torch.testing.assert_close(
@@ -120,7 +116,7 @@ def test_time_stepping_is_of_fourth_order() -> None:
 
     def end(dt: float) -> Tensor:
         flow = KolmogorovFlow(reynolds=100.0, resolution=32, output_resolution=32, dt=dt)
-        return flow.advance(flow.initial(2, generator=seeded(), dtype=torch.float64), 0.8)
+        return flow.advance(flow.initial(2, generator=generator(), dtype=torch.float64), 0.8)
 
     reference = end(0.005)
     coarse, fine = ((end(dt) - reference).norm() for dt in (0.04, 0.02))
@@ -131,7 +127,7 @@ def test_time_stepping_is_of_fourth_order() -> None:
 def test_translation_equivariance(shift: tuple[int, int]) -> None:
     """The flow commutes with any shift along x and with shifts of whole forcing waves along y."""
     flow = KolmogorovFlow(resolution=32, output_resolution=32, dt=0.02)
-    start = flow.initial(1, generator=seeded(), dtype=torch.float64)
+    start = flow.initial(1, generator=generator(), dtype=torch.float64)
     shifted = flow.advance(start.roll(shift, (-2, -1)), 0.4)
     torch.testing.assert_close(
         shifted, flow.advance(start, 0.4).roll(shift, (-2, -1)), rtol=1e-8, atol=1e-8
@@ -151,14 +147,14 @@ def test_flow_in_a_shorter_domain_is_similar() -> None:
         output_resolution=32,
         dt=0.02,
     )
-    start = a.initial(1, generator=seeded(), dtype=torch.float64)
+    start = a.initial(1, generator=generator(), dtype=torch.float64)
     torch.testing.assert_close(b.advance(start, 0.5), a.advance(start, 0.5), rtol=1e-8, atol=1e-8)
 
 
 def test_single_and_double_precision_agree() -> None:
     """Round-off stays small over a time in which chaos has not yet amplified it."""
     flow = KolmogorovFlow(resolution=64, output_resolution=64, dt=0.0125)
-    start = flow.initial(2, generator=seeded(), dtype=torch.float64)
+    start = flow.initial(2, generator=generator(), dtype=torch.float64)
     double = flow.advance(start, 1.0)
     single = flow.advance(start.float(), 1.0)
     assert single.dtype == torch.float32
@@ -170,18 +166,18 @@ SMALL = KolmogorovFlow(resolution=32, output_resolution=16, dt=0.02, spin_up=0.4
 
 def test_simulation_is_reproducible_and_independent_of_the_batch() -> None:
     """The same seed gives the same trajectories, alone or in company."""
-    batches = list(SMALL.simulate(5, 3, generator=seeded(3), dtype=torch.float64, batch=2))
+    batches = list(SMALL.simulate(5, 3, generator=generator(3), dtype=torch.float64, batch=2))
     assert [tuple(b.shape) for b in batches] == [(2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 16, 16)]
-    (whole,) = SMALL.simulate(5, 3, generator=seeded(3), dtype=torch.float64)
+    (whole,) = SMALL.simulate(5, 3, generator=generator(3), dtype=torch.float64)
     torch.testing.assert_close(torch.cat(batches), whole, rtol=1e-9, atol=1e-9)
-    (other,) = SMALL.simulate(5, 3, generator=seeded(4), dtype=torch.float64)
+    (other,) = SMALL.simulate(5, 3, generator=generator(4), dtype=torch.float64)
     assert (whole - other).abs().mean() > 0.5
 
 
 def test_frames_are_pooled_states_one_interval_apart() -> None:
     """A frame is the block mean of the state after the spin-up and whole intervals."""
-    (frames,) = SMALL.simulate(1, 2, generator=seeded(), dtype=torch.float64)
-    state = SMALL.initial(1, generator=seeded(), dtype=torch.float64)
+    (frames,) = SMALL.simulate(1, 2, generator=generator(), dtype=torch.float64)
+    state = SMALL.initial(1, generator=generator(), dtype=torch.float64)
     state = SMALL.advance(state, SMALL.spin_up + SMALL.interval)[0]
     expected = torch.nn.functional.avg_pool2d(state[None], 2)[0]
     torch.testing.assert_close(frames[0, 1], expected, rtol=1e-8, atol=1e-8)
@@ -194,7 +190,7 @@ def test_progress_counts_up_to_the_total() -> None:
         SMALL.simulate(
             3,
             2,
-            generator=seeded(),
+            generator=generator(),
             batch=2,
             progress=lambda done, total: calls.append((done, total)),
         )
@@ -206,7 +202,7 @@ def test_progress_counts_up_to_the_total() -> None:
 def test_initial_state_has_no_mean_and_the_stated_speed() -> None:
     """The random start has zero mean and a root-mean-square velocity of 1.5."""
     flow = KolmogorovFlow(resolution=64, output_resolution=64)
-    start = flow.initial(64, generator=seeded(), dtype=torch.float64)
+    start = flow.initial(64, generator=generator(), dtype=torch.float64)
     assert start.mean((1, 2)).abs().max() < 1e-12
     speed = math.sqrt(2.0 * float(energy(start, flow.length).mean()))
     assert speed == pytest.approx(1.5, rel=0.05)
@@ -216,7 +212,7 @@ def test_unstable_step_is_an_error_that_names_a_stable_one() -> None:
     """A step beyond the stability limit is refused before it is taken."""
     flow = KolmogorovFlow(resolution=64, output_resolution=64, dt=0.2)
     with pytest.raises(InputError, match=r"time step 0\.2 is unstable.*use dt <= 0\.0"):
-        list(flow.simulate(1, 2, generator=seeded()))
+        list(flow.simulate(1, 2, generator=generator()))
     with pytest.raises(InputError, match="use a smaller dt"):
         flow.advance(torch.full((1, 64, 64), math.nan), 0.1)
 
@@ -242,7 +238,7 @@ def test_parameters_out_of_range_are_named(wrong: dict[str, float]) -> None:
 def test_wrong_counts_shapes_and_types_are_errors_at_the_call() -> None:
     """Bad arguments raise at once, not at the first batch."""
     with pytest.raises(InputError, match="trajectories=0"):
-        SMALL.simulate(0, 1, generator=seeded())
+        SMALL.simulate(0, 1, generator=generator())
     with pytest.raises(InputError, match="expected"):
         SMALL.advance(torch.zeros(1, 16, 16), 1.0)
     with pytest.raises(InputError, match="float16"):

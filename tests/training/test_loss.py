@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from tensors import generator
 
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.fields.gaussian_field import EOFField, GaussianField, Matern
 from ddo_modulus.training import DenoisingLoss, TrainerConfig, noise_levels
 
 CONFIG = TrainerConfig(sigma_min=0.05, sigma_max=20.0)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def build(eofs=0, width=8):

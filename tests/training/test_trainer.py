@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from tensors import generator
 
 from ddo_modulus.data.loader import TensorLoader
 from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

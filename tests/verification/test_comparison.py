@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tensors import autoregressive, generator
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import FourierBasis
@@ -25,16 +26,8 @@ def draws(count, seed, size=16):
 
 
 def sequences(runs, frames, seed):
-    """Stationary AR(1) in time."""
-    draw = draws(runs * frames, seed).view(runs, frames, 16, 16)
-    x = [draw[:, 0]]
-    for t in range(1, frames):
-        x.append(PHI * x[-1] + math.sqrt(1 - PHI**2) * draw[:, t])
-    return torch.stack(x, 1)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+    """AR(1) in time."""
+    return autoregressive(draws(runs * frames, seed).view(runs, frames, 16, 16), PHI)
 
 
 def test_resamplings_have_the_sizes_of_both_sets():

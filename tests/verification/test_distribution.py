@@ -6,30 +6,28 @@ import math
 import pytest
 import scipy.stats
 import torch
+from tensors import randn
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.verification import wasserstein_distance
 from ddo_modulus.verification.distribution import PointValues
 
 
-def normal(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, generator=generator, dtype=torch.float64)
-
-
 def test_shifted_and_scaled_normals():
     """W1 of a shift is the shift; of a scale, its change times E|X|."""
-    x = normal(200_000)
+    x = randn(200_000)
     assert wasserstein_distance(x + 0.3, x) == pytest.approx(0.3, rel=1e-9)
     expected = 0.5 * math.sqrt(2 / math.pi)
-    assert wasserstein_distance(1.5 * x, normal(100_001, 1)) == pytest.approx(expected, rel=0.03)
+    assert wasserstein_distance(1.5 * x, randn(100_001, seed=1)) == pytest.approx(
+        expected, rel=0.03
+    )
 
 
 def test_it_is_scipys_with_and_without_weights():
-    x, y = normal(57), 0.4 + 1.3 * normal(31, 1)
+    x, y = randn(57), 0.4 + 1.3 * randn(31, seed=1)
     expected = scipy.stats.wasserstein_distance(x.numpy(), y.numpy())
     assert wasserstein_distance(x, y) == pytest.approx(expected, rel=1e-12)
-    v, w = normal(57, 2).abs(), normal(31, 3).abs()
+    v, w = randn(57, seed=2).abs(), randn(31, seed=3).abs()
     expected = scipy.stats.wasserstein_distance(x.numpy(), y.numpy(), v.numpy(), w.numpy())
     assert wasserstein_distance(x, y, (v, w)) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(InputError, match="values on both sides"):
@@ -38,7 +36,7 @@ def test_it_is_scipys_with_and_without_weights():
 
 def test_weights_of_fields_are_copies_of_fields():
     """A field of weight two counts as two fields, with its points' areas."""
-    fields = normal(5 * 12).reshape(5, 12)
+    fields = randn(5 * 12).reshape(5, 12)
     area = torch.rand(12, generator=torch.Generator().manual_seed(4)).double()
     points = PointValues.of(fields, area)
     once = torch.tensor([2.0, 0, 1, 0, 0]).double() / 3
@@ -53,7 +51,7 @@ def test_weights_of_fields_are_copies_of_fields():
 
 
 def test_quantiles_and_density_of_a_normal():
-    points = PointValues.of(normal(400_000).reshape(100, 4000), torch.ones(4000))
+    points = PointValues.of(randn(400_000).reshape(100, 4000), torch.ones(4000))
     equal = torch.full((100,), 0.01)
     levels = torch.tensor([0.01, 0.5, 0.99])
     expected = torch.from_numpy(scipy.stats.norm.ppf(levels.numpy()))

@@ -9,8 +9,9 @@ import scipy.linalg
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
+from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import Scattering, f2id, frechet_distance
 from ddo_modulus.verification.scattering import resolved_octaves

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from tensors import generator, randn
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.verification import (
@@ -24,20 +24,9 @@ from ddo_modulus.verification import (
 )
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    """Draw standard normal numbers in double precision."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    """Return a generator with a seed."""
-    return torch.Generator().manual_seed(seed)
-
-
 def test_fair_crps_equals_the_double_loop() -> None:
     """The sorted form is the mean over pairs."""
-    ensemble, truth = normal(7, 2, 3, 4), normal(2, 3, 4, seed=1)
+    ensemble, truth = randn(7, 2, 3, 4), randn(2, 3, 4, seed=1)
     expected = (ensemble - truth).abs().mean(0)
     for i in range(7):
         for j in range(7):
@@ -47,17 +36,17 @@ def test_fair_crps_equals_the_double_loop() -> None:
 
 def test_fair_crps_does_not_depend_on_the_number_of_members() -> None:
     """The expected score of 2 and of 32 members is that of the distribution itself."""
-    truth = normal(200, 200, seed=1)
+    truth = randn(200, 200, seed=1)
     exact = 1.0 / math.sqrt(math.pi)  # of N(0, 1) against itself
     for members in (2, 3, 32):
-        crps = average(fair_crps(normal(members, 200, 200), truth))
+        crps = average(fair_crps(randn(members, 200, 200), truth))
         assert float(crps) == pytest.approx(exact, abs=0.012)
 
 
 def test_gaussian_crps_is_the_limit_of_a_large_ensemble() -> None:
     """Closed form against a hundred thousand members."""
     truth = torch.tensor([[-2.0, 0.3, 4.0]], dtype=torch.float64)
-    ensemble = 0.5 + 1.7 * normal(100_000, 1, 1).expand(-1, 1, 3)
+    ensemble = 0.5 + 1.7 * randn(100_000, 1, 1).expand(-1, 1, 3)
     mean, std = torch.tensor(0.5).double(), torch.tensor(1.7).double()
     torch.testing.assert_close(
         gaussian_crps(mean, std, truth), fair_crps(ensemble, truth), rtol=0.02, atol=0.0
@@ -72,7 +61,7 @@ def test_gaussian_crps_without_spread_is_the_absolute_error() -> None:
 
 def test_scores_keep_their_precision_far_from_zero() -> None:
     """A temperature of 280 K in single precision costs the scores nothing."""
-    ensemble, truth = 0.1 * normal(8, 16, 16), 0.1 * normal(16, 16, seed=1)
+    ensemble, truth = 0.1 * randn(8, 16, 16), 0.1 * randn(16, 16, seed=1)
     exact = average(fair_crps(ensemble.float() + 280.0, truth.float() + 280.0))
     assert float(exact) == pytest.approx(float(average(fair_crps(ensemble, truth))), rel=1e-3)
     warm = float(spread(ensemble.float() + 280.0))
@@ -82,7 +71,7 @@ def test_scores_keep_their_precision_far_from_zero() -> None:
 @pytest.mark.parametrize("members", [2, 5, 50])
 def test_spread_skill_ratio_is_one_for_a_calibrated_ensemble(members: int) -> None:
     """The correction removes the dependence on the ensemble's size."""
-    ratio = spread_skill_ratio(normal(members, 200, 200), normal(200, 200, seed=1))
+    ratio = spread_skill_ratio(randn(members, 200, 200), randn(200, 200, seed=1))
     assert float(ratio) == pytest.approx(1.0, abs=0.02)
 
 
@@ -101,9 +90,9 @@ def test_weights_and_mask_choose_what_counts() -> None:
     assert float(average(x, mask=mask)) == pytest.approx(8.0 / 3.0)
     weights = torch.tensor([[3.0], [1.0]])
     assert float(average(x, mask=mask, weights=weights)) == pytest.approx(14.0 / 7.0)
-    ensemble = normal(4, 3, 5, 6)
-    truth = normal(3, 5, 6, seed=1)
-    mask = normal(5, 6, seed=2) > 0
+    ensemble = randn(4, 3, 5, 6)
+    truth = randn(3, 5, 6, seed=1)
+    mask = randn(5, 6, seed=2) > 0
     holed = torch.where(mask, truth, math.nan)
     for metric in (rmse, spread_skill_ratio):
         torch.testing.assert_close(
@@ -113,12 +102,12 @@ def test_weights_and_mask_choose_what_counts() -> None:
 
 def test_rank_histogram_is_flat_only_if_calibrated() -> None:
     """Independent points: a plausible p-value if calibrated, a bowl if over-confident."""
-    truth = normal(100, 100, seed=1)
-    calibrated = rank_histogram(normal(9, 100, 100), truth, generator=seeded())
+    truth = randn(100, 100, seed=1)
+    calibrated = rank_histogram(randn(9, 100, 100), truth, generator=generator())
     assert calibrated.counts.shape == (10,)
     assert int(calibrated.counts.sum()) == 10_000
     assert calibrated.p_value > 0.01
-    narrow = rank_histogram(0.7 * normal(9, 100, 100), truth, generator=seeded())
+    narrow = rank_histogram(0.7 * randn(9, 100, 100), truth, generator=generator())
     assert narrow.p_value < 1e-6
     assert narrow.counts[0] > 1.3 * narrow.counts[5]
     assert narrow.counts[-1] > 1.3 * narrow.counts[5]
@@ -128,7 +117,7 @@ def test_rank_histogram_p_values_are_uniform() -> None:
     """Over many calibrated ensembles a tenth of the p-values lies below a tenth."""
     p = [
         rank_histogram(
-            normal(4, 10, 20, seed=2 * i), normal(10, 20, seed=2 * i + 1), generator=seeded(i)
+            randn(4, 10, 20, seed=2 * i), randn(10, 20, seed=2 * i + 1), generator=generator(i)
         ).p_value
         for i in range(400)
     ]
@@ -138,7 +127,9 @@ def test_rank_histogram_p_values_are_uniform() -> None:
 
 def test_rank_histogram_breaks_ties_at_random() -> None:
     """Constant members and truth (rain: mostly zero) fill all ranks evenly."""
-    histogram = rank_histogram(torch.zeros(3, 100, 100), torch.zeros(100, 100), generator=seeded())
+    histogram = rank_histogram(
+        torch.zeros(3, 100, 100), torch.zeros(100, 100), generator=generator()
+    )
     assert histogram.p_value > 0.01
 
 
@@ -149,15 +140,15 @@ def test_rank_histogram_draws_points_that_count() -> None:
     mask[2, 3:6] = True
     truth[:, mask] = 1.0
     ensemble = torch.full((4, 5, 8, 8), 0.5)
-    one = rank_histogram(ensemble, truth, generator=seeded(), mask=mask, points_per_field=1)
+    one = rank_histogram(ensemble, truth, generator=generator(), mask=mask, points_per_field=1)
     assert one.counts.tolist() == [0, 0, 0, 0, 5]
-    many = rank_histogram(ensemble, truth, generator=seeded(), mask=mask, points_per_field=50)
+    many = rank_histogram(ensemble, truth, generator=generator(), mask=mask, points_per_field=50)
     assert many.counts.tolist() == [0, 0, 0, 0, 15]
 
 
 def test_score_collects_the_scores_and_tables_show_them() -> None:
     """The row holds what the functions return; both tables print it."""
-    ensemble, truth = normal(4, 3, 5, 6), normal(3, 5, 6, seed=1)
+    ensemble, truth = randn(4, 3, 5, 6), randn(3, 5, 6, seed=1)
     mask = torch.ones(5, 6, dtype=torch.bool)
     mask[0] = False
     row = score(ensemble, truth, label="prior", units="K", mask=mask)
@@ -173,7 +164,7 @@ def test_score_collects_the_scores_and_tables_show_them() -> None:
 
 def test_what_does_not_fit_is_an_error() -> None:
     """Shapes, sizes and empty masks are named."""
-    ensemble, truth = normal(1, 5, 6), normal(5, 6, seed=1)
+    ensemble, truth = randn(1, 5, 6), randn(5, 6, seed=1)
     with pytest.raises(InputError, match="do not fit"):
         rmse(ensemble, truth[:4])
     with pytest.raises(InputError, match="needs 2"):
@@ -185,8 +176,8 @@ def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(InputError, match="weights of shape"):
         rmse(ensemble, truth, weights=torch.ones(6, 5))
     with pytest.raises(InputError, match="no point is left"):
-        rank_histogram(ensemble, truth, generator=seeded(), mask=torch.tensor(False))
+        rank_histogram(ensemble, truth, generator=generator(), mask=torch.tensor(False))
     with pytest.raises(InputError, match="not finite"):
-        rank_histogram(ensemble, truth * math.nan, generator=seeded())
+        rank_histogram(ensemble, truth * math.nan, generator=generator())
     with pytest.raises(InputError, match="points_per_field=0"):
-        rank_histogram(ensemble, truth, generator=seeded(), points_per_field=0)
+        rank_histogram(ensemble, truth, generator=generator(), points_per_field=0)

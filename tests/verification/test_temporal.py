@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics in time of autoregressive sequences of fields, which are known."""
 
-import math
-
 import pytest
 import torch
+from tensors import autoregressive, generator
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import FourierBasis
@@ -18,19 +17,15 @@ from ddo_modulus.verification import (
 PHI = 0.8
 
 
-def autoregressive(runs, frames, seed=0, size=16):
-    """Stationary AR(1) in time, Matérn in space, unit variance: C(tau) = PHI^tau."""
+def sequences(runs, frames, seed=0, size=16):
+    """AR(1) in time, Matérn in space, unit variance: C(tau) = PHI^tau."""
     field = GaussianField(FourierBasis((size, size)), Matern(0.1, 1.0))
-    generator = torch.Generator().manual_seed(seed)
-    draw = field.sample(runs * frames, generator=generator).view(runs, frames, size, size)
-    x = [draw[:, 0]]
-    for t in range(1, frames):
-        x.append(PHI * x[-1] + math.sqrt(1 - PHI**2) * draw[:, t])
-    return torch.stack(x, 1)
+    draw = field.sample(runs * frames, generator=generator(seed))
+    return autoregressive(draw.view(runs, frames, size, size), PHI)
 
 
 def test_autocovariance_is_a_power():
-    x = autoregressive(100, 40)
+    x = sequences(100, 40)
     found = temporal_autocovariance(x, lags=6, mean=0.0)
     expected = PHI ** torch.arange(7, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.02)
@@ -40,7 +35,7 @@ def test_autocovariance_is_a_power():
 
 def test_energy_of_differences():
     """E |x_{t+1} - x_t|^2 = 2 (1 - PHI)."""
-    x = autoregressive(100, 40)
+    x = sequences(100, 40)
     energy = time_difference_energy(x)
     assert energy.shape == (100, 39)
     assert float(energy.mean()) == pytest.approx(2 * (1 - PHI), rel=0.02)
@@ -53,9 +48,9 @@ def test_energy_of_differences():
 
 
 def test_a_seam_shows_where_it_is():
-    x = autoregressive(100, 21)
+    x = sequences(100, 21)
     assert float((seam_ratio(time_difference_energy(x)) - 1).abs().max()) < 0.1
-    windows = torch.cat([x[:, :11], autoregressive(100, 10, seed=1)], 1)  # 10 -> 11 forgets
+    windows = torch.cat([x[:, :11], sequences(100, 10, seed=1)], 1)  # 10 -> 11 forgets
     ratio = seam_ratio(time_difference_energy(windows))
     assert int(ratio.argmax()) == 10
     mean = (19 * 2 * (1 - PHI) + 2) / 20

@@ -23,8 +23,8 @@ from ddo_modulus.console import progress_bar, show
 from ddo_modulus.data.source import check_values, is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import SphericalBasis
 from ddo_modulus.fields.grid import Grid, LatLonGrid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations.table import ObservationTable, read_table
 from ddo_modulus.plots.figures import (
     PointValues,

@@ -26,8 +26,9 @@ from ddo_modulus.console import progress_bar, show
 from ddo_modulus.data.source import check_values, open_dataset, slabs
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Basis, SphericalBasis
+from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.grid import BoxGrid, Grid
+from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.plots.figures import CurvePanel, curves_figure, rank_histogram_figure
 from ddo_modulus.verification import (
     Comparison,

@@ -21,17 +21,19 @@ Arrays are of any shape; missing values are NaN and stay so.
 
 import numpy as np
 
-from ddo_modulus.constants import GRAVITY
+from ddo_modulus.constants import (
+    EPSILON,
+    GAS_CONSTANT,
+    GRAVITY,
+    LAPSE_RATE,
+    SATURATION,
+    STANDARD_PRESSURE,
+    STANDARD_TEMPERATURE,
+)
 
 Array = np.ndarray
 
-EPSILON = 287.0597 / 461.5250
-
-# The standard atmosphere of ICAO, below 11 km.
-_STANDARD_PRESSURE = 101325.0  # Pa
-_STANDARD_TEMPERATURE = 288.15  # K
-_LAPSE_RATE = 0.0065  # K/m
-_EXPONENT = 287.05287 * _LAPSE_RATE / GRAVITY
+_EXPONENT = GAS_CONSTANT * LAPSE_RATE / GRAVITY
 
 
 def wind_components(speed: Array, direction: Array) -> tuple[Array, Array]:
@@ -55,8 +57,9 @@ def wind_components(speed: Array, direction: Array) -> tuple[Array, Array]:
 
 def vapour_pressure(dew_point: Array) -> Array:
     """Vapour pressure in Pa from the dew point in K; the saturation value from temperature."""
+    e0, a, t0, t1 = SATURATION
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return 611.21 * np.exp(17.502 * (dew_point - 273.16) / (dew_point - 32.19))
+        return e0 * np.exp(a * (dew_point - t0) / (dew_point - t1))
 
 
 def relative_humidity(temperature: Array, dew_point: Array) -> Array:
@@ -74,7 +77,7 @@ def specific_humidity(dew_point: Array, pressure: Array) -> Array:
 
 def station_pressure(altimeter_setting: Array, elevation: Array) -> Array:
     """Pressure at a station in Pa, from its altimeter setting in Pa and its elevation in m."""
-    reduced = (altimeter_setting / _STANDARD_PRESSURE) ** _EXPONENT
+    reduced = (altimeter_setting / STANDARD_PRESSURE) ** _EXPONENT
     with np.errstate(invalid="ignore"):
-        lowered = reduced - _LAPSE_RATE * elevation / _STANDARD_TEMPERATURE
-        return _STANDARD_PRESSURE * lowered ** (1 / _EXPONENT)
+        lowered = reduced - LAPSE_RATE * elevation / STANDARD_TEMPERATURE
+        return STANDARD_PRESSURE * lowered ** (1 / _EXPONENT)
