@@ -333,3 +333,15 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
             "heights are metres above sea level, geopotentials (z) m2/s2"
         )
     return heights
+
+
+def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Rows and columns of ``value``; a single number stands for both.
+
+    Raises:
+        InputError: Unless both are positive; ``name`` is what the message calls them.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(f"{name} must be two positive integers, got {value!r}")
+    return pair[0], pair[1]
