@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from ddo_modulus.data.loader import Symmetry, TensorLoader
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.task import CoarseWindow
-from ddo_modulus.inference.generate import Sampler
 from ddo_modulus.inference.super_resolve import CoarseGrid, super_resolve
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import log_spectrum_distance, rank_histogram, score
@@ -145,9 +145,7 @@ def zero_shot(prior: Package, truth: Tensor, package: Package, members: int, bat
         means[:, None],
         [[noise] * members] * len(truth),
         cells=CoarseGrid.blocks(prior.grid, window),
-        inflation="none",
-        covariance="jacobian",
-        sampler=Sampler(batch=batch),
+        posterior=PosteriorConfig(inflation="none", covariance="jacobian", batch=batch),
     )
     drawn = statistics.normalize(states.flatten(0, 1))[:, 0].unflatten(0, (-1, members))
     return drawn.transpose(0, 1).to(truth)
@@ -212,7 +210,7 @@ def main() -> None:
 
     weights = count_weights(package.operator.network)
     began = time.perf_counter()
-    levels = package.sampling.steps if options.steps is None else options.steps
+    levels = package.posterior.steps if options.steps is None else options.steps
     members = ensemble_of(package, condition, options.members, levels, options.batch)
     note = f"{weights / 1e6:.2f} M weights, {options.members} members"
     tell("**conditional operator**", members, time.perf_counter() - began, note)
