@@ -308,9 +308,9 @@ class LearnedPrior:
         anomalies = anomalies.view(len(forecast), members, -1)
         share = self._share(anomalies)
         # The mean of the members misses a state that is like them by 1 / E more.
-        known = (share * (1 + 1 / members)).clamp_max(0.95) * self.climate
-        error = 1 / (1 / known - 1 / self.climate)
-        centre = self.noise.whiten(mean).double() * (error / known)
+        variance = (share * (1 + 1 / members)).clamp_max(0.95) * self.climate
+        error = 1 / (1 / variance - 1 / self.climate)
+        centre = self.noise.whiten(mean).double() * (error / variance)
         spectrum = MeasuredSpectrum(self.noise.basis, (error * self.scale)[None])
         background = Background(
             self.prior,
@@ -320,7 +320,7 @@ class LearnedPrior:
         own = anomalies / (share * self.climate).sqrt().to(anomalies)
         white = self._white(forecast)
         latents = math.sqrt(self.share) * own + math.sqrt(1 - self.share) * white
-        analysis = self._draw(background, known.expand(len(mean), -1), latents, index, values)
+        analysis = self._draw(background, variance.expand(len(mean), -1), latents, index, values)
         if self.bridge > 0:
             count, error = len(forecast), ERROR / math.sqrt(self.bridge)
             rest = TransformFilter([self.radius] * count, [1.0] * count, error)
@@ -332,8 +332,8 @@ class LearnedPrior:
         members = forecast.flatten(2)
         observed = members.gather(2, index[:, None].expand(-1, members.shape[1], -1))
         innovation = (values - observed.mean(1)).square().mean(1) - ERROR**2
-        spread = observed.var(1).mean(1) * (1 + 1 / members.shape[1])
-        asked = (innovation / spread).clamp(0.3, 3.0)
+        variance = observed.var(1).mean(1) * (1 + 1 / members.shape[1])
+        asked = (innovation / variance).clamp(0.3, 3.0)
         old = torch.ones_like(asked) if self.inflation is None else self.inflation
         self.inflation = (old * (asked / old) ** 0.15).clamp(0.7, 3.0)
         return inflate(members, self.inflation.sqrt()).view(forecast.shape)

@@ -541,11 +541,11 @@ def main(arguments: list[str] | None = None) -> None:
         present = [name for name, module in _PEERS.items() if find_spec(module)]
         steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
         how = f"{machine(*present)}. {command(__file__, arguments)}, {steps}."
-        known = [
+        plain = [
             {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
             for r in rows
         ]
-        parts = [{"how": how, "rows": known}]
+        parts = [{"how": how, "rows": plain}]
     rows = [
         Row(**{k: math.nan if v is None else v for k, v in row.items()})
         for part in parts

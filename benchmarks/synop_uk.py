@@ -136,9 +136,9 @@ def main() -> None:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, (rmse, bias, expected, low) in sorted(average.items(), key=lambda item: -item[1][0]):
-        told = "" if np.isnan(expected) else f"{expected:.2f}"
+        deviation = "" if np.isnan(expected) else f"{expected:.2f}"
         lines.append(
-            f"| {name} | {rmse:.3f} | {rmse / best:.3f} | {low:.3f} | {bias:+.2f} | {told} |"
+            f"| {name} | {rmse:.3f} | {rmse / best:.3f} | {low:.3f} | {bias:+.2f} | {deviation} |"
         )
     listed = [
         f"| {r.variable} | {r.observation:.1f} | {r.lat:.2f} | {r.lon:.2f} | {r.station} |"
