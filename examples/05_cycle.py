@@ -35,8 +35,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ddo_modulus import Package, PointOperator, sample
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2 import DDOAssimilation
 from ddo_modulus.earth2.run import assimilation, cycle
+from ddo_modulus.inference.backgrounds import BackgroundConfig
 
 OUT = Path("outputs/cycle")
 STEP = np.timedelta64(24, "h")
@@ -96,7 +98,7 @@ def true_states(package: Package, seed: int) -> Tensor:
         package.operator,
         package.scheduler(),
         2,
-        steps=package.sampling.steps,
+        steps=package.posterior.steps,
         generator=generator,
         condition=condition,
     )
@@ -124,10 +126,9 @@ def main() -> None:
         package,
         output="members",
         number_of_samples=options.members,
-        background_error=BACKGROUND_ERROR,
-        covariance="linear",
-        steps=options.steps,
         seed=options.seed,
+        posterior=PosteriorConfig(covariance="linear", steps=options.steps),
+        background=BackgroundConfig(BACKGROUND_ERROR),
     )
     domain = OrderedDict(lat=package.grid.lat, lon=model.longitudes(package.grid.lon))
     prognostic = Persistence("t2m", domain, dt=STEP)
