@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ddo_modulus import Package, PointOperator
-from ddo_modulus.inference.assimilate import assimilate, usable
+from ddo_modulus.inference.assimilate import assimilate
 from ddo_modulus.inference.generate import generate
+from ddo_modulus.inference.reports import usable
 from ddo_modulus.observations.table import read_table
 from ddo_modulus.plots.figures import PointValues, estimate_panel
 
@@ -74,30 +75,28 @@ def main() -> None:
     if len(rows) < 10:
         away[:] = False  # too few to spare any
 
-    left_out: list[pd.DataFrame] = []
-    analysis = assimilate(
+    result = assimilate(
         package,
         read_table(rows[~away]),
         [when.to_datetime64()],
         ensemble=options.members,
         seed=options.seed,
-        steps=options.steps,
-        duplicates="average",
-        thinning_km=options.thinning_km,
-        rejected=left_out.append,
+        posterior={"steps": options.steps},
+        quality={"duplicates": "average", "thinning_km": options.thinning_km},
     )
+    analysis = result.dataset
 
     rejected = Table(title="Left out", box=box.SIMPLE)
     for name in ("reason", "lat", "lon", "t2m [K]"):
         rejected.add_column(name, justify="left" if name == "reason" else "right")
-    for report in left_out[0].itertuples():
+    for report in result.rejected.itertuples():
         numbers = (f"{v:.2f}" for v in (report.lat, report.lon, report.observation))
         rejected.add_row(str(report.reason), *numbers)
-    if len(left_out[0]):
+    if len(result.rejected):
         console.print(rejected)
     for name in ("inflation", "chi2", "t2m_omb", "t2m_oma"):
-        told = analysis[name]
-        console.print(f"{name} {float(told[0]):.2f}: {told.attrs['long_name']}")
+        diagnostic = analysis[name]
+        console.print(f"{name} {float(diagnostic[0]):.2f}: {diagnostic.attrs['long_name']}")
 
     members = torch.from_numpy(analysis["t2m"].values)[:, 0]  # E H W
     if away.any():
@@ -109,9 +108,10 @@ def main() -> None:
             f"{float(misfit.abs().median()):.2f} K (median), the spread is "
             f"{float(at.std(0).median()):.2f} K."
         )
-    known = ["lat", "lon", "observation"]
-    bad = left_out[0][known].assign(bad=True) if len(left_out[0]) else rows[known].iloc[:0]
-    used = rows[~away].merge(bad, "left", on=known) if len(bad) else rows[~away].assign(bad=None)
+    keys, bad = ["lat", "lon", "observation"], result.rejected
+    used = rows[~away].assign(bad=None)
+    if len(bad):
+        used = rows[~away].merge(bad[keys].assign(bad=True), "left", on=keys)
     used = used[used["bad"].isna()]
     figure = estimate_panel(
         PointValues(used["lat"], (used["lon"] + 180) % 360 - 180, used["observation"]),

@@ -66,8 +66,8 @@ def main() -> None:
         coarse_lat=LAT,
         coarse_lon=LON,
         number_of_samples=options.members,
-        steps=options.steps,
         seed=options.seed,
+        posterior={"steps": options.steps},
     )
     grid, valid = model.package.grid, np.datetime64(options.time, "ns")
     truth = true_field(model.package, valid, options.era5)
@@ -101,7 +101,7 @@ def main() -> None:
     table.add_row(scores.label, f"{scores.rmse:.3f}", f"{scores.crps:.3f}", f"{scores.spread:.3f}")
     console.print(table)
     kept = (model.coarsen(ensemble) - coarse).square().mean().sqrt()
-    console.print(f"The members' means over the cells differ from the given ones by {kept:.3f} K.")
+    console.print(f"The members' means over the cells differ from the input by {kept:.3f} K.")
 
     rows, columns = np.meshgrid(LAT, LON, indexing="ij")
     figure = analysis_panel(

@@ -74,16 +74,16 @@ def unit_coefficients():
 
 @pytest.fixture
 def conditionings(monkeypatch):
-    """Options of every :class:`MomentMatching` that a module makes from then on."""
+    """Options of every :class:`MomentMatching` that is made from then on."""
 
-    def watch(module):
-        seen, original = [], MomentMatching
+    def watch():
+        seen, original = [], MomentMatching.__init__
 
-        def spy(*args, **options):
+        def spy(self, *args, **options):
             seen.append(options)
-            return original(*args, **options)
+            original(self, *args, **options)
 
-        monkeypatch.setattr(f"{module}.MomentMatching", spy)
+        monkeypatch.setattr(MomentMatching, "__init__", spy)
         return seen
 
     return watch

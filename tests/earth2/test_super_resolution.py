@@ -11,7 +11,8 @@ import xarray as xr
 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
@@ -50,7 +51,7 @@ def field_for(coords, seed=0, mean=281.0):
 @pytest.fixture
 def model(untrained):
     """A prior of optimal interpolation on 6 x 8 points, and cells of 2 x 2 of them."""
-    return DDOSuperResolution(untrained(), coarse_factor=2, seed=0, steps=12)
+    return DDOSuperResolution(untrained(), coarse_factor=2, seed=0, posterior={"steps": 12})
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def conditional():
             BoxGrid((8, 8)),
             Normalization(("vorticity",), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)),
             ("1/s",),
-            Sampling(steps=6),
+            PosteriorConfig(steps=6),
             Task(condition="coarse", coarse=CoarseWindow(2, reach)),
             interval=interval,
         )
@@ -108,7 +109,7 @@ def test_coordinates_of_the_shipped_prior():
     assert model.input_coords()["lat"][0] == 57.5
 
 
-def test_cells_cover_the_domain_unless_told():
+def test_cells_cover_the_domain_by_default():
     model = DDOSuperResolution.from_pretrained()
     coords = model.input_coords()
     assert (len(coords["lat"]), len(coords["lon"])) == (8, 12)
@@ -119,7 +120,7 @@ def test_cells_cover_the_domain_unless_told():
 @pytest.mark.parametrize("samples", [1, 2])
 def test_call(untrained, batch, samples):
     model = DDOSuperResolution(
-        untrained(), coarse_factor=2, number_of_samples=samples, steps=2, seed=0
+        untrained(), coarse_factor=2, number_of_samples=samples, posterior={"steps": 2}, seed=0
     )
     coords = coords_for(model, batch, times=2, leads=2)
     out, out_coords = model(field_for(coords), coords)
@@ -193,9 +194,9 @@ def test_seeds(untrained, model):
     assert torch.equal(model(x, coords)[0], out)
     # Places in the batch, and times, differ by their noise.
     assert (out[0] - out[1]).abs().mean() > 0.05
-    other = DDOSuperResolution(untrained(), coarse_factor=2, seed=1, steps=12)
+    other = DDOSuperResolution(untrained(), coarse_factor=2, seed=1, posterior={"steps": 12})
     assert (other(x, coords)[0] - out).abs().mean() > 0.05
-    free = DDOSuperResolution(untrained(), coarse_factor=2, steps=12)
+    free = DDOSuperResolution(untrained(), coarse_factor=2, posterior={"steps": 12})
     torch.manual_seed(5)
     first, second = free(x, coords)[0], free(x, coords)[0]
     assert (first - second).abs().mean() > 0.05
@@ -206,7 +207,12 @@ def test_seeds(untrained, model):
 def test_samples_have_the_law_of_optimal_interpolation(untrained, prior, dense):
     package = untrained()
     model = DDOSuperResolution(
-        package, 2, number_of_samples=600, seed=0, inflation="none", coarse_error=0.05, batch=600
+        package,
+        2,
+        number_of_samples=600,
+        seed=0,
+        coarse_error=0.05,
+        posterior={"inflation": "none", "batch": 600},
     )
     coords = coords_for(model)
     x = field_for(coords, mean=283.0)
@@ -258,9 +264,8 @@ def test_the_shipped_prior_makes_a_quarter_degree_of_whole_ones(shared_data):
 
 
 def test_it_works_in_inference_mode_with_the_jacobian(untrained):
-    model = DDOSuperResolution(
-        untrained(), 2, covariance="jacobian", guidance_interval=[0.1, 9], steps=3, seed=0
-    )
+    posterior = {"covariance": "jacobian", "guidance_interval": [0.1, 9], "steps": 3}
+    model = DDOSuperResolution(untrained(), 2, posterior=posterior, seed=0)
     coords = coords_for(model)
     x = field_for(coords)
     expected = model(x, coords)[0]
@@ -273,7 +278,7 @@ def test_a_region_at_another_resolution(untrained):
     package = untrained()
     mean, std = torch.full((1, 1, 1, 1), 281.0), torch.full((1, 1, 1, 1), 2.0)
     package.normalization = Normalization(("t2m",), mean, std)
-    model = DDOSuperResolution(package, 2, resolution=(12, 16), steps=12, seed=0)
+    model = DDOSuperResolution(package, 2, resolution=(12, 16), posterior={"steps": 12}, seed=0)
     coords = coords_for(model)
     x = field_for(coords)
     out, out_coords = model(x, coords)
@@ -350,11 +355,12 @@ def test_coarsen_is_the_view_that_it_takes(conditional, model):
         ({"coarse_lat": [75.0, 74.0], "coarse_lon": [-1.0, 0.0]}, "reach out of the grid"),
         ({"number_of_samples": 0}, "number_of_samples=0 must be"),
         ({"seed": -1}, "seed=-1 must be"),
-        ({"steps": 0}, "steps=0 must be"),
-        ({"guidance_interval": [9, 1]}, "must be two noise levels"),
-        ({"guidance_interval": 3.0}, "must be two noise levels"),
-        ({"batch": 0.5}, "batch=0.5 must be"),
-        ({"solver": "none"}, "unknown solver 'none'"),
+        ({"posterior": {"steps": 0}}, "steps=0 must be"),
+        ({"posterior": {"guidance_interval": [9, 1]}}, "must be two noise levels"),
+        ({"posterior": {"guidance_interval": 3.0}}, "must be two noise levels"),
+        ({"posterior": {"batch": 0.5}}, "batch=0.5 must be"),
+        ({"posterior": {"solver": "none"}}, "unknown solver 'none'"),
+        ({"posterior": 12}, "posterior=12 must be options by name: steps"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
     ],
 )
@@ -364,7 +370,7 @@ def test_options_that_do_not_fit(untrained, options, message):
 
 
 def test_packages_of_another_kind(untrained, conditional):
-    with pytest.raises(InputError, match="the package knows its coarse grid"):
+    with pytest.raises(InputError, match="the package has its own coarse grid"):
         DDOSuperResolution(conditional(), coarse_factor=2)
     with pytest.raises(InputError, match="how far apart its frames are"):
         DDOSuperResolution(conditional(interval=None))
@@ -378,9 +384,9 @@ def test_packages_of_another_kind(untrained, conditional):
 
 
 def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
-    seen = conditionings("ddo_modulus.inference.super_resolve")
+    seen = conditionings()
     options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
-    model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
+    model = DDOSuperResolution(untrained(), 2, posterior={**options, "steps": 1}, seed=0)
     coords = coords_for(model)
     model(field_for(coords), coords)
     assert seen == [options | {"guidance_interval": (0.1, 9.0)}]
@@ -388,16 +394,18 @@ def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionin
 
 def test_a_package_goes_round_with_its_options(untrained, tmp_path):
     axes = {"coarse_lat": np.array([56.5, 54.5]), "coarse_lon": np.array([-4.5, -2.5, -0.5])}
-    model = DDOSuperResolution(untrained(), **axes, number_of_samples=3, seed=4, steps=2)
+    options = {"number_of_samples": 3, "seed": 4, "posterior": {"steps": 2}}
+    model = DDOSuperResolution(untrained(), **axes, **options)
     back = DDOSuperResolution.from_pretrained(str(model.save(tmp_path / "model")))
     coords = coords_for(model)
     x = field_for(coords)
     assert back.options == model.options
+    assert back.options["posterior"] == {"steps": 2, "batch": 64}
     torch.testing.assert_close(back(x, coords)[0], model(x, coords)[0])
 
 
 def test_devices(untrained, monkeypatch):
-    model = DDOSuperResolution(untrained(), 2, steps=2, seed=0)
+    model = DDOSuperResolution(untrained(), 2, posterior={"steps": 2}, seed=0)
     assert model.to("cpu") is model and model.to(torch.device("cpu")) is model
     if torch.cuda.is_available():
         coords = coords_for(model)
@@ -424,7 +432,10 @@ def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
         from earth2studio.utils.coords import map_coords, split_coords
 
     model = DDOSuperResolution.from_pretrained(
-        coarse_lat=np.arange(57.0, 50.5, -1), coarse_lon=np.arange(-9.0, 2), steps=4, seed=0
+        coarse_lat=np.arange(57.0, 50.5, -1),
+        coarse_lon=np.arange(-9.0, 2),
+        posterior={"steps": 4},
+        seed=0,
     )
     assert isinstance(model, DiagnosticModel)
     assert isinstance(GaussianFieldPerturbation(), Perturbation)
@@ -469,7 +480,7 @@ def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
         coarse_lat=model.options["coarse_lat"],
         coarse_lon=model.options["coarse_lon"],
         number_of_samples=2,
-        steps=4,
+        posterior={"steps": 4},
         seed=0,
     )
     prognostic = Persistence(["t2m"], globe)
