@@ -12,14 +12,15 @@ import torch
 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum
 from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.fields.refinement import Refinement, Tail
-from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.inference.generate import generate
 
 BASES = {
     "torus-even": FourierBasis((6, 8), (1.0, 1.5)),
@@ -184,7 +185,9 @@ def package(made, **options):
     variables = ("vorticity",)
     statistics = Normalization(variables, torch.ones(1, 1, 1, 1), 2 * torch.ones(1, 1, 1, 1))
     grid = BoxGrid(made.basis.shape, periodic=True)
-    return Package(made, grid, statistics, ("1",), Sampling(steps=32, sigma_min=0.01), **options)
+    return Package(
+        made, grid, statistics, ("1",), PosteriorConfig(steps=32, sigma_min=0.01), **options
+    )
 
 
 def test_on_the_training_grid_nothing_changes():
@@ -227,7 +230,7 @@ def test_draws_on_a_finer_grid_are_means_over_its_cells(size):
         np.array(["2000-01-01"], "datetime64[ns]"),
         ensemble=600,
         resolution=(size, size),
-        sampler=Sampler(batch=600),
+        posterior={"batch": 600},
     )["vorticity"]
     assert found.attrs["cell_methods"] == "lat: lon: mean"
     x = (torch.from_numpy(found.values[:, 0]).double() - 1) / 2
@@ -257,7 +260,7 @@ def test_scales_that_the_last_level_covers_are_drawn_all_the_same():
         np.array(["2000-01-01"], "datetime64[ns]"),
         ensemble=400,
         resolution=(32, 32),
-        sampler=Sampler(batch=400),
+        posterior={"batch": 400},
     )["vorticity"]
     power = fine.power((torch.from_numpy(found.values[:, 0]).double() - 1) / 2).mean(0)
     _, shell = fine.shells()

@@ -130,7 +130,7 @@ def test_on_the_globe_the_correlation_is_known(smoothness):
 
 def test_errors_that_cannot_be(package):
     for error, match in (
-        ({"t2m": 1.0}, "nothing of msl"),
+        ({"t2m": 1.0}, "has no msl"),
         ({"t2m": 1.0, "msl": 0.0}, "must be positive"),
         (float("nan"), "must be positive"),
     ):

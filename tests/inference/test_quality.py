@@ -11,13 +11,13 @@ from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.inference.quality import (
     average_duplicates,
-    departures,
     gross_errors,
+    normalized_innovations,
     superobservations,
     thinned,
 )
 from ddo_modulus.observations import Observations, PointOperator, StackedOperator, wind_speed
-from ddo_modulus.posterior import Background
+from ddo_modulus.posterior import AnalysisSystem, Background
 
 NOON = np.datetime64("2019-03-27T12:00", "ns")
 
@@ -27,6 +27,10 @@ def rows(lat, lon, observation=0.0, error=1.0, minutes=0, variable="t2m", **more
     frame["time"] = NOON + np.asarray(minutes) * np.timedelta64(1, "m")
     frame["observation"], frame["observation_error"] = observation, error
     return frame.assign(variable=variable, **more)
+
+
+def innovations(prior, observations):
+    return normalized_innovations(AnalysisSystem(observations, prior.noise).at_mean(prior.linear))
 
 
 # ---- gross errors -------------------------------------------------------------------------------
@@ -39,17 +43,17 @@ def problem(seed=0, count=7):
     random = np.random.default_rng(seed)
     places = random.uniform(0.1, 0.9, (2, count))
     grid = BoxGrid((6, 7), periodic=False)
-    return prior, noise, [PointOperator(grid, *places, channel) for channel in (0, 1)]
+    return prior, [PointOperator(grid, *places, channel) for channel in (0, 1)]
 
 
-def test_departures_against_dense_matrices(dense):
+def test_innovations_against_dense_matrices(dense):
     """Of points and of a speed, that is not linear; with its own errors each."""
-    prior, noise, (u, v) = problem()
+    prior, (u, v) = problem()
     operator = StackedOperator(u, wind_speed(u, v))
     random = torch.Generator().manual_seed(3)
     values = torch.randn(14, generator=random, dtype=torch.float64)
     variance = 0.1 + torch.rand(14, generator=random, dtype=torch.float64)
-    found = departures(prior, noise, Observations(operator, values, variance))
+    found = innovations(prior, Observations(operator, values, variance))
     root = dense(lambda a: prior.fields(a, mean=False), (84,))
     covariance = root @ torch.diag(prior.variance[0]) @ root.T
     h = torch.func.jacrev(lambda s: operator(s)[0])(prior.mean[None]).reshape(14, -1)
@@ -58,27 +62,27 @@ def test_departures_against_dense_matrices(dense):
     torch.testing.assert_close(found[0], innovation / expected.sqrt(), rtol=1e-5, atol=1e-5)
 
 
-def test_departures_of_several_analyses_from_their_backgrounds():
-    prior, noise, (u, _) = problem()
-    error = GaussianField(noise.basis, Matern(0.3, 1.5), 2, scale=0.2)
+def test_innovations_of_several_analyses_from_their_backgrounds():
+    prior, (u, _) = problem()
+    error = GaussianField(prior.noise.basis, Matern(0.3, 1.5), 2, scale=0.2)
     backgrounds = torch.randn(2, 2, 6, 7, generator=torch.Generator().manual_seed(5)).double()
     parts = [Observations(u, torch.full((7,), value), 0.1) for value in (0.5, -0.5)]
-    together = departures(Background(prior, backgrounds, error), noise, Observations.batch(parts))
+    together = innovations(Background(prior, backgrounds, error), Observations.batch(parts))
     for background, part, found in zip(backgrounds, parts, together, strict=True):
-        alone = departures(Background(prior, background, error), noise, part)
+        alone = innovations(Background(prior, background, error), part)
         torch.testing.assert_close(found, alone[0])
 
 
 def test_a_report_too_far_off_is_a_gross_error():
-    departure = torch.tensor([0.3, -4.9, 5.1, -80.0])
+    innovation = torch.tensor([0.3, -4.9, 5.1, -80.0])
     np.testing.assert_array_equal(
-        gross_errors(departure, np.repeat("t2m", 4)), [False, False, True, True]
+        gross_errors(innovation, np.repeat("t2m", 4)), [False, False, True, True]
     )
     np.testing.assert_array_equal(
-        gross_errors(departure, np.repeat("t2m", 4), 4.0), [False, True, True, True]
+        gross_errors(innovation, np.repeat("t2m", 4), 4.0), [False, True, True, True]
     )
     with pytest.raises(InputError, match="must be positive"):
-        gross_errors(departure, np.repeat("t2m", 4), 0.0)
+        gross_errors(innovation, np.repeat("t2m", 4), 0.0)
 
 
 def test_where_all_reports_are_far_off_the_prior_is_to_blame():
@@ -88,9 +92,9 @@ def test_where_all_reports_are_far_off_the_prior_is_to_blame():
     season[7] = 40.0
     wind = random.normal(0, 1.0, 20)
     wind[3] = 9.0
-    departure = torch.from_numpy(np.concatenate([season, wind]))
+    innovation = torch.from_numpy(np.concatenate([season, wind]))
     variables = np.repeat(["t2m", "u10m"], [60, 20])
-    np.testing.assert_array_equal(np.flatnonzero(gross_errors(departure, variables)), [7, 63])
+    np.testing.assert_array_equal(np.flatnonzero(gross_errors(innovation, variables)), [7, 63])
     # A few reports are no season.
     assert gross_errors(torch.full((5,), 9.0), np.repeat("t2m", 5)).all()
     # Nor is there one in which anything goes.

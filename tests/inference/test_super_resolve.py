@@ -7,12 +7,13 @@ import torch
 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import Package, Sampling
+from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.inference.assimilate import member_generator
-from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.inference.generate import generate
 from ddo_modulus.inference.super_resolve import CoarseGrid, conditioned, super_resolve
 
 TIMES = np.array(["2020-01-01T05", "2020-06-01T17"], "datetime64[ns]")
@@ -29,7 +30,7 @@ def uniform(package, mean=280.0, std=3.0):
     size = (1, len(package.channels), 1, 1)
     statistics = Normalization(package.channels, torch.full(size, mean), torch.full(size, std))
     return Package(
-        package.operator, package.grid, statistics, package.units, package.sampling, package.task
+        package.operator, package.grid, statistics, package.units, package.posterior, package.task
     )
 
 
@@ -144,9 +145,7 @@ def test_an_untrained_prior_gives_optimal_interpolation(
         means,
         cells,
         error=error,
-        inflation=inflation,
-        covariance=covariance,
-        iterations=2,
+        posterior={"inflation": inflation, "covariance": covariance, "iterations": 2},
     )
     noise = package.operator.noise
     mean, covariance_ = affine_law(
@@ -199,7 +198,7 @@ def test_a_draw_depends_on_nothing_but_its_own_field_time_and_generator(untraine
             coarse[which],
             [generators(2, members)[t] for t in range(2)[which]],
             cells=cells,
-            sampler=Sampler(steps=4, batch=batch),
+            posterior={"steps": 4, "batch": batch},
         )
 
     together = run(slice(0, 2), 3, 64)
@@ -225,7 +224,14 @@ def test_inflation_widens_where_the_field_is_far_from_the_prior(untrained):
     climate = package.normalization.mean[5].expand(1, *package.grid.shape)[None, None]
     far = cells.means(climate, package.grid) + 15 * torch.randn(1, 1, 1, *cells.shape).sign()
     spread = [
-        super_resolve(package, TIMES[:1], far, generators(1, 16), cells=cells, inflation=inflation)
+        super_resolve(
+            package,
+            TIMES[:1],
+            far,
+            generators(1, 16),
+            cells=cells,
+            posterior={"inflation": inflation},
+        )
         .std(1)
         .mean()
         for inflation in ("none", "adaptive")
@@ -243,7 +249,7 @@ def test_progress_counts_to_its_total(untrained):
         coarse,
         generators(2, 3),
         cells=cells,
-        sampler=Sampler(steps=2, batch=2),
+        posterior={"steps": 2, "batch": 2},
         progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1] == (12, 12) and [d for d, _ in told] == sorted(d for d, _ in told)
@@ -269,7 +275,7 @@ def conditional():
         grid,
         Normalization(("vorticity",), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)),
         ("1/s",),
-        Sampling(steps=6),
+        PosteriorConfig(steps=6),
         Task(condition="coarse", coarse=CoarseWindow(2, 1)),
         interval=3600.0,
     )
@@ -295,11 +301,11 @@ def test_a_conditional_package_draws_as_generate_does(conditional, shape):
         ({"coarse": lambda c: c[..., 1:]}, "have shape"),
         ({"cells": None}, "takes coarse cells"),
         ({"error": 0.0}, "error=0.0 must be positive"),
-        ({"inflation": "some"}, "inflation='some'"),
-        ({"inflation": -1.0}, "inflation factors must be positive"),
-        ({"covariance": "none"}, "covariance must be"),
+        ({"posterior": {"inflation": "some"}}, "inflation='some'"),
+        ({"posterior": {"inflation": -1.0}}, "inflation=-1.0 must be"),
+        ({"posterior": {"covariance": "none"}}, "unknown covariance 'none'"),
         ({"shape": (12, 16)}, "draws on its own grid only"),
-        ({"sampler": Sampler(solver="none")}, "unknown solver"),
+        ({"posterior": {"solver": "none"}}, "unknown solver"),
     ],
 )
 def test_mistakes_are_told_before_work(untrained, change, message):
