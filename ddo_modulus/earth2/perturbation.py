@@ -171,7 +171,8 @@ class GaussianFieldPerturbation:
         """Largest degree of the harmonics."""
         nu = self.spectrum.smoothness
         kappa2 = 2 * nu / self.spectrum.length_scale**2
-        # Where the tail of the integral of (1 + u / kappa2)^-(nu + 1), u = l (l + 1), is so small.
+        # Beyond this degree, u = l (l + 1), is a share of _LEFT_OUT of the integral of
+        # (1 + u / kappa2)^-(nu + 1).
         needed = math.sqrt(kappa2 * math.expm1(-math.log(_LEFT_OUT) / nu))
         steps = [np.abs(np.diff(axis)).min() for axis in (lat, lon) if len(axis) > 1]
         shown = 180.0 / max(min(steps, default=180.0), 1e-3)

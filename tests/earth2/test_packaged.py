@@ -68,6 +68,8 @@ def test_a_component_without_earth2studio_says_what_to_install(name, monkeypatch
         monkeypatch.setitem(sys.modules, module, None)
     for module in [m for m in sys.modules if m.startswith("ddo_modulus.earth2.")]:
         monkeypatch.delitem(sys.modules, module)
+    for loaded in set(vars(earth2)) & set(earth2.__all__):
+        monkeypatch.delattr(earth2, loaded)
     with pytest.raises(ImportError, match=r"pip install ddo-modulus\[earth2\]") as caught:
         getattr(earth2, name)
     assert isinstance(caught.value, InputError)
