@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
     posterior = posterior_of(config)
     package = Package.load(config.package, pick_device(config.device))
     resolution = _resolution(config.resolution)
-    shown = None
+    frames = None
     if package.task.coarse is None:
         if config.data.path is not None:
             raise InputError(
@@ -53,8 +53,8 @@ def run(config: DictConfig) -> None:
             )
         times, coarse = drawn_times(config, package), None
     else:
-        shown = open_frames(config, package)
-        times, coarse = shown.times, shown.coarse
+        frames = open_frames(config, package)
+        times, coarse = frames.times, frames.coarse
     with progress_bar("generate") as progress:
         dataset = generate(
             package,
@@ -67,9 +67,9 @@ def run(config: DictConfig) -> None:
             posterior=posterior,
             progress=progress,
         )
-    if shown is not None:
-        dataset = dataset.assign(shown.variables(package))
-        dataset.attrs |= {k: v for k, v in shown.attributes.items() if k not in dataset.attrs}
+    if frames is not None:
+        dataset = dataset.assign(frames.variables(package))
+        dataset.attrs |= {k: v for k, v in frames.attributes.items() if k not in dataset.attrs}
     dataset.attrs["package"] = str(config.package)
     write_store(dataset, out, overwrite=overwrite)
     print(f"{out}: {', '.join(f'{n} {name}' for name, n in dataset.sizes.items())}")
@@ -117,7 +117,7 @@ def drawn_times(config: DictConfig, package: Package) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CoarseFrames:
     """Coarse fields as the condition of a package, and where they come from.
 
     Attributes:
@@ -159,7 +159,7 @@ class Shown:
         return data
 
 
-def open_frames(config: DictConfig, package: Package) -> Shown:
+def open_frames(config: DictConfig, package: Package) -> CoarseFrames:
     """Coarse fields of the data that a configuration names.
 
     Fine data are on the package's grid, or on that of the samples; their coarse view is taken.
@@ -207,7 +207,7 @@ def open_frames(config: DictConfig, package: Package) -> Shown:
     view = x if shape == small else CoarseWindow(shape[0] / small[0]).view(x)
     frames = torch.arange(wanted)[:, None] + torch.arange(span)
     middle = dataset.isel(time=slice(reach, reach + wanted))
-    return Shown(
+    return CoarseFrames(
         middle["time"].values,
         view[frames],
         middle if shape == drawn else None,

@@ -86,7 +86,10 @@ class PosteriorConfig:
             return options
         chosen = checked_names(cls, options, "posterior")
         if isinstance(chosen.get("churn"), Mapping):
-            chosen["churn"] = Churn(**checked_names(Churn, chosen["churn"], "churn"))
+            churn = checked_names(Churn, chosen["churn"], "churn")
+            if "amount" not in churn:
+                raise InputError("churn needs an amount, as in churn={'amount': 20}")
+            chosen["churn"] = Churn(**{k: v for k, v in churn.items() if v is not None})
         return cls(**chosen)
 
     def resolve(self, package: Package) -> PosteriorConfig:
@@ -114,6 +117,8 @@ class PosteriorConfig:
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             chosen["guidance_interval"] = [low, high if math.isfinite(high) else None]
+        if self.churn is not None and math.isinf(self.churn.high):
+            chosen["churn"]["high"] = None
         return chosen
 
 

@@ -2,6 +2,7 @@
 """Super-resolution as a diagnostic model: its contract with Earth2Studio, and its draws."""
 
 import itertools
+import json
 from collections import OrderedDict
 
 import numpy as np
@@ -23,6 +24,7 @@ pytest.importorskip("earth2studio")
 from earth2studio.utils import handshake_dim  # noqa: E402
 
 from ddo_modulus.earth2 import DDOSuperResolution, GaussianFieldPerturbation  # noqa: E402
+from ddo_modulus.earth2.packaged import CONFIG  # noqa: E402
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T12"], "datetime64[ns]")
 LEAD = np.array([0, 6], "timedelta64[h]")
@@ -360,6 +362,7 @@ def test_coarsen_is_the_view_that_it_takes(conditional, model):
         ({"posterior": {"guidance_interval": 3.0}}, "must be two noise levels"),
         ({"posterior": {"batch": 0.5}}, "batch=0.5 must be"),
         ({"posterior": {"solver": "none"}}, "unknown solver 'none'"),
+        ({"posterior": {"solver": "heun", "churn": {"low": 1}}}, "churn needs an amount"),
         ({"posterior": 12}, "posterior=12 must be options by name: steps"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
     ],
@@ -394,13 +397,17 @@ def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionin
 
 def test_a_package_goes_round_with_its_options(untrained, tmp_path):
     axes = {"coarse_lat": np.array([56.5, 54.5]), "coarse_lon": np.array([-4.5, -2.5, -0.5])}
-    options = {"number_of_samples": 3, "seed": 4, "posterior": {"steps": 2}}
+    posterior = {"steps": 2, "solver": "heun", "churn": {"amount": 0.5}}
+    options = {"number_of_samples": 3, "seed": 4, "posterior": posterior}
     model = DDOSuperResolution(untrained(), **axes, **options)
-    back = DDOSuperResolution.from_pretrained(str(model.save(tmp_path / "model")))
+    folder = model.save(tmp_path / "model")
+    json.loads((folder / CONFIG).read_text(), parse_constant=pytest.fail)  # no infinity
+    back = DDOSuperResolution.from_pretrained(str(folder))
     coords = coords_for(model)
     x = field_for(coords)
     assert back.options == model.options
-    assert back.options["posterior"] == {"steps": 2, "batch": 64}
+    churn = {"amount": 0.5, "low": 0.0, "high": None, "noise": 1.0}
+    assert back.options["posterior"] == posterior | {"churn": churn, "batch": 64}
     torch.testing.assert_close(back(x, coords)[0], model(x, coords)[0])
 
 
