@@ -102,7 +102,7 @@ def main() -> None:
     table.add_row(scores.label, f"{scores.rmse:.3f}", f"{scores.crps:.3f}", f"{scores.spread:.3f}")
     console.print(table)
     kept = (model.coarsen(ensemble) - coarse).square().mean().sqrt()
-    console.print(f"The members' means over the cells differ from the given ones by {kept:.3f} K.")
+    console.print(f"The members' means over the cells differ from the input by {kept:.3f} K.")
 
     rows, columns = np.meshgrid(LAT, LON, indexing="ij")
     figure = analysis_panel(

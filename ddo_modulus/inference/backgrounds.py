@@ -75,7 +75,7 @@ class BackgroundConfig:
         """
         if options is None or isinstance(options, BackgroundConfig):
             return options
-        return cls(**checked_names(cls, options, "background"))
+        return cls(**{"error": None, **checked_names(cls, options, "background")})
 
     def field(self, package: Package) -> GaussianField:
         """Covariance of the errors, on the basis of a package's prior."""
