@@ -31,7 +31,7 @@ from ddo_modulus import Package, PointOperator
 from ddo_modulus.inference.assimilate import assimilate, usable
 from ddo_modulus.inference.generate import generate
 from ddo_modulus.observations.table import read_table
-from ddo_modulus.plots.figures import PointValues, estimate_panel
+from ddo_modulus.plots import PointValues, estimate_panel
 
 OUT = Path("outputs/assimilate")
 NOON = np.datetime64("2019-03-27T12", "ns")

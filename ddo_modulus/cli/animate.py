@@ -24,7 +24,8 @@ from ddo_modulus.data.source import is_cartesian, open_dataset, slabs
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import long_name
-from ddo_modulus.plots.animation import (
+from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
+from ddo_modulus.plots.films import (
     Edges,
     Film,
     Panel,
@@ -33,7 +34,6 @@ from ddo_modulus.plots.animation import (
     spread_scale,
     write_film,
 )
-from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis, SphericalBasis
 from ddo_modulus.fields.grid import BoxGrid, Grid
-from ddo_modulus.plots.figures import CurvePanel, curves_figure, rank_histogram_figure
+from ddo_modulus.plots import CurvePanel, curves_figure, rank_histogram_figure
 from ddo_modulus.verification import (
     Comparison,
     Curve,
