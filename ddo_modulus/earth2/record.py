@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.verification.departures import desroziers, reduced_chi_square
+from ddo_modulus.verification.innovations import desroziers, reduced_chi_square
 
 FORMAT = 1
 

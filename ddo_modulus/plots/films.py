@@ -232,7 +232,8 @@ def write_film(
 def _mp4_writer(fps: float) -> FFMpegWriter:
     from matplotlib.animation import FFMpegWriter
 
-    return FFMpegWriter(fps, codec="libx264", extra_args=_MP4)
+    # The stub says int; ffmpeg takes any number.
+    return FFMpegWriter(fps, codec="libx264", extra_args=_MP4)  # type: ignore[arg-type]
 
 
 def _gif_writer(film: Film, fps: float, folder: Path) -> FFMpegWriter:
@@ -249,5 +250,6 @@ def _gif_writer(film: Film, fps: float, folder: Path) -> FFMpegWriter:
     # ffmpeg shows the last frame as long as the one before. It gets what is left of the film.
     count = len(film.stamps)
     ticks = round(100 * count / fps) - round(100 * (count - 1) / fps)
-    colors = ["-i", str(palette), "-filter_complex", "paletteuse=dither=none"]
-    return FFMpegWriter(fps, extra_args=[*colors, "-final_delay", str(ticks)])
+    options = ["-i", str(palette), "-filter_complex", "paletteuse=dither=none"]
+    options += ["-final_delay", str(ticks)]
+    return FFMpegWriter(fps, extra_args=options)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddo_modulus.constants import EARTH_RADIUS_KM
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis, SphericalBasis
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
@@ -124,7 +125,7 @@ def test_distances_on_the_globe_are_great_circles(poles):
     variance = torch.zeros(13, dtype=torch.float64).index_add(0, degree, smooth.variance[0])
     for axis in (0, 1):
         assert float(distances[axis, -1]) > 6371 * (1.4 if axis == 0 else 0.7)
-        cosine = np.cos(distances[axis].numpy() / 6371.2)
+        cosine = np.cos(distances[axis].numpy() / EARTH_RADIUS_KM)
         legendre = np.stack([np.polynomial.legendre.legval(cosine, row) for row in np.eye(13)])
         expected = 2 * (variance[:, None] * (1 - torch.from_numpy(legendre))).sum(0)
         # Nearest pairs are interpolated linearly where S2 is parabolic.
@@ -137,7 +138,7 @@ def test_pairs_of_a_region_do_not_wrap():
     grid = LatLonGrid(np.arange(50.0, 40.0, -1.0), np.arange(0.0, 12.0))
     rise = torch.from_numpy(grid.lat.copy())[:, None].expand(grid.shape)[None]
     distances, found = structure_functions(rise, grid)
-    degrees = distances[0] / (6371.2 * math.pi / 180)
+    degrees = distances[0] / (EARTH_RADIUS_KM * math.pi / 180)
     torch.testing.assert_close(found[0, 0], degrees**2)
     torch.testing.assert_close(found[0, 2], degrees**4)
     assert float(found[1].abs().max()) == 0.0
@@ -145,7 +146,9 @@ def test_pairs_of_a_region_do_not_wrap():
     across = torch.from_numpy(grid.lon.copy()).expand(grid.shape)[None]
     distances, found = structure_functions(across, grid)
     row = math.cos(math.radians(41.0))
-    assert float(distances[1, 0]) == pytest.approx(6371.2 * math.radians(1) * row, rel=1e-4)
+    assert float(distances[1, 0]) == pytest.approx(
+        EARTH_RADIUS_KM * math.radians(1) * row, rel=1e-4
+    )
     # At a higher latitude they are more degrees: there S2 lies between those of one and of two.
     cosine = np.cos(np.deg2rad(grid.lat))
     expected = np.average(1 + 3 * (row / cosine - 1), weights=cosine)
