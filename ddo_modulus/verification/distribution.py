@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Laws of point values: Wasserstein distance, quantiles, histograms.
+r"""Distributions of point values: Wasserstein distance, quantiles, histograms.
 
 The Wasserstein-1 distance is the area between two distribution functions,
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy.stats
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,11 +44,8 @@ def wasserstein_distance(
     """
     if one.numel() == 0 or other.numel() == 0:
         raise InputError("the Wasserstein distance needs values on both sides")
-    shares = (torch.ones_like(one), torch.ones_like(other)) if weights is None else weights
-    signed = [w.reshape(-1).double() / w.double().sum() for w in shares]
-    values, order = torch.cat([one.reshape(-1), other.reshape(-1)]).double().sort()
-    gap = torch.cat([signed[0], -signed[1]])[order].cumsum(0)[:-1]
-    return float((gap.abs() * values.diff()).sum())
+    one, other, *shares = (x.flatten().cpu() for x in (one, other, *(weights or ())))
+    return float(scipy.stats.wasserstein_distance(one, other, *shares))
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,10 @@ class Measured:
         """Means of a measure under weights of the fields (equal ones if None), flattened."""
         x = self.values[name].double().flatten(1)
         w = x.new_full((1, len(x)), 1.0 / len(x)) if weights is None else weights
-        known = x.isfinite()
-        if known.all():
+        finite = x.isfinite()
+        if finite.all():
             return w @ x
-        return (w @ torch.where(known, x, 0.0)) / (w @ known.double())
+        return (w @ torch.where(finite, x, 0.0)) / (w @ finite.double())
 
 
 def temporal_lags(*frames: int) -> int:

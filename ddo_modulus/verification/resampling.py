@@ -2,8 +2,9 @@
 """How far two sets of one law are apart: the truth, resampled.
 
 Any finite set of generated fields differs from any finite set of true ones, even of the same law.
-The truth tells by how much: a pair of independent bootstrap resamplings of it, one as large as the
-set of samples and one as large as the truth, is at the distance that perfect samples would have.
+How far is measured on the truth: a pair of independent bootstrap resamplings of it, one as large
+as the set of samples and one as large as the truth, is at the distance that perfect samples would
+have.
 
 What is drawn is what may be taken as independent. The second of a pair is made of whole
 trajectories (of twenty blocks of frames, anywhere in it, if there is one long record). The first
@@ -88,13 +89,13 @@ def resample_in_order(
         resamples: How many times.
         generator: Source of randomness.
     """
-    runs, known = frames.shape
+    runs, length = frames.shape
     count, wanted = samples
-    pieces = -(-wanted // known)
+    pieces = -(-wanted // length)
     size = (resamples, count, pieces)
     run = torch.randint(runs, size, generator=generator)
-    start = torch.randint(known, size, generator=generator)
-    place = (start[..., None] + torch.arange(known)) % known
+    start = torch.randint(length, size, generator=generator)
+    place = (start[..., None] + torch.arange(length)) % length
     return frames[run[..., None], place].flatten(2)[..., :wanted]
 
 

@@ -6,7 +6,7 @@ was trained on photographs of one size. For functions the features have to be fu
 on every grid (Rahman et al., "Generative Adversarial Neural Operators", arXiv 2205.03017, and Lim
 et al., arXiv 2302.07400, take those of a trained neural operator). Here they are those of a
 scattering transform (Mallat, Commun. Pure Appl. Math. 65, 2012), which needs no training: fixed,
-the same for every user, and able to tell laws that share their spectrum.
+the same for every user, and different for distributions that share their spectrum.
 
 **Features.** Band-passes :math:`\psi_j`, an octave each, act on the coefficients in the domain's
 basis by their Laplacian wavenumber :math:`k` alone,

@@ -195,11 +195,11 @@ def _pairs(grid: Grid, axis: int, distance: float) -> Iterator[tuple[Tensor, Ten
     Weights sum to one over all that is yielded.
     """
     height, width = grid.shape
-    known = np.broadcast_to(_distance(grid, axis), (len(_distance(grid, axis)), height))
-    upper = np.array([np.searchsorted(d, distance * (1 - 1e-9)) for d in known.T])
-    reached = upper < len(known)  # else the row has no points so far apart
-    upper = np.minimum(upper, len(known) - 1)
-    far, near = known[upper, np.arange(height)], known[upper - 1, np.arange(height)]
+    distances = np.broadcast_to(_distance(grid, axis), (len(_distance(grid, axis)), height))
+    upper = np.array([np.searchsorted(d, distance * (1 - 1e-9)) for d in distances.T])
+    reached = upper < len(distances)  # else the row has no points so far apart
+    upper = np.minimum(upper, len(distances) - 1)
+    far, near = distances[upper, np.arange(height)], distances[upper - 1, np.arange(height)]
     share = np.clip((distance - near) / np.maximum(far - near, 1e-12), 0.0, 1.0)
     # Nearer than one column there is nothing to interpolate with.
     reached &= (upper > 1) | (share > 1 - 1e-6)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.plots import figures
-from ddo_modulus.plots.figures import (
+from ddo_modulus.plots import (
     CurvePanel,
     PointValues,
     analysis_panel,
-    color_scale,
+    curves,
     curves_figure,
     estimate_panel,
     rank_histogram_figure,
     spectra_figure,
 )
+from ddo_modulus.plots.style import color_scale
 
 LAT, LON = np.linspace(60.0, 50.0, 11), np.linspace(-10.0, 4.0, 15)
 POINTS = PointValues([51.0, 55.0], [0.0, 1.0], [0.1, -0.2])
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
         analysis_panel(field.T, POINTS, ensemble, LAT, LON, units="K", title="t", path=path)
     with pytest.raises(InputError, match="ensemble has shape"):
         analysis_panel(field, POINTS, ensemble[:1], LAT, LON, units="K", title="t", path=path)
-    with pytest.raises(InputError, match="of one length"):
+    with pytest.raises(InputError, match="the same length"):
         bad = PointValues([51.0], [0.0, 1.0], [0.1, -0.2])
         analysis_panel(field, bad, ensemble, LAT, LON, units="K", title="t", path=path)
     with pytest.raises(InputError, match="counts"):
@@ -104,7 +104,9 @@ def test_curves_with_and_without_ratios(tmp_path: Path, monkeypatch: pytest.Monk
     samples, truth = np.array([1.0, 2.0, 0.0, 1e-16, 3.0, 2.0]), np.array([1.0, 1, 1, 1, 1, 0])
     panel = CurvePanel("power", "k", x, samples, truth, 0.9 * truth, 1.1 * truth)
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure) or Path(path))
+    monkeypatch.setattr(
+        curves, "save_figure", lambda figure, path: drawn.append(figure) or Path(path)
+    )
     logarithmic = panel._replace(log_x=True, log_y=True)
     curves_figure([panel, logarithmic], title="t", path=tmp_path / "x.png")
     linear, main, ratio = sorted(drawn[0].axes, key=lambda ax: (ax.get_xscale(), ax.get_ylabel()))
@@ -125,6 +127,9 @@ def test_curves_with_and_without_ratios(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_matplotlib_is_imported_late() -> None:
-    """Importing the module costs nothing until a figure is drawn, and pyplot is never loaded."""
-    code = "import sys, ddo_modulus.plots.figures; sys.exit('matplotlib' in sys.modules)"
+    """Importing the modules costs nothing until a figure is drawn, and pyplot is never loaded."""
+    code = (
+        "import sys; from ddo_modulus.plots import analysis_panel, curves_figure, write_film; "
+        "sys.exit('matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -34,6 +34,19 @@ def test_fair_crps_equals_the_double_loop() -> None:
     torch.testing.assert_close(fair_crps(ensemble, truth), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_fair_crps_is_physicsnemos() -> None:
+    """An independent implementation gives the same, and missing values stay where they are."""
+    from physicsnemo.metrics.general.crps import kcrps
+
+    ensemble, truth = normal(9, 2, 3, 4), normal(2, 3, 4, seed=1)
+    torch.testing.assert_close(fair_crps(ensemble, truth), kcrps(ensemble, truth, biased=False))
+    ensemble[4, 1, 2, 3] = truth[0, 0, 0] = math.nan
+    missing = torch.zeros(2, 3, 4, dtype=torch.bool)
+    missing[1, 2, 3] = missing[0, 0, 0] = True
+    assert torch.equal(fair_crps(ensemble, truth).isnan(), missing)
+
+
 def test_fair_crps_does_not_depend_on_the_number_of_members() -> None:
     """The expected score of 2 and of 32 members is that of the distribution itself."""
     truth = randn(200, 200, seed=1)

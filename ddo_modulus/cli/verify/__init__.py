@@ -21,14 +21,14 @@ def run(config: DictConfig) -> None:
         InputError: If not exactly one of them is given, with keys that belong to it, or if it
             does not fit the truth.
     """
-    given = [key for key in _ONLY if config[key] is not None]
-    if len(given) != 1:
+    chosen = [key for key in _ONLY if config[key] is not None]
+    if len(chosen) != 1:
         raise InputError(
-            "verify needs either analysis=... (ensembles of known times) or samples=... (generated "
-            "fields)" + (", not both" if given else "")
+            "verify needs either analysis=... (ensembles at given times) or samples=... (generated "
+            "fields)" + (", not both" if chosen else "")
         )
     for other, keys in _ONLY.items():
         wrong = [key for key in keys if config[key] is not None]
-        if other != given[0] and wrong:
-            raise InputError(f"{wrong[0]}= goes with {other}=, not with {given[0]}=")
-    (analyses if given[0] == "analysis" else samples).run(config)
+        if other != chosen[0] and wrong:
+            raise InputError(f"{wrong[0]}= goes with {other}=, not with {chosen[0]}=")
+    (analyses if chosen[0] == "analysis" else samples).run(config)

@@ -26,7 +26,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid
 from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations.table import ObservationTable, read_table
-from ddo_modulus.plots.figures import (
+from ddo_modulus.plots import (
     PointValues,
     analysis_panel,
     rank_histogram_figure,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Departures against a Gaussian system whose covariances are known."""
+"""Desroziers' estimates and chi-square for Gaussian errors with exact covariances."""
 
 import pytest
 import torch
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.verification.departures import (
+from ddo_modulus.verification.innovations import (
     desroziers,
     desroziers_covariances,
     reduced_chi_square,
@@ -54,7 +54,7 @@ def test_wrong_assumptions_are_found_out_and_mended_by_repetition(system):
     background, error, d = system
     truth = float(error.diagonal().mean())
     factor, estimates = 4.0, []
-    for _ in range(30):  # the background's error known, the observations' scaled wrongly
+    for _ in range(30):  # the background's error is right, the observations' is not
         assumed = factor * error
         estimate = float(
             desroziers_covariances(d, analysed(d, background, assumed))[0].diagonal().mean()
@@ -70,11 +70,11 @@ def test_monte_carlo_of_a_whole_analysis_converges():
     draw = torch.randn(2, 40000, 1, generator=generator, dtype=torch.float64)
     forecast_error, observation_error = 0.8 * draw[0], 0.5 * draw[1]
     d = observation_error - forecast_error + 0.3  # a bias is no variance
-    gain = 0.64 / (0.64 + 0.25)
+    gain = 0.64 / (0.64 + 0.25)  # Kalman's
     estimate = desroziers(d, (1 - gain) * d)
     assert estimate.observation == pytest.approx(0.25, rel=0.02)
     assert estimate.background == pytest.approx(0.64, rel=0.02)
-    assert estimate.omb == pytest.approx(0.3, abs=0.02)
+    assert estimate.mean_innovation == pytest.approx(0.3, abs=0.02)
 
 
 def test_chi_square_is_one_if_consistent_and_scales_with_the_error(system):
