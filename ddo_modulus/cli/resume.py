@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo resume``: go on with a run, by its own configuration."""
+"""``ddo resume``: continue a run, by its own configuration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ddo_modulus.cli.experiment import CONFIG, differences, open_run
 from ddo_modulus.cli.options import integer, plain
 from ddo_modulus.errors import InputError
 from ddo_modulus.training import TrainerConfig
+from ddo_modulus.training.recipe import READING
 
-#: Keys, or sections, that leave alone what is trained.
+#: Keys, or sections, that do not change what is trained.
 _FREE = (
     *("out", "overwrite", "resume"),
-    *(f"data.{key}" for key in train.HOW_READ),
+    *(f"data.{key}" for key in READING),
     *("trainer.steps", "trainer.learning_rate", "trainer.weight_decay", "trainer.clip"),
     *("trainer.accumulate", "trainer.compile", "trainer.cuda_graph"),
     *("trainer.activation_checkpointing", "trainer.log_every", "trainer.validate_every"),
@@ -45,13 +46,13 @@ def run(config: DictConfig) -> None:
             f"this one does not know trainer.{', trainer.'.join(sorted(unknown))}"
         )
     changed = differences(plain(saved), plain(config))
-    # What a newer version has added is not the user's doing.
+    # Keys that a newer version has added are no changes of the user's.
     before = {key: pair for key, pair in changed.items() if _has(saved, key)}
     fixed = [key for key in before if not any(_within(key, free) for free in _FREE)]
     if fixed:
-        told = "; ".join(f"{key} is {before[key][0]} there" for key in sorted(fixed))
+        values = "; ".join(f"{key} is {before[key][0]} there" for key in sorted(fixed))
         raise InputError(
-            f"{out} would become another run ({told}): leave these keys out, or train anew in "
+            f"{out} would become another run ({values}): leave these keys out, or train anew in "
             "another folder"
         )
     if integer(config, "trainer.steps") < integer(saved, "trainer.steps"):

@@ -48,6 +48,7 @@ from ddo_modulus.lexicon import CELL_MEANS, long_name, reported_range
 from ddo_modulus.observations import Observations, ReportOperators
 from ddo_modulus.observations.table import NO_TOLERANCE, ObservationTable, Tolerance
 from ddo_modulus.posterior import Background, Inflated, Innovations, MomentMatching
+from ddo_modulus.random import generator
 
 _LOG = logging.getLogger(__name__)
 
@@ -286,8 +287,7 @@ def assimilate(
 def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Generator:
     """Source of the noise of one member at one time, on the CPU: the same on every machine."""
     nanoseconds = int(time.astype("datetime64[ns]").astype("int64")) % 2**64
-    state = np.random.SeedSequence([seed, nanoseconds, member]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return generator(seed, nanoseconds, member)
 
 
 def _tell(

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ddo_modulus.data.loader import TensorLoader
+from ddo_modulus.data.loader import BatchOptions, TensorLoader
 from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
 
@@ -41,7 +41,7 @@ def test_training_learns_what_no_linear_denoiser_knows(trainees, bimodal):
         whitening=0.0,
         validate_every=150,
     )
-    fold = Fold(TensorLoader(x, batch=32).batches)
+    fold = Fold(TensorLoader(x, BatchOptions(32)).batches)
     trainer = Trainer(operator, [fold], (bimodal(256, 9), None), config)
     trained = trainer.run()
     first, last = trainer.history[0]["validation"], trainer.history[-1]["validation"]
@@ -80,6 +80,6 @@ def test_the_best_average_may_be_kept(trainees):
 
 def test_a_share_of_the_wrong_size_is_a_defect(trainees):
     run = trainees.build_trainer()
-    run.folds[0].batches = TensorLoader(torch.zeros(9, 1, 8, 8), batch=4).batches
+    run.folds[0].batches = TensorLoader(torch.zeros(9, 1, 8, 8), BatchOptions(4)).batches
     with pytest.raises(ValueError, match="a batch has 4 samples on rank 0, not 8"):
         run.run()
