@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def fit_normalization(
     Raises:
         InputError: If the samples do not determine them, or one cannot be read.
     """
-    keywords = {
+    keywords: dict[str, Any] = {
         "per_hour": options.per_hour,
         "per_point": options.per_point,
         "harmonics": options.harmonics if options.per_hour else None,

@@ -213,8 +213,8 @@ class TrainingData:
         condition = task.at(samples.times[middle])
         if not isinstance(samples.fields, StateReader):
             x = self.normalization.normalize(samples.fields, samples.hours).to(device)
-            there = None if condition is None else condition.to(device)
-            return TensorLoader(x, batches, there, windows)
+            moved = None if condition is None else condition.to(device)
+            return TensorLoader(x, batches, moved, windows)
         return self._store_loader()(
             samples.fields,
             self.normalization,

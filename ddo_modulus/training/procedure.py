@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training procedure: from data and a recipe to a package.
 
-The way of a sample, from the store to the loss:
+From the store to the loss a sample takes these steps:
 
-1. :meth:`.TrainingData.open` opens the store and picks the samples (:mod:`.data`).
-2. A loader reads the samples of a step, crops, normalises and transforms them
+1. :meth:`.TrainingData.open` opens the store and selects the samples (:mod:`.data`).
+2. A loader reads the samples of a training step, crops, normalises and transforms them
    (:mod:`ddo_modulus.data.loader`, :mod:`ddo_modulus.data.stream`).
-3. :meth:`.Task.split` makes states and their conditions of the frames (:func:`.batches_of_states`).
-4. :class:`.Trainer` draws noise levels and noise for them (:mod:`.trainer`).
-5. :class:`.DenoisingLoss` is what they are good for (:mod:`.loss`).
+3. :meth:`.Task.split` turns their frames into states and conditions (:func:`.batches_of_states`).
+4. :class:`.Trainer` draws noise levels and noise for the states (:mod:`.trainer`).
+5. :class:`.DenoisingLoss` compares the network's output with its target (:mod:`.loss`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ddo_modulus.diffusion.package import Package
 from ddo_modulus.training.data import TrainingData, batches_of_states
 from ddo_modulus.training.distributed import initialize_distributed
 from ddo_modulus.training.domain import cell_means, domain_lengths
+from ddo_modulus.training.evaluation import Batch
 from ddo_modulus.training.linear_prior import cross_fit, fit_linear, warn_of_smooth_noise
 from ddo_modulus.training.recipe import Recipe
 from ddo_modulus.training.trainer import Fold, Trainer
@@ -75,16 +76,10 @@ def train(
     operator = build_operator(recipe, training)
     operator.set_prior(fit_linear(operator, training, recipe.prior))
     warn_of_smooth_noise(operator)
-    held_back = None
-    if len(validation.samples):
-        most = recipe.data.validation.samples
-        held_back = validation.tensors(operator.basis, most, manager.device)
+    held_back = _held_back(validation, operator, manager)
     with _folds(recipe, operator, training, manager) as folds:
         trainer = Trainer(operator, folds, held_back, recipe.trainer, out)
-        if resume and trainer.resume():
-            log.info("resumed at step %d", trainer.step)
-        elif overwrite and trainer.checkpoints is not None and manager.rank == 0:
-            trainer.checkpoints.clear()
+        _continue(trainer, resume=resume, overwrite=overwrite)
         starting()
         log.info("the run is in %s", out)
         trained = trainer.run()
@@ -133,6 +128,24 @@ def _folds(
             states = partial(batches_of_states, loader, block.task, operator.basis)
             folds.append(Fold(states, linear))
         yield folds
+
+
+def _held_back(
+    validation: TrainingData, operator: DiffusionOperator, manager: DistributedManager
+) -> Batch | None:
+    """States and conditions to validate on, in memory; None if no samples are held back."""
+    if not len(validation.samples):
+        return None
+    most = validation.options.validation.samples
+    return validation.tensors(operator.basis, most, manager.device)
+
+
+def _continue(trainer: Trainer, *, resume: bool, overwrite: bool) -> None:
+    """Load the newest checkpoint if a run is resumed; else remove those that are overwritten."""
+    if resume and trainer.resume():
+        log.info("resumed at step %d", trainer.step)
+    elif overwrite and trainer.checkpoints is not None and trainer.rank == 0:
+        trainer.checkpoints.clear()
 
 
 def _package(

@@ -277,7 +277,7 @@ def _has_dali() -> bool:
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
-def _numbers(values: Sequence[float], count: int) -> bool:
+def _numbers(values: object, count: int) -> bool:
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
         return False
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

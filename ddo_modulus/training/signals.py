@@ -20,7 +20,7 @@ _ECHO = 2.0
 class StopSignals:
     """Records the first signal; a second one has the effect it had outside of this context.
 
-    Only the main thread records signals, since Python allows no other.
+    Outside of the main thread nothing is recorded, since Python sets handlers only there.
 
     Attributes:
         received: Number of the signal that came, 0 for none.

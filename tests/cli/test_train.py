@@ -297,7 +297,7 @@ def test_super_resolution(ddo, torus, tmp_path):
     assert task.span == 3 and operator.condition_channels == 3
     with pytest.raises(InputError, match="coarse view"):
         package.conditions(np.array(["2020-01-01T00"], "datetime64[h]"))
-    # 7 x 7 points tell more than half of 8 x 8; what they leave is the prior of the rest.
+    # 7 x 7 points determine more than half of 8 x 8; the prior is that of the rest.
     names = [f"{k.replace('__', '.')}={v}" for k, v in keys.items()]
     data, _ = opened(*names, f"data.path={torus}")
     x, condition = data.tensors(operator.basis, None, "cpu")

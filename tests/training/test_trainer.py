@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_the_best_average_may_be_kept(trainees):
     """A run that gets worse ends with what it was at its best: here, before the first step."""
-    run = trainees.build_trainer(keep_best=True, learning_rate=3.0)
+    run = trainees.build_trainer(keep_best=True, learning_rate=10.0)
     before = {key: value.clone() for key, value in run.operator.state_dict().items()}
     trained = run.run()
     assert run.history[-1]["validation"] > run.history[0]["validation"]
