@@ -25,7 +25,7 @@ import torch
 from report import command, machine, publish
 from torch import Tensor, nn
 
-from ddo_modulus.data.loader import Symmetry, TensorLoader
+from ddo_modulus.data.loader import BatchOptions, Symmetry, TensorLoader
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import sample
@@ -80,9 +80,8 @@ def train_uno(
     start = torch.arange(count * length).view(count, length)[:, : length - span + 1].flatten()
     loader = TensorLoader(
         package.normalization.normalize(states.flatten(0, 1)[:, None].to(DEVICE)),
+        BatchOptions(128 if CUDA else 8, symmetry=symmetry),
         frames=start[:, None] + torch.arange(span),
-        batch=128 if CUDA else 8,
-        symmetry=symmetry,
     )
     modes = min(24, basis.shape[0] // 2)
     sizes = range(4, 65, 2)

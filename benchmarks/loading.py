@@ -33,11 +33,12 @@ from report import machine, publish
 from ddo_modulus.cli.main import compose
 from ddo_modulus.cli.options import pick_device, plain
 from ddo_modulus.data.dali import DaliLoader
+from ddo_modulus.data.loader import BatchOptions
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.source import FIELDS
 from ddo_modulus.data.statistics import moments
-from ddo_modulus.data.stream import StoreLoader, StreamLoader
+from ddo_modulus.data.stream import ReadingOptions, StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.fields.basis import CosineBasis
@@ -190,10 +191,11 @@ def main() -> None:
                     return kind(
                         reader,  # noqa: B023 - called at once
                         statistics,  # noqa: B023
-                        batch=options.batch,
+                        BatchOptions(options.batch),
+                        reading=ReadingOptions(
+                            options.workers, options.prefetch if kind is DaliLoader else 2
+                        ),
                         device=device,
-                        workers=options.workers,
-                        prefetch=options.prefetch if kind is DaliLoader else 2,
                     )
 
                 loader = build()

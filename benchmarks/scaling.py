@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from report import machine, publish
 
-from ddo_modulus.data.loader import TensorLoader
+from ddo_modulus.data.loader import BatchOptions, TensorLoader
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.training import Fold, Trainer, TrainerConfig, session
@@ -49,9 +49,7 @@ def work(steps: int, out: Path) -> None:
         )
         loader = TensorLoader(
             prior.sample(2048, generator=torch.Generator().manual_seed(0)).to(manager.device),
-            batch=config.batch,
-            rank=manager.rank,
-            ranks=manager.world_size,
+            BatchOptions(config.batch, rank=manager.rank, ranks=manager.world_size),
         )
         trainer = Trainer(operator, [Fold(loader.batches)], None, config)
         trainer.run()

@@ -19,7 +19,7 @@ import torch
 from report import machine, publish
 from torch import Tensor, nn
 
-from ddo_modulus.data.loader import TensorLoader
+from ddo_modulus.data.loader import BatchOptions, TensorLoader
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.simulators import KolmogorovFlow
@@ -97,7 +97,8 @@ def train(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    loader = TensorLoader(*data, batch=config.batch, seed=config.seed)
+    states, condition = data
+    loader = TensorLoader(states, BatchOptions(config.batch, config.seed), condition)
     trainer = Trainer(operator, [Fold(loader.batches)], held, config)
     if any(parameter.is_complex() for parameter in operator.parameters()):
         # Fused AdamW takes no complex weights.

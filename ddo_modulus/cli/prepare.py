@@ -20,9 +20,9 @@ from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.domains import DOMAINS
 from ddo_modulus.fields.grid import LatLonGrid
-from ddo_modulus.training.data import build_grid, domain_lengths
+from ddo_modulus.training.domain import build_grid, domain_lengths
 
-# The transform of a sphere of 361 rows takes .8 GB and a minute to set up, and the cube of that.
+# Setting up the transform of a sphere of 361 rows takes a minute and .8 GB; both grow as the cube.
 _MOST_ROWS = 361
 
 
@@ -78,7 +78,7 @@ def run(config: DictConfig) -> None:
 
 
 def spectral_domain(dataset: xr.Dataset, domain: str | None) -> str | None:
-    """Domain of the spectrum: the one asked for, or what the grid is.
+    """Domain of the spectrum: the one asked for, or the one that fits the grid.
 
     None for a global grid too fine for a spectrum that nobody asked for.
 

@@ -15,11 +15,12 @@ from ddo_modulus.cli.options import integer, plain
 from ddo_modulus.cli.run_folder import CONFIG, open_run
 from ddo_modulus.errors import InputError
 from ddo_modulus.training import TrainerConfig
+from ddo_modulus.training.recipe import READING
 
 #: Keys, or sections of keys, that may change: they leave alone what is trained.
 _FREE = (
     *("out", "overwrite", "resume"),
-    *(f"data.{key}" for key in train.HOW_READ),
+    *(f"data.{key}" for key in READING),
     *("trainer.steps", "trainer.learning_rate", "trainer.weight_decay", "trainer.clip"),
     *("trainer.accumulate", "trainer.compile", "trainer.cuda_graph"),
     *("trainer.activation_checkpointing", "trainer.log_every", "trainer.validate_every"),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loader for speed: NVIDIA DALI reads ahead in processes of its own.
+"""The fastest loader: NVIDIA DALI reads ahead in processes of its own.
 
-What travels from the workers to the training process lies in shared memory and is handed on from
-there without another copy; batches go to the GPU while the model trains on the one before. The
-pipeline reads, crops and transfers. A climatology by hour and point and moves round a torus have
-no DALI operators; they are a few torch kernels on the GPU, straight on the pipeline's output.
+Workers write states into shared memory, from where DALI passes them on without another copy, and a
+batch goes to the GPU while the model trains on the one before. The pipeline reads, crops and
+transfers. DALI has no operators for a climatology by hour and point, nor for shifts on a torus:
+these are a few torch kernels on the GPU, applied to the pipeline's output.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 """
@@ -38,14 +38,14 @@ class _Source:
         try:
             return self.read(self.start + info.iteration, info.idx_in_batch)
         except Exception:
-            # DALI hands errors on as RuntimeErrors. Where Dask's `distributed` is installed it has
-            # them pickled in a form of its own, which DALI does not let in.
+            # DALI passes errors on as RuntimeErrors. Dask's `distributed`, where it is installed,
+            # registers a way of pickling these that DALI refuses to load.
             copyreg.dispatch_table.pop(RuntimeError, None)
             raise
 
 
 class DaliLoader(StoreLoader):
-    """Reads through a DALI pipeline: all workers share in each batch.
+    """Reads through a DALI pipeline: all workers read parts of each batch.
 
     Needs the extra ``dali``. On a CPU device the pipeline runs without a GPU.
     """
@@ -63,7 +63,7 @@ class DaliLoader(StoreLoader):
             num_threads=1,  # nothing is decoded here
             device_id=(self.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=2,
-            py_num_workers=self.workers,
+            py_num_workers=self.reading.workers,
             py_start_method="spawn",  # a fork would copy locks that threads hold
             exec_dynamic=True,  # lets torch take the output over without a copy
         )
@@ -72,7 +72,7 @@ class DaliLoader(StoreLoader):
                 source=_Source(SampleOfStep(self.reader, self.frames, self.order), start),
                 parallel=True,
                 batch=False,
-                prefetch_queue_depth=self.prefetch,
+                prefetch_queue_depth=self.reading.prefetch,
                 dtype=DALIDataType.FLOAT,
                 ndim=3,
             )
@@ -83,7 +83,7 @@ class DaliLoader(StoreLoader):
         try:
             batches = DALIGenericIterator([pipeline], ["states"], prepare_first_batch=False)
             while True:
-                # DALI would wait for ever for a process that died while it had nothing to do.
+                # DALI would wait forever for a process that died while it was idle.
                 if not all(worker.is_alive() for worker in workers):
                     raise RuntimeError("a process ended")
                 yield next(batches)[0]["states"]
@@ -92,6 +92,6 @@ class DaliLoader(StoreLoader):
 
 
 def _cause(error: Exception) -> Exception:
-    """The reader's own error, which DALI hands on as text in a traceback."""
-    told = re.findall(r"InputError: (.*)", str(error))
-    return InputError(told[-1]) if told else error
+    """The reader's own error, which DALI passes on as text in a traceback."""
+    messages = re.findall(r"InputError: (.*)", str(error))
+    return InputError(messages[-1]) if messages else error

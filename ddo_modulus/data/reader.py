@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single states out of a store, for loaders that read while a model trains.
+"""Single states of a store, for loaders that read while a model trains.
 
 Axes: ``N`` states, ``C`` channel, ``H W`` grid.
 """
@@ -29,7 +29,7 @@ Array = np.ndarray
 # Of bytes into an array.
 _DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
 
-# Number of a trajectory or member, if there are any, and of a time -> (C, H, W) on the whole grid.
+# Indices of trajectory or member (if there are any) and time -> (C, H, W) on the whole grid.
 _Read = Callable[[tuple[int, ...]], Array]
 
 
@@ -38,7 +38,7 @@ class StateReader:
 
     States are numbered trajectory by trajectory (or member by member), each in the order of time.
     The store is opened when a state is first read, once in each process that the reader is sent
-    to. Of a training store a state is one chunk; from any other source it is put together from its
+    to. In a training store a state is one chunk; from any other source it is assembled from its
     variables, which is slower.
 
     Args:
@@ -52,7 +52,7 @@ class StateReader:
         times: ``(N,)`` datetime64.
         run: ``(N,)`` trajectory or member; zeros for one record.
         prepared: Whether it is a training store, whose values were checked when it was written.
-        window: Rows and columns of the store's grid that are kept.
+        region: Rows and columns of the store's grid that are kept.
         shape: Grid ``(H, W)`` of the states.
 
     Raises:
@@ -71,7 +71,7 @@ class StateReader:
         self.channels = tuple(str(name) for name in dataset.data_vars)
         first = dataset[self.channels[0]]
         self._lead = first.shape[:-2]  # members, if there are any, and times
-        self.window = (rows, columns)
+        self.region = (rows, columns)
         self.shape = (len(dataset["lat"][rows]), len(dataset["lon"][columns]))
         times = dataset["time"].values
         runs = int(np.prod(self._lead[:-1]))
@@ -98,12 +98,12 @@ class StateReader:
 
     def part(self, rows: slice, columns: slice) -> StateReader:
         """A reader of a part of this one's grid."""
-        window = []
-        for kept, taken, size in zip(self.window, (rows, columns), self.shape, strict=True):
+        region = []
+        for kept, taken, size in zip(self.region, (rows, columns), self.shape, strict=True):
             start, stop, _ = taken.indices(size)
-            window.append(slice((kept.start or 0) + start, (kept.start or 0) + stop))
-        shape = tuple(w.stop - w.start for w in window)
-        return self._with(window=tuple(window), shape=shape)
+            region.append(slice((kept.start or 0) + start, (kept.start or 0) + stop))
+        shape = tuple(axis.stop - axis.start for axis in region)
+        return self._with(region=tuple(region), shape=shape)
 
     def load(self) -> Float[Tensor, "N C H W"]:
         """All states in memory, float32.
@@ -132,8 +132,8 @@ class StateReader:
 
         Args:
             state: Its number.
-            corner: First row and column of a window of it.
-            size: Rows and columns of the window.
+            corner: First row and column of a part to cut out; None for the whole state.
+            size: Rows and columns of the part.
 
         Returns:
             ``(C, H, W)``, or ``(C, *size)``, float32; may be a view of a larger array.
@@ -150,13 +150,13 @@ class StateReader:
                 raise ValueError("a chunk is missing")
         except MemoryError:
             raise
-        except Exception as error:  # each format has its own; all mean that the data are unreadable
+        except Exception as error:  # every format raises errors of its own for unreadable data
             raise InputError(
                 f"{self.path}: the fields at {np.datetime_as_string(self.times[state], unit='s')} "
                 f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); copy or "
                 "prepare the store again"
             ) from error
-        part = whole[:, *self.window]
+        part = whole[:, *self.region]
         if corner is None or size is None:
             return part
         (i, j), (height, width) = corner, size
@@ -170,16 +170,16 @@ def _is_training_store(path: str) -> bool:
 
 
 def _open(path: str, channels: tuple[str, ...]) -> _Read:
-    """The quickest way to read whole states."""
+    """The fastest way to read whole states."""
     if not _is_training_store(path):
         return _variables(path, channels)
     array = zarr.open_group(path, mode="r")[FIELDS]
     assert isinstance(array, zarr.Array)
     with xr.open_zarr(path, chunks=None, consolidated=False) as dataset:
-        there = dataset["channel"].values.tolist()
-    index = [there.index(name) for name in channels]
+        stored = dataset["channel"].values.tolist()
+    index = [stored.index(name) for name in channels]
     whole = _chunk_files(array) or (lambda place: np.asarray(array[place]))
-    if index == list(range(len(there))):
+    if index == list(range(len(stored))):
         return whole
     return lambda place: whole(place)[index]
 
@@ -193,9 +193,9 @@ def _variables(path: str, channels: tuple[str, ...]) -> _Read:
 def _chunk_files(array: zarr.Array) -> _Read | None:
     """Read states straight from the files of their chunks, where a training store is on disk.
 
-    Through zarr a chunk of 4 MiB takes 2.2 ms uncompressed and 4.2 ms compressed; straight from
-    its file .5 and 1.6 ms: no event loop, no threads, no second copy. The layout is what zarr's
-    metadata say; None where they say another than :mod:`~ddo_modulus.data.training_store` writes.
+    A chunk of 4 MiB takes 2.2 ms uncompressed and 4.2 ms compressed through zarr, but .5 and
+    1.6 ms from its file, without an event loop, threads and a second copy. None if zarr's metadata
+    describe another layout than :mod:`~ddo_modulus.data.training_store` writes.
     """
     lead = array.ndim - 3
     codecs = array.compressors
@@ -214,7 +214,7 @@ def _chunk_files(array: zarr.Array) -> _Read | None:
     folder = array.store.root / array.path
     shape, key = array.shape[lead:], array.metadata.encode_chunk_key
     decompress = _DECOMPRESS[type(codecs[0])] if codecs else None
-    # Workers are processes already; and BLOSC's threads are not safe with several callers.
+    # Workers are separate processes, and BLOSC's threads are not safe with several callers.
     blosc.use_threads = False
 
     def read(place: tuple[int, ...]) -> Array:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Statistics of stores larger than the memory, and where training stores keep them.
+r"""Statistics of stores that do not fit into memory, and their place in a training store.
 
-A training store has a group ``statistics`` with, per hour of the day (UTC) and grid point,
-``hour_count (hour)``, ``hour_mean`` and ``hour_std (hour, channel, lat, lon)``; from these
+The group ``statistics`` of a training store holds, by hour of the day (UTC) and grid point,
+``hour_count (hour)``, ``hour_mean`` and ``hour_std (hour, channel, lat, lon)``; derived from these,
 ``point_mean``, ``point_std (channel, lat, lon)`` and ``channel_mean``, ``channel_std (channel)``;
-and ``spectrum (channel, coefficient)``. All are float64 in physical units; a std is that of the
-samples, divided by their number. Attributes tell the samples that went in.
+and ``spectrum (channel, coefficient)``. All are float64 in physical units. Standard deviations
+divide by the number of samples. The group's attributes name the samples that were used.
 
 The spectrum is the mean square of the basis' coefficients :math:`a_k` of anomalies from the mean
-of their hour and point, :math:`x - m_h`. Training subtracts a climatology :math:`c_h` of its own
-choice (smoothed, without hours, without points), for which over the same samples
+of their hour and point, :math:`x - m_h`. Training may subtract another climatology :math:`c_h`
+(smoothed, the same at all hours or all points). Over the same samples
 
 .. math:: E\,a_k(x - c)^2 = E\,a_k(x - m)^2 + E_h\,a_k(m_h - c_h)^2
 
@@ -53,14 +53,14 @@ def hours_of(times: np.ndarray) -> np.ndarray:
     return times.astype("datetime64[h]").astype("int64") % HOURS
 
 
-def spread(samples: int, count: int) -> np.ndarray:
-    """Numbers of at most ``count`` of the samples, ascending, the same ones at every call.
+def random_subset(size: int, count: int) -> np.ndarray:
+    """Indices of at most ``count`` of ``size`` samples, ascending, the same ones at every call.
 
-    They are drawn at random: even distances could fall on the same hour of every day.
+    They are drawn at random: equal distances could fall on the same hour of every day.
     """
-    if samples <= count:
-        return np.arange(samples)
-    return np.sort(np.random.default_rng(0).choice(samples, count, replace=False))
+    if size <= count:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, count, replace=False))
 
 
 def hourly_moments(
@@ -68,9 +68,9 @@ def hourly_moments(
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Mean and variance of a reader's states, hour by hour of the day, block by block of states.
 
-    The memory needed depends on the size of a state, not on their number. Blocks are summed up in
-    float64 and merged by their means and squared deviations (Chan, Golub & LeVeque 1983), so that
-    a small variance about a large mean (0.01 K about 280 K) survives.
+    The memory needed depends on the size of a state, not on the number of states. Blocks are
+    summed in float64 and merged by their means and squared deviations (Chan, Golub & LeVeque
+    1983), so that a small variance about a large mean (0.01 K about 280 K) is not lost.
 
     Args:
         reader: The samples.
@@ -117,8 +117,8 @@ def hourly_moments(
         yield hour, len(numbers), mean, variance
 
 
-# A block is summed up by its number of states, their mean and their squared deviations. Dask calls
-# each of these once with an empty array, to learn what type of array there will be.
+# A block is reduced to its number of states, their mean and their squared deviations. Dask calls
+# each of these functions once with an empty array, to learn the type of the result.
 def _summary(block: np.ndarray, computing_meta: bool = False, **_: object) -> Any:  # noqa: ANN401
     if computing_meta:
         return block
@@ -151,7 +151,7 @@ def _mean_and_variance(parts: Any, computing_meta: bool = False, **_: object) ->
 
 
 def moments(reader: StateReader, progress: Progress | None = None) -> Moments:
-    """Moments by the hour of a reader's states; memory as for `hourly_moments` and the result."""
+    """Moments by the hour of a reader's states; memory as `hourly_moments`, plus the result."""
     shape = (HOURS, len(reader.channels), *reader.shape)
     count, mean, variance = np.zeros(HOURS), np.zeros(shape), np.zeros(shape)
     for hour, number, m, v in hourly_moments(reader, progress):
@@ -167,11 +167,11 @@ def write_statistics(
     fields: int = 256,
     progress: Progress | None = None,
 ) -> None:
-    """Compute the statistics of a training store and put them into it.
+    """Compute the statistics of a training store and add them to it.
 
     Args:
         path: Folder of the store.
-        reader: The samples of the store that count.
+        reader: The samples of the store to use.
         spectrum: Domain and lengths of the basis of the spectrum; None writes none.
         fields: Largest number of samples that the spectrum is measured on.
         progress: Called with the number of states read and their total.
@@ -179,52 +179,69 @@ def write_statistics(
     Raises:
         InputError: If a state cannot be read.
     """
-    total = len(reader) + (min(fields, len(reader)) if spectrum is not None else 0)
+    chosen = None if spectrum is None else reader[random_subset(len(reader), fields)]
+    total = len(reader) + (0 if chosen is None else len(chosen))
+
+    def advanced(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
     group = zarr.open_group(path, mode="a").create_group(GROUP)
-    axes = (len(reader.channels), *reader.shape)
-    names = ("channel", "lat", "lon")
-
-    def create(name: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> zarr.Array:
-        chunks = tuple(
-            1 if d in ("hour", "channel") else n for d, n in zip(dims, shape, strict=True)
-        )
-        return group.create_array(
-            name, shape=shape, dtype="f8", chunks=chunks, dimension_names=dims, fill_value=np.nan
-        )
-
-    count = np.zeros(HOURS)
-    hourly = [create(f"hour_{k}", (HOURS, *axes), ("hour", *names)) for k in ("mean", "std")]
-    for hour, number, mean, variance in hourly_moments(
-        reader, None if progress is None else lambda done, _: progress(done, total)
-    ):
-        count[hour] = number
-        hourly[0][hour], hourly[1][hour] = mean, np.sqrt(variance)
-    create("hour_count", (HOURS,), ("hour",))[:] = count
-    _coarser(group, count, create, axes)
+    _write_hourly(group, reader, advanced)
     first, last = (np.datetime_as_string(t, unit="s") for t in reader.times[[0, -1]])
     group.attrs.update({"first": str(first), "last": str(last), "samples": len(reader)})
-    if spectrum is not None:
-        domain, lengths = spectrum
-        basis = build_basis(domain, reader.shape, lengths)
-        chosen = reader[spread(len(reader), fields)]
-        square = torch.zeros(len(reader.channels), basis.size, dtype=torch.float64)
-        for n, hour in enumerate(hours_of(chosen.times).tolist()):
-            anomaly = chosen.read(n) - np.asarray(hourly[0][hour])
-            square += basis.analyze(torch.from_numpy(anomaly)).square()
-            if progress is not None:
-                progress(len(reader) + n + 1, len(reader) + len(chosen))
-        array = create("spectrum", tuple(square.shape), ("channel", "coefficient"))
-        array[:] = (square / len(chosen)).numpy()
-        array.attrs.update({"domain": domain, "lengths": list(lengths), "samples": len(chosen)})
+    if spectrum is not None and chosen is not None:
+        _write_spectrum(group, chosen, spectrum, lambda n: advanced(len(reader) + n, total))
 
 
-def _coarser(
-    group: zarr.Group, count: np.ndarray, create: Callable[..., zarr.Array], axes: tuple[int, ...]
-) -> None:
-    """Statistics without hours, and without points, out of those with both."""
+def _write_hourly(group: zarr.Group, reader: StateReader, progress: Progress) -> None:
+    """Statistics by hour and point, by point, and by channel."""
+    axes = (len(reader.channels), *reader.shape)
     names = ("channel", "lat", "lon")
-    of_point = [create(f"point_{k}", axes, names) for k in ("mean", "std")]
-    of_channel = [create(f"channel_{k}", axes[:1], names[:1]) for k in ("mean", "std")]
+    count = np.zeros(HOURS)
+    means, stds = (
+        _create(group, f"hour_{k}", (HOURS, *axes), ("hour", *names)) for k in ("mean", "std")
+    )
+    for hour, number, mean, variance in hourly_moments(reader, progress):
+        count[hour], means[hour], stds[hour] = number, mean, np.sqrt(variance)
+    _create(group, "hour_count", (HOURS,), ("hour",))[:] = count
+    _coarser(group, count, axes)
+
+
+def _write_spectrum(
+    group: zarr.Group,
+    reader: StateReader,
+    spectrum: tuple[str, tuple[float, float]],
+    read: Callable[[int], None],
+) -> None:
+    """Mean square of the coefficients of the anomalies from the hourly means in the group."""
+    domain, lengths = spectrum
+    basis = build_basis(domain, reader.shape, lengths)
+    square = torch.zeros(len(reader.channels), basis.size, dtype=torch.float64)
+    for n, hour in enumerate(hours_of(reader.times).tolist()):
+        anomaly = reader.read(n) - np.asarray(_read(group, "hour_mean")[hour])
+        square += basis.analyze(torch.from_numpy(anomaly)).square()
+        read(n + 1)
+    array = _create(group, "spectrum", tuple(square.shape), ("channel", "coefficient"))
+    array[:] = (square / len(reader)).numpy()
+    array.attrs.update({"domain": domain, "lengths": list(lengths), "samples": len(reader)})
+
+
+def _create(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dims: tuple[str, ...]
+) -> zarr.Array:
+    """An empty array, in chunks of one hour and channel."""
+    chunks = tuple(1 if d in ("hour", "channel") else n for d, n in zip(dims, shape, strict=True))
+    return group.create_array(
+        name, shape=shape, dtype="f8", chunks=chunks, dimension_names=dims, fill_value=np.nan
+    )
+
+
+def _coarser(group: zarr.Group, count: np.ndarray, axes: tuple[int, ...]) -> None:
+    """Statistics by point and by channel, from those by hour and point."""
+    names = ("channel", "lat", "lon")
+    of_point = [_create(group, f"point_{k}", axes, names) for k in ("mean", "std")]
+    of_channel = [_create(group, f"channel_{k}", axes[:1], names[:1]) for k in ("mean", "std")]
     present = np.flatnonzero(count)
     share = (count[present] / count.sum())[:, None, None]
     for channel in range(axes[0]):
@@ -244,9 +261,9 @@ class StoredStatistics:
 
     Attributes:
         path: The store.
-        first: Time of the first sample that went in.
+        first: Time of the first sample used.
         last: Time of the last one.
-        samples: Their number.
+        samples: Number of samples used.
         channels: All variable ids of the store.
     """
 
@@ -258,7 +275,7 @@ class StoredStatistics:
 
     @classmethod
     def of(cls, path: str) -> StoredStatistics | None:
-        """Those of the store at `path`; None if it has none or is no training store."""
+        """Statistics of the store at `path`; None if it has none or is no training store."""
         if "://" in path or not (Path(path) / GROUP / "zarr.json").exists():
             return None
         attributes = zarr.open_group(path, path=GROUP, mode="r").attrs
@@ -268,7 +285,7 @@ class StoredStatistics:
         return cls(path, first, last, int(str(attributes["samples"])), channels)
 
     def are_of(self, times: np.ndarray) -> bool:
-        """Whether they are those of samples at these times, and of no others."""
+        """Whether they were computed from samples at these times, and from no others."""
         inside = (times >= self.first) & (times <= self.last)
         return bool(inside.all()) and len(times) == self.samples
 
@@ -288,8 +305,8 @@ class StoredStatistics:
     def power(self, basis: Basis, normalization: Normalization) -> Tensor | None:
         """Mean square ``(C, K)`` of the coefficients of normalised samples.
 
-        None if it cannot be told: the store has no spectrum in this basis, or the scale of the
-        normalization depends on hour or point.
+        None if the statistics do not determine it: the store has no spectrum in this basis, or
+        the scale of the normalization depends on hour or point.
         """
         group = zarr.open_group(self.path, path=GROUP, mode="r")
         if "spectrum" not in group:
@@ -312,10 +329,10 @@ class StoredStatistics:
         spectrum = torch.from_numpy(np.asarray(_read(group, "spectrum")[:])[index])
         if spectrum.shape[-1] != basis.size:
             return None
-        mine = self.moments(normalization.channels, slice(None), slice(None))
-        share = mine.count / mine.count.sum()
-        offset = mine.mean - normalization.mean.double()
-        for hour in mine.count.nonzero().flatten().tolist():
+        stored = self.moments(normalization.channels, slice(None), slice(None))
+        share = stored.count / stored.count.sum()
+        offset = stored.mean - normalization.mean.double()
+        for hour in stored.count.nonzero().flatten().tolist():
             spectrum = spectrum + share[hour] * basis.analyze(offset[hour]).square()
         return spectrum / scale.double().square()[0, :, :, 0]
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loaders that read states from a store while a model trains.
 
-Processes read and crop; what is random in a batch comes from :class:`~ddo_modulus.data.loader
-.Order`; normalisation, symmetries and conditions are applied on the device to train on, to whole
-batches.
+Processes read states and crop them, in the order of :class:`~ddo_modulus.data.loader.Order`.
+Normalisation, symmetries and conditions are applied to whole batches, on the device to train on.
 
 Axes: ``N`` samples, ``B`` batch, ``C`` channel, ``H W`` grid.
 """
@@ -12,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,69 +21,66 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ddo_modulus.data.loader import Draw, Order, Symmetry, move, window
+from ddo_modulus.data.loader import BatchOptions, Draw, Order, cut, move
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
+from ddo_modulus.data.statistics import hours_of
 from ddo_modulus.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How states are read during training; no batch depends on it.
+
+    Attributes:
+        workers: Processes that read.
+        prefetch: Batches to read ahead.
+
+    Raises:
+        InputError: If a number is below 1.
+    """
+
+    workers: int = 4
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in (("workers", self.workers), ("prefetch", self.prefetch)):
+            if value < 1:
+                raise InputError(f"data.{name}={value} must be at least 1")
 
 
 class StoreLoader(ABC):
     """Endless shuffled batches of a store's states; a subclass says how they are read.
 
     Args:
-        reader: The samples, in physical units.
-        normalization: Of the samples, by point on the grid of the reader.
+        reader: The states, in physical units.
+        normalization: Of the states, by point on the grid of the reader.
+        options: How batches are put together.
         condition: Of each sample ``(N, D)``, or None.
-        frames: ``(N, P)`` numbers of the states that make up each sample; None if each is one.
-        batch: Samples in a batch, over all ranks.
-        seed: Of the order of samples and of their random transformations.
-        symmetry: Random transformations of the states.
-        crop: Size ``(h, w)`` of a window drawn at random from each state; None takes it whole.
-        rank: This process.
-        ranks: Number of processes; divides the batch.
-        device: Where the batches are to be.
-        workers: Processes that read.
-        prefetch: Batches to read ahead.
+        frames: ``(N, P)`` indices of the states that make up each sample; None if each is one.
+        reading: How many processes read, and how far ahead.
+        device: Where batches are put.
 
     Raises:
-        InputError: As :class:`~ddo_modulus.data.loader.Order`, or if a number is out of range.
+        InputError: As :class:`~ddo_modulus.data.loader.Order`.
     """
 
     def __init__(
         self,
         reader: StateReader,
         normalization: Normalization,
+        options: BatchOptions,
         condition: Tensor | None = None,
-        *,
         frames: Int[Tensor, "N P"] | None = None,
-        batch: int,
-        seed: int = 0,
-        symmetry: Symmetry | None = None,
-        crop: Sequence[int] | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        *,
+        reading: ReadingOptions = ReadingOptions(),
         device: torch.device | str = "cpu",
-        workers: int = 4,
-        prefetch: int = 2,
     ) -> None:
-        for name, value in (("workers", workers), ("prefetch", prefetch)):
-            if value < 1:
-                raise InputError(f"data.{name}={value} must be at least 1")
-        self.order = Order(
-            len(reader if frames is None else frames),
-            batch,
-            reader.shape,
-            seed=seed,
-            crop=crop,
-            symmetry=symmetry,
-            rank=rank,
-            ranks=ranks,
-        )
-        self.reader, self.device = reader, torch.device(device)
         self.frames = torch.arange(len(reader))[:, None] if frames is None else frames
-        self.workers, self.prefetch = workers, prefetch
+        self.order = Order(options, len(self.frames), reader.shape)
+        self.reader, self.reading, self.device = reader, reading, torch.device(device)
         self.normalization = normalization.to(self.device)
-        self.hours = torch.from_numpy(reader.times.astype("datetime64[h]").astype("int64") % 24)
+        self.hours = torch.from_numpy(hours_of(reader.times))
         self.condition = None if condition is None else condition.to(self.device)
         self._running: list[Generator[Tensor]] = []
 
@@ -117,11 +114,10 @@ class StoreLoader(ABC):
                 x = self._normalized(states, draw)
                 if draw.moves is not None:
                     x = move(x, draw.moves)
-                condition = None
-                if self.condition is not None:
-                    chosen = draw.samples.to(self.device, non_blocking=True)
-                    condition = self.condition[chosen]
-                yield x, condition
+                if self.condition is None:
+                    yield x, None
+                else:
+                    yield x, self.condition[draw.samples.to(self.device, non_blocking=True)]
 
     def close(self) -> None:
         """End the processes that read."""
@@ -129,7 +125,7 @@ class StoreLoader(ABC):
             self._running.pop().close()
 
     def _normalized(self, x: Tensor, draw: Draw) -> Tensor:
-        """As ``Normalization.normalize``, in windows; and without waiting for the device."""
+        """As ``Normalization.normalize``, but for crops, and without waiting for the device."""
         mean, std = self.normalization.mean, self.normalization.std
         states = self.frames[draw.samples]  # B P
         if self.normalization.per_hour:
@@ -137,37 +133,35 @@ class StoreLoader(ABC):
             mean, std = (v[hour].flatten(1, 2) for v in (mean, std))
         else:
             mean, std = (v.repeat(1, states.shape[1], 1, 1) for v in (mean, std))
-        crop = self.order.crop
+        crop = self.order.options.crop
         if crop is not None and draw.corners is not None and mean.shape[-2:] != (1, 1):
-            mean, std = (
-                window(v.expand(len(x), -1, -1, -1), draw.corners, crop) for v in (mean, std)
-            )
+            mean, std = (cut(v.expand(len(x), -1, -1, -1), draw.corners, crop) for v in (mean, std))
         return (x - mean) / std
 
 
 class SampleOfStep:
-    """Reads the sample at a place of this rank's share of a step; sent to the processes that read.
+    """Reads one sample of this rank's share of a step; sent to the processes that read.
 
     Args:
         reader: The states.
-        frames: ``(N, P)`` those of each sample.
-        order: Says which sample it is and where its window stands.
+        frames: ``(N, P)`` indices of the states that make up each sample.
+        order: Says which samples a step takes, and where their crops are.
     """
 
     def __init__(self, reader: StateReader, frames: Int[Tensor, "N P"], order: Order) -> None:
         self.reader, self.frames, self.order = reader, frames, order
 
     def __call__(self, step: int, place: int) -> np.ndarray:
-        """``(P C, h, w)`` float32 in physical units."""
+        """Sample at a place of the share: ``(P C, h, w)`` float32 in physical units."""
         draw = self.order(step)
         corner = None if draw.corners is None else draw.corners[place].tolist()
         states = self.frames[draw.samples[place]].tolist()
-        parts = [self.reader.read(state, corner, self.order.crop) for state in states]
+        parts = [self.reader.read(state, corner, self.order.options.crop) for state in states]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class _Steps(Dataset):
-    """The states of each step as one tensor; or what is wrong with them, in words."""
+    """The states of each step as one tensor, or the message of the error if one cannot be read."""
 
     def __init__(self, read: SampleOfStep) -> None:
         self.read = read
@@ -191,8 +185,8 @@ class StreamLoader(StoreLoader):
             _Steps(SampleOfStep(self.reader, self.frames, self.order)),
             batch_size=None,
             sampler=itertools.count(start),
-            num_workers=self.workers,
-            prefetch_factor=self.prefetch,
+            num_workers=self.reading.workers,
+            prefetch_factor=self.reading.prefetch,
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
             multiprocessing_context="spawn",  # a fork would copy locks that threads hold

@@ -48,6 +48,7 @@ from ddo_modulus.inference.result import (
 )
 from ddo_modulus.observations.table import ObservationTable, read_table
 from ddo_modulus.posterior import AnalysisSystem, Inflated, Innovations, MomentMatching
+from ddo_modulus.random import generator
 
 _LOG = logging.getLogger(__name__)
 
@@ -263,8 +264,7 @@ class _Run:
 def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Generator:
     """Source of the noise of one member at one time, on the CPU: the same on every machine."""
     nanoseconds = int(time.astype("datetime64[ns]").astype("int64")) % 2**64
-    state = np.random.SeedSequence([seed, nanoseconds, member]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return generator(seed, nanoseconds, member)
 
 
 def _forecast(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes steps quick or small: half precision, fused optimisers, compilation, less memory."""
+"""What makes steps fast or small: half precision, fused optimisers, compilation, recomputation."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def build_optimizer(
 
 
 def share_gradients(loss: nn.Module) -> nn.parallel.DistributedDataParallel:
-    """Have ranks average their gradients; buffers are alike and constant, and stay at home."""
+    """Have ranks average their gradients. Buffers are constant and need no exchange."""
     data_parallel = nn.parallel.DistributedDataParallel
-    known = inspect.signature(data_parallel).parameters  # renamed in torch 2.14
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    parameters = inspect.signature(data_parallel).parameters  # renamed in torch 2.14
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
     return data_parallel(loss, **options)
 
 
 def compile_network(operator: DiffusionOperator, mode: bool | str) -> None:
-    """Compile the operator's network where it stands; names of its weights stay as they are.
+    """Compile the operator's network in place; the names of its weights do not change.
 
-    The network alone, since all around it is a handful of products, with a linear part that changes
-    from fold to fold.
+    The rest of the operator is a handful of products, with a linear part that changes from fold to
+    fold.
     """
     if mode:
         operator.network.compile(mode=None if mode is True else mode)
 
 
 class _RecomputingBlock(Block):
-    """A block that keeps its input alone, and computes its activations again on the way back."""
+    """A block that keeps only its input and recomputes its activations when backpropagating."""
 
     def forward(
         self, h: Float[Tensor, "B H W C"], embedding: Float[Tensor, "B E"]
@@ -75,9 +75,9 @@ class _RecomputingBlock(Block):
 
 
 def recompute_activations(operator: DiffusionOperator) -> None:
-    """Have the blocks of the operator's network keep no activations for the way back."""
+    """Have the blocks of the operator's network keep no activations for the backward pass."""
     for block in operator.network.modules():
-        # A change of class, since a compiler traces code of classes once for all blocks; a
-        # function bound to each block would be traced for each, or not at all.
+        # Their class is changed, since a compiler traces the code of a class once for all blocks;
+        # a function bound to each block would be traced for each, or not at all.
         if type(block) is Block:
             block.__class__ = _RecomputingBlock

@@ -14,26 +14,27 @@ from ddo_modulus.diffusion.operator import DiffusionOperator
 class PowerAverage:
     """Power-function average of an operator's parameters (Karras et al. 2024, arXiv 2312.02696).
 
-    Weights ``t^gamma`` with gamma such that the average reaches ``window * t`` back. torch's
-    ``AveragedModel`` could hold it, but makes the CPU wait for the GPU at every step.
+    The weights of step ``t`` count by ``t^gamma``, with gamma such that the average is about
+    ``width * t`` steps wide. torch's ``AveragedModel`` makes the CPU wait for the GPU at every
+    step.
 
     Args:
         operator: What to average; copied.
-        window: Width of the average, as a fraction of the steps so far.
+        width: Width of the average, as a fraction of the steps so far.
 
     Attributes:
         module: The operator with averaged parameters.
         count: Updates so far.
     """
 
-    def __init__(self, operator: DiffusionOperator, window: float) -> None:
+    def __init__(self, operator: DiffusionOperator, width: float) -> None:
         self.module = copy.deepcopy(operator).eval()
-        self.window, self.count = window, 0
+        self.width, self.count = width, 0
         self._averages = list(self.module.parameters())
 
     @torch.no_grad()
     def update_parameters(self, operator: DiffusionOperator) -> None:
         """Take in the present parameters."""
-        share = min(1.0, 1.0 / (self.window * (self.count + 1))) if self.count else 1.0
+        share = min(1.0, 1.0 / (self.width * (self.count + 1))) if self.count else 1.0
         move_towards(self._averages, list(operator.parameters()), share)
         self.count += 1

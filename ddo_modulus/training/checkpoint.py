@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: whole or not there at all, and never loaded if damaged.
+"""Checkpoints: written completely or not at all, and never loaded if damaged.
 
 A checkpoint is a folder ``step-00001234`` with the files of PhysicsNeMo's ``save_checkpoint``,
 ``run.json`` (what was trained, and how) and ``SHA256SUMS`` (as ``sha256sum -c`` reads it). It is
-written under a hidden name, flushed to the disk and renamed, and older ones go only after that: a
-process may be killed at any moment, and the machine with it.
+written under a hidden name, flushed to the disk and renamed, and older ones are removed only after
+that: the process may be killed at any moment, and the machine may stop.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ class Checkpoints:
         self._prune(step)
 
     def newest(self) -> int | None:
-        """Step of the newest sound checkpoint, or None if there are none; damaged ones are told.
+        """Step of the newest sound checkpoint, or None if there are none.
+
+        Damaged ones are skipped with a warning.
 
         Raises:
             InputError: If all are damaged.
@@ -117,7 +119,7 @@ class Checkpoints:
         for step in reversed(steps):
             if (flaw := self._flaw(self.path(step))) is None:
                 return step
-            log.warning("passing over the damaged checkpoint %s: %s", self.path(step), flaw)
+            log.warning("skipping the damaged checkpoint %s: %s", self.path(step), flaw)
         if steps:
             raise InputError(
                 f"no checkpoint in {self.folder} is sound; start anew with overwrite=true"
@@ -127,7 +129,7 @@ class Checkpoints:
     def load(
         self, step: int, state: dict[str, Any], run: dict[str, Any], device: torch.device
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Load a checkpoint into what is to be continued.
+        """Load a checkpoint.
 
         Args:
             step: Steps done.
@@ -146,7 +148,7 @@ class Checkpoints:
             saved = json.loads((path / _RUN).read_text())
             for key in ("operator", "optimizer"):
                 _compare(path, key, saved[key], run[key])
-            # PhysicsNeMo unpickles the file of states without restraint: look before.
+            # PhysicsNeMo unpickles anything in the file of states, so check it first.
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(
                 path / f"checkpoint.0.{step}.pt"
             )
@@ -180,7 +182,7 @@ class Checkpoints:
         return None
 
     def _prune(self, step: int) -> None:
-        """Keep the newest; those beyond ``step`` belong to a future that did not come about."""
+        """Keep the newest; those beyond ``step`` are of a run that was not continued from."""
         steps = self.steps()
         past = [other for other in steps if other <= step]
         for other in steps:
@@ -188,7 +190,7 @@ class Checkpoints:
                 self._discard(self.path(other))
 
     def _discard(self, path: Path) -> None:
-        """Remove a folder so that no part of it is ever taken for a checkpoint."""
+        """Remove a folder in such a way that no part of it can be taken for a checkpoint."""
         hidden = path.with_name(f".{path.name}.old")
         shutil.rmtree(hidden, ignore_errors=True)
         path.rename(hidden)
@@ -203,12 +205,12 @@ class Checkpoints:
 def _compare(path: Path, key: str, saved: object, present: object) -> None:
     if saved == present:
         return
-    told = f"{saved} there, {present} here"
+    difference = f"{saved} there, {present} here"
     if isinstance(saved, dict) and isinstance(present, dict):
         names = [n for n in {**saved, **present} if saved.get(n) != present.get(n)]
-        told = "; ".join(f"{n} is {saved.get(n)} there, {present.get(n)} here" for n in names)
+        difference = "; ".join(f"{n} is {saved.get(n)} there, {present.get(n)} here" for n in names)
     raise InputError(
-        f"{path} is of another {key} ({told}): give the options of that run, discard it with "
+        f"{path} is of another {key} ({difference}): give the options of that run, discard it with "
         "overwrite=true, or choose another out=..."
     )
 

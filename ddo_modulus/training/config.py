@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to train: every option, checked before anything long begins."""
+"""Options of the optimisation, checked before anything long begins."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,13 @@ import torch
 from physicsnemo.core.version_check import check_version_spec
 
 from ddo_modulus.errors import InputError
+from ddo_modulus.training.checks import choice, positive_number, whole_number
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = ("auto", "adamw", "apex")
 COMPILE = (False, True, "max-autotune-no-cudagraphs")
 CUDA_GRAPH = ("auto", False, True)
-#: And the oldest version of each that PhysicsNeMo, or torch, works with.
+#: Names of loggers, and the oldest version of each that PhysicsNeMo, or torch, works with.
 LOGGERS = {"tensorboard": "2.15", "mlflow": "2.5.0", "wandb": "0.15"}
 
 
@@ -33,8 +33,8 @@ class TrainerConfig:
         warmup: Steps of warm-up.
         weight_decay: Of AdamW.
         clip: Largest norm of the gradient.
-        ema: Averaging window of the weights, as a fraction of the steps so far (power-function
-            EMA: Karras et al. 2024, arXiv 2312.02696); the average is what is validated and saved.
+        ema: Width of the average of the weights, as a fraction of the steps so far (power-function
+            EMA: Karras et al. 2024, arXiv 2312.02696). The average is what is validated and saved.
         optimizer: ``"adamw"`` (torch; one fused kernel on a GPU), ``"apex"`` (NVIDIA Apex's
             FusedAdam), or ``"auto"``: Apex on a GPU where it is installed, else torch's.
         precision: ``"bf16"`` or ``"fp16"`` (autocast in the network; fp16 with a scaled loss), or
@@ -43,8 +43,8 @@ class TrainerConfig:
             ``"max-autotune-no-cudagraphs"`` times many kernels first.
         cuda_graph: Whether to replay loss and backward pass as one CUDA graph; ``"auto"``: on a
             GPU. (The graphs of ``torch.compile`` would be one for each part of the network.)
-        activation_checkpointing: Whether blocks forget their activations and compute them again on
-            the way back: about a third slower, for a fraction of the memory.
+        activation_checkpointing: Whether blocks compute their activations again in the backward
+            pass instead of keeping them: about a third slower, for a fraction of the memory.
         sigma_min: Least noise level trained on; levels are drawn log-uniformly, stratified.
         sigma_max: Largest noise level.
         whitening: The ``q`` of the loss.
@@ -88,21 +88,21 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
-            self._whole(name, 1)
+            whole_number(f"trainer.{name}", getattr(self, name), 1)
         for name, least in (("checkpoint_every", 1), ("keep_checkpoints", 1), ("warmup", 0)):
-            self._whole(name, least)
-        self._whole("seed", 0)
-        for name in ("learning_rate", "clip", "ema", "sigma_min", "sigma_max"):
-            self._number(name)
-        for name in ("weight_decay", "whitening"):
-            self._number(name, zero=True)
+            whole_number(f"trainer.{name}", getattr(self, name), least)
+        whole_number("trainer.seed", self.seed)
+        for name in ("learning_rate", "clip", "ema", "sigma_max"):
+            positive_number(f"trainer.{name}", getattr(self, name))
+        for name in ("weight_decay", "whitening", "sigma_min"):
+            positive_number(f"trainer.{name}", getattr(self, name), zero=True)
         for name in ("activation_checkpointing", "keep_best", "figure"):
-            self._choice(name, (False, True))
-        self._choice("precision", PRECISIONS)
-        self._choice("optimizer", OPTIMIZERS)
-        self._choice("compile", COMPILE)
-        self._choice("cuda_graph", CUDA_GRAPH)
-        if not self.sigma_min < self.sigma_max:
+            choice(f"trainer.{name}", getattr(self, name), (False, True))
+        choice("trainer.precision", self.precision, PRECISIONS)
+        choice("trainer.optimizer", self.optimizer, OPTIMIZERS)
+        choice("trainer.compile", self.compile, COMPILE)
+        choice("trainer.cuda_graph", self.cuda_graph, CUDA_GRAPH)
+        if not 0 < self.sigma_min < self.sigma_max:
             raise InputError("trainer.sigma_min must be positive and below sigma_max")
         if self.optimizer == "apex" and apex_adam() is None:
             raise InputError(
@@ -115,7 +115,7 @@ class TrainerConfig:
         """Whether steps become CUDA graphs on a device.
 
         Raises:
-            InputError: If they shall and cannot.
+            InputError: If they are asked for on a device that has none.
         """
         if self.cuda_graph is True and device.type != "cuda":
             raise InputError("trainer.cuda_graph=true needs a GPU; choose auto or false")
@@ -134,29 +134,6 @@ class TrainerConfig:
                 f"trainer.accumulate={self.accumulate}; choose a multiple of {parts}"
             )
         return self.batch // ranks
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"trainer.{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise InputError(f"trainer.{name} must be at least {least}, got {value}")
-
-    def _number(self, name: str, *, zero: bool = False) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"trainer.{name} must be a number, got {value!r}")
-        if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-            below = " and below sigma_max" if name == "sigma_min" else ""
-            sign = "not be negative" if zero else f"be positive{below}"
-            raise InputError(f"trainer.{name} must {sign}, got {value}")
-
-    def _choice(self, name: str, choices: Sequence[bool | str]) -> None:
-        value = getattr(self, name)
-        # 1 == True, but it is no switch.
-        if not any(value == choice and type(value) is type(choice) for choice in choices):
-            told = ", ".join(str(c).lower() for c in choices)
-            raise InputError(f"trainer.{name} must be one of {told}, got {value!r}")
 
     def _check_loggers(self) -> None:
         if isinstance(self.loggers, str) or not isinstance(self.loggers, Sequence):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks: their start under torchrun, srun or mpirun, what they tell each other, their end.
+"""Ranks: their start under torchrun, srun or mpirun, their messages, their end.
 
-Two kinds of message travel beside the gradients, both between CPUs: a vote at each step
-(:func:`vote`), which needs no answer from the GPU, and the outcome of what some ranks do alone
-(:func:`agree`), so that a mistake that one rank finds ends all of them with the same words.
+Besides gradients ranks exchange two kinds of message, both between CPUs: a vote at each step
+(:func:`vote`), which does not wait for the GPU, and the outcome of what some ranks do alone
+(:func:`agree`), so that an error on one rank ends all of them with the same message.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def initialize_distributed() -> None:
-    """Start PhysicsNeMo's ``DistributedManager``, unless it runs already.
+    """Start PhysicsNeMo's ``DistributedManager``, unless it is running.
 
-    It finds its peers by the environment of torchrun, srun or mpirun, in this order; without any,
-    the process stands alone.
+    It finds its peers by the environment variables of torchrun, srun or mpirun, in this order;
+    without any of them there is a single process.
 
     Raises:
         InputError: If the peers cannot be reached.
@@ -36,7 +36,7 @@ def initialize_distributed() -> None:
     if DistributedManager.is_initialized():
         return
     if not _launched():
-        # All that the manager does for a single process, less its warning.
+        # This is all that the manager does for a single process, apart from a warning.
         DistributedManager._shared_state["_is_initialized"] = True
         return
     if not torch.cuda.is_available():
@@ -56,9 +56,8 @@ def initialize_distributed() -> None:
 def session() -> Iterator[DistributedManager]:
     """Ranks from their start to their end.
 
-    On the way out every rank waits for the others, so that none is ended by its launcher while
-    it still writes, and an :class:`InputError` of one becomes that of all. Ranks but the first
-    log errors only.
+    At the end every rank waits for the others, so that no launcher ends one that is still writing,
+    and an :class:`InputError` of one is raised on all. Only the first rank logs more than errors.
     """
     initialize_distributed()
     manager = DistributedManager()
@@ -86,12 +85,12 @@ def session() -> Iterator[DistributedManager]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that all ranks leave alike: with the :class:`InputError` of any one of them."""
+    """A block after which an :class:`InputError` of one rank is raised on all."""
     failure = None
     try:
         yield
     except InputError as error:
-        if getattr(error, "told", False):
+        if getattr(error, "raised_on_all", False):
             raise
         failure = error
     agree(failure)
@@ -100,8 +99,8 @@ def together() -> Iterator[None]:
 def agree(failure: InputError | None = None) -> None:
     """Wait for all ranks, and raise on all if one has failed.
 
-    A rank that fails before it comes to this point may meet the others in a later call (the end of
-    :func:`together`): one call pairs with one call.
+    Calls of the ranks are matched in their order: a rank that fails earlier may join the others
+    here from a later call (the end of :func:`together`).
 
     Args:
         failure: What went wrong on this rank.
@@ -110,15 +109,15 @@ def agree(failure: InputError | None = None) -> None:
         InputError: That of the first rank that failed.
     """
     messages = gather(None if failure is None else str(failure))
-    told = next((message for message in messages if message is not None), None)
-    if told is not None:
-        error = InputError(told)
-        error.told = True  # type: ignore[attr-defined]  # for enclosing blocks
+    first = next((message for message in messages if message is not None), None)
+    if first is not None:
+        error = InputError(first)
+        error.raised_on_all = True  # type: ignore[attr-defined]  # for enclosing blocks
         raise error from failure
 
 
 def gather(value: T) -> list[T]:
-    """What each rank says, in their order."""
+    """The values of all ranks, in the order of the ranks."""
     if not _shared():
         return [value]
     values: list[Any] = [None] * DistributedManager().world_size
@@ -127,7 +126,7 @@ def gather(value: T) -> list[T]:
 
 
 def vote(value: int) -> Callable[[], int]:
-    """Ask for the largest of all ranks' numbers; the function returned waits for it."""
+    """Start to compute the largest number of all ranks; the function returned waits for it."""
     if not _shared():
         return lambda: value
     ballot = torch.tensor(value)
@@ -152,23 +151,23 @@ def _shared() -> bool:
 
 
 def _launched() -> bool:
-    given = os.environ.keys()
+    variables = os.environ.keys()
     return (
-        "PHYSICSNEMO_DISTRIBUTED_INITIALIZATION_METHOD" in given
-        or {"RANK", "WORLD_SIZE"} <= given
-        # A batch script of Slurm has a task number too, but only srun says where the tasks meet.
-        or {"SLURM_PROCID", "SLURM_LAUNCH_NODE_IPADDR"} <= given
-        or "OMPI_COMM_WORLD_RANK" in given
+        "PHYSICSNEMO_DISTRIBUTED_INITIALIZATION_METHOD" in variables
+        or {"RANK", "WORLD_SIZE"} <= variables
+        # A batch script of Slurm has a task number too, but only srun sets the address.
+        or {"SLURM_PROCID", "SLURM_LAUNCH_NODE_IPADDR"} <= variables
+        or "OMPI_COMM_WORLD_RANK" in variables
     )
 
 
 @contextmanager
 def _process_groups_for_all_devices() -> Iterator[None]:
-    """Mend how PhysicsNeMo 2.2 starts the process group.
+    """Fix how PhysicsNeMo 2.2 starts the process group.
 
-    It passes ``device_id``, which must have an index and so refuses the CPU (NVIDIA/physicsnemo
-    issue 1936): dropped there. And it starts NCCL alone: gloo beside it carries the messages
-    between CPUs, which then wait for no GPU.
+    It passes ``device_id``, which must have an index, so that a CPU is refused (NVIDIA/physicsnemo
+    issue 1936): it is left out there. And it starts NCCL only: gloo is added for messages between
+    CPUs, which then do not wait for a GPU.
     """
     start = dist.init_process_group
 
@@ -191,7 +190,7 @@ def _process_groups_for_all_devices() -> Iterator[None]:
         dist.init_process_group = start
 
 
-def alike(module: torch.nn.Module) -> None:
+def broadcast(module: torch.nn.Module) -> None:
     """Give all ranks the weights and buffers of the first."""
     for value in module.state_dict().values():
         dist.broadcast(value, 0)

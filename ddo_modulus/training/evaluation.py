@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good an operator is: its loss on new data, and samples to look at.
+"""How good an operator is: its loss on validation data, and samples to look at.
 
 Axes: ``V`` validation states, ``C`` channel, ``H W`` grid.
 """
@@ -16,24 +16,18 @@ from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.plots import samples_figure
+from ddo_modulus.random import Purpose, generator
 from ddo_modulus.training.acceleration import autocast
 from ddo_modulus.training.config import TrainerConfig
 from ddo_modulus.training.distributed import total
-from ddo_modulus.training.loss import (
-    FIGURE,
-    VALIDATION,
-    DenoisingLoss,
-    noise_levels,
-    source,
-    white_noise,
-)
+from ddo_modulus.training.loss import DenoisingLoss, noise_levels, white_noise
 
 Batch = tuple[Tensor, Tensor | None]
 
 #: States validated at once. Fixed, so that the value does not depend on the ranks that share them.
 _TOGETHER = 32
 
-#: States in a figure, and noise levels on the way to them.
+#: States in a figure, and noise levels of the sampler that draws them.
 _DRAWN, _STEPS = 8, 16
 
 
@@ -47,8 +41,8 @@ def validation_loss(
 ) -> dict[str, float]:
     """Loss on validation data, mean and by decade of the noise level.
 
-    Ranks share out the work, and all get the same numbers, whatever how many they are. Each state
-    has the same noise at every call, so that differences over time are the operator's.
+    Ranks share the work and all get the same numbers, which do not depend on the number of ranks.
+    Each state has the same noise at every call, so that differences over time are the operator's.
 
     Args:
         operator: What to validate.
@@ -60,21 +54,23 @@ def validation_loss(
     x0, condition = validation
     device, count = x0.device, len(x0)
     loss = DenoisingLoss(operator, config.whitening)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)).to(device)
-    sigma = noise_levels(count, config, source(config.seed, VALIDATION, device=device), device)
+    source = generator(config.seed, Purpose.VALIDATION_ORDER)
+    order = torch.randperm(count, generator=source).to(device)
+    source = generator(config.seed, Purpose.VALIDATION_LEVELS, device=device)
+    sigma = noise_levels(count, config, source, device)
     value = torch.zeros(count, dtype=torch.float64, device=device)
     for i in range(rank, math.ceil(count / _TOGETHER), ranks):
         inside = slice(i * _TOGETHER, min((i + 1) * _TOGETHER, count))
         chosen = order[inside]
         z = white_noise(
-            *(config.seed, VALIDATION, i),
+            *(config.seed, Purpose.VALIDATION_NOISE, i),
             batch=len(chosen),
             size=operator.prior_variance.numel(),
             device=device,
         )
-        given = None if condition is None else condition[chosen]
+        part = None if condition is None else condition[chosen]
         with autocast(config, device):
-            value[inside] = loss(x0[chosen], sigma[inside], z, given).double()
+            value[inside] = loss(x0[chosen], sigma[inside], z, part).double()
     value, level = total(value).cpu(), sigma.log10().cpu()
     row = {"validation": float(value.mean())}
     for low in range(math.floor(math.log10(config.sigma_min)), 2):
@@ -104,7 +100,7 @@ def draw_samples(
             FieldNoiseScheduler(operator.noise, config.sigma_min, config.sigma_max),
             len(truth),
             steps=_STEPS,
-            generator=source(config.seed, FIGURE, device=torch.device("cpu")),
+            generator=generator(config.seed, Purpose.FIGURE),
             condition=condition,
             device=truth.device,
         )

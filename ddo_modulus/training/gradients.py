@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients where a CUDA graph of the loss can add to them (:class:`.Replay`).
+"""Gradients at fixed addresses, where a CUDA graph of the loss can add to them (:class:`.Replay`).
 
-The optimiser stays outside the graph: its few fused kernels are launched while it runs.
+The optimiser is not part of the graph; its few fused kernels are launched while the graph runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class FlatGradients:
-    """Gradients of parameters as views of one tensor: fixed addresses, summed up in one message.
+    """Gradients of parameters as views of one tensor: fixed addresses, and one message to sum them.
 
     Args:
         parameters: What to give gradients.
@@ -31,11 +31,11 @@ class FlatGradients:
             parameter.grad = torch.view_as_complex(piece) if parameter.is_complex() else piece
 
     def zero(self) -> None:
-        """Start again from nothing."""
+        """Set all gradients to zero."""
         self.values.zero_()
 
     def average(self, ranks: int) -> None:
-        """Mean over the ranks, on all of them."""
+        """Average over the ranks, on each of them."""
         if ranks > 1:
             dist.all_reduce(self.values)
             self.values.div_(ranks)

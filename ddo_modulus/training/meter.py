@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the loss falls, and how fast."""
+"""Training losses, and samples a second."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ddo_modulus.training.distributed import total
 class Meter:
     """Losses of the steps, and samples a second.
 
-    Losses stay on the device until they are asked for, and are then averaged over the ranks step by
-    step: sums over them do not depend on when that was.
+    Losses stay on the device until they are needed, and are then averaged over the ranks step by
+    step. So a mean over steps does not depend on when losses were collected.
 
     Args:
         batch: Samples in a step, over all ranks.
         ranks: Number of processes.
-        may_skip: Whether a step without a finite loss does no harm (half precision with a scaled
-            loss); elsewhere it has spoilt the weights.
+        may_skip: Whether the optimiser skips steps without a finite loss (half precision with a
+            scaled loss). Otherwise such a step has spoilt the weights.
 
     Attributes:
         losses: Of the steps since the last :meth:`mean`.
@@ -37,12 +37,12 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor) -> None:
-        """Note the loss of a step on this rank."""
+        """Add the loss of a step on this rank."""
         self._pending.append(loss)
         self._steps += 1
 
     def collect(self) -> list[float]:
-        """Losses of the steps since the last call; all ranks call it at the same steps.
+        """Losses of the steps since the last call. All ranks call it at the same steps.
 
         Raises:
             InputError: If training has diverged.
@@ -71,10 +71,10 @@ class Meter:
         return self._steps * self.batch / max(time.perf_counter() - self._since, 1e-9)
 
     def restart(self) -> None:
-        """Start the clock anew, after something that is no training."""
+        """Restart the clock, after something that was not training."""
         self._since, self._steps = time.perf_counter(), 0
 
 
 def mean(losses: list[float]) -> float:
-    """Mean, whatever the order."""
+    """Mean, independent of the order."""
     return math.fsum(losses) / len(losses)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: progress on the terminal, curves for the loggers, a record on disk."""
+"""Reports of a run: progress on the terminal, curves for the loggers, a history on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = dict[str, float]
 
 
 class Reporter:
-    """Tells how a run fares, on the first rank; on the others it is silent.
+    """Reports the progress of a run on the first rank, and nothing on the others.
 
     Use it as a context manager around the run.
 
@@ -55,16 +55,16 @@ class Reporter:
             TextColumn("train"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(
             *columns, console=console, disable=not (self.active and sys.stderr.isatty())
         )
-        self._task = self._bar.add_task("train", total=config.steps, told="")
+        self._task = self._bar.add_task("train", total=config.steps, rates="")
 
     def start(self, step: int) -> None:
-        """Open the loggers and show the bar; what loggers know of later steps is discarded.
+        """Open the loggers and show the bar; what was logged of later steps is discarded.
 
         Raises:
             InputError: If a logger cannot be started.
@@ -83,14 +83,14 @@ class Reporter:
                     str(self.out / "tensorboard"), purge_step=step + 1 if step else None
                 )
             self._start_launch_logger(self.out)
-        except Exception as error:  # of other people's code, and of their servers
+        except Exception as error:  # loggers and their servers raise anything
             raise InputError(
-                f"trainer.loggers={list(self.config.loggers)} cannot be started ({error}): mend "
+                f"trainer.loggers={list(self.config.loggers)} cannot be started ({error}): fix "
                 "it, or leave some out"
             ) from error
 
     def _start_launch_logger(self, out: Path) -> None:
-        """MLflow and Weights & Biases, the way that PhysicsNeMo's examples use them.
+        """Start MLflow and Weights & Biases as PhysicsNeMo's examples do.
 
         Both keep their files in ``out`` unless their own environment variables name a server.
         """
@@ -98,7 +98,7 @@ class Reporter:
         if "mlflow" in self.config.loggers:
             from physicsnemo.utils.logging.mlflow import initialize_mlflow
 
-            # A file of SQLite, by the host's way to servers: MLflow 3 refuses plain folders.
+            # A file of SQLite, passed as the address of a server: MLflow 3 refuses plain folders.
             local = f"sqlite:///{(out / 'mlflow.db').resolve()}"
             initialize_mlflow(
                 experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "ddo_modulus"),
@@ -116,7 +116,7 @@ class Reporter:
                 project=os.environ.get("WANDB_PROJECT", "ddo_modulus"),
                 entity=os.environ.get("WANDB_ENTITY"),
                 name=name,
-                group=name,  # without one, the host asks all ranks for it
+                group=name,  # without one, PhysicsNeMo asks all ranks for it
                 mode=os.environ.get("WANDB_MODE", "offline"),
                 results_dir=str(out.resolve()),
             )
@@ -140,17 +140,17 @@ class Reporter:
             wandb.finish()
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """Show that steps are done."""
         self._bar.update(self._task, completed=step)
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of the training curves."""
+        """Add a point to the training curves."""
         loss, rate = values["train"], values["samples_per_second"]
-        self._bar.update(self._task, told=f"loss {loss:.4f}  {rate:,.0f} samples/s")
+        self._bar.update(self._task, rates=f"loss {loss:.4f}  {rate:,.0f} samples/s")
         self._scalars("train", step, values)
 
     def validated(self, row: Row, history: list[Row]) -> None:
-        """A validation is done.
+        """Report a validation.
 
         Args:
             row: Its numbers.
@@ -169,14 +169,14 @@ class Reporter:
                 (self.out / "history.jsonl").write_text(text)
 
     def say(self, text: str) -> None:
-        """A line on the terminal, above the bar if there is one."""
+        """Print a line on the terminal, above the bar if there is one."""
         if self._bar.live.is_started and not self._bar.disable:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
             self.logger.log(text)
 
     def figure(self, step: int, path: Path) -> None:
-        """A figure has been drawn (PNG)."""
+        """Add a figure (PNG)."""
         if self._board is not None:
             from matplotlib.image import imread
 
@@ -194,7 +194,7 @@ class Reporter:
 
     @contextmanager
     def _spared(self, what: str) -> Iterator[None]:
-        """A full disk or a server that is down shall cost a point of a curve, not the run."""
+        """Turn errors into warnings: a full disk must not end the run for a point of a curve."""
         try:
             yield
         except Exception as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that ask a run to save its state and leave."""
+"""Signals that ask a run to save its state and exit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Self
 #: Pre-emption and time limits of batch systems, and Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-#: Seconds in which a signal that comes again is the same one: launchers pass on what the batch
-#: system or the terminal has sent to the whole group already.
+#: Seconds within which a second signal counts as the same one: launchers pass on what the batch
+#: system or the terminal has already sent to the whole group.
 _ECHO = 2.0
 
 
 class StopSignals:
-    """Notes the first of the signals; a second one does what it did before.
+    """Records the first signal; a second one has the effect it had outside of this context.
 
-    Signals are noted in the main thread alone, where Python allows it.
+    Outside of the main thread nothing is recorded, since Python sets handlers only there.
 
     Attributes:
         received: Number of the signal that came, 0 for none.

@@ -23,6 +23,7 @@ from ddo_modulus.cuda_graphs import Replay
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.errors import InputError, Stopped
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
+from ddo_modulus.random import Purpose, generator
 from ddo_modulus.training.acceleration import (
     autocast,
     build_optimizer,
@@ -35,7 +36,7 @@ from ddo_modulus.training.checkpoint import Checkpoints
 from ddo_modulus.training.config import TrainerConfig
 from ddo_modulus.training.distributed import (
     agree,
-    alike,
+    broadcast,
     gather,
     initialize_distributed,
     together,
@@ -43,28 +44,23 @@ from ddo_modulus.training.distributed import (
 )
 from ddo_modulus.training.evaluation import Batch, draw_samples, validation_loss
 from ddo_modulus.training.gradients import FlatGradients
-from ddo_modulus.training.loss import (
-    LEVELS,
-    NOISE,
-    DenoisingLoss,
-    noise_levels,
-    source,
-    white_noise,
-)
+from ddo_modulus.training.loss import DenoisingLoss, noise_levels, white_noise
 from ddo_modulus.training.meter import Meter, mean
 from ddo_modulus.training.reporting import Reporter
 from ddo_modulus.training.signals import StopSignals
 
-#: A vote: this rank cannot go on. Above all numbers of signals.
+#: What a rank that cannot continue votes; larger than the number of any signal.
 _FAILED = 1000
 
 
 @dataclass
 class Fold:
-    """Training samples and the linear part that has not seen them (None: the operator's own).
+    """Training samples and a linear part that was fitted to others.
 
-    ``batches(start)`` gives this rank's share of each batch from the fold's step ``start`` on:
-    the places ``rank, rank + ranks, ...`` of the global batch.
+    Attributes:
+        batches: Yields this rank's share of each batch from a step of the fold on: the places
+            ``rank, rank + ranks, ...`` of the global batch.
+        linear: The linear part; None for the operator's own.
     """
 
     batches: Callable[[int], Iterator[Batch]]
@@ -74,13 +70,13 @@ class Fold:
 class Trainer:
     """Trains an operator on one or many ranks, with averaging, validation and checkpoints.
 
-    SIGTERM, SIGUSR1 and Ctrl-C on any rank end the run after the step in progress, on all ranks,
-    once its state is saved; a second one ends it at once.
+    After SIGTERM, SIGUSR1 or Ctrl-C on any rank all ranks finish the step, save the state and end
+    the run. A second signal ends it at once.
 
     Args:
         operator: What to train; its linear part is set already.
-        folds: Training data. With several, steps take them in turn, each with its own linear
-            part, so that the network learns the residual of a linear part *on new data*.
+        folds: Training data. Steps take several folds in turn, each with its own linear part, so
+            that the network learns the residual of a linear part *on new data*.
         validation: States and condition to validate on, the same on all ranks, or None.
         config: How to train.
         out: Folder for checkpoints, curves and figures; None keeps none.
@@ -108,10 +104,10 @@ class Trainer:
         self.device = self.manager.device
         self.rank, self.ranks = self.manager.rank, self.manager.world_size
         self.share = config.share(self.ranks)
-        agree()  # whatever went wrong on one rank before is told here, not waited for in DDP
+        agree()  # an earlier error on one rank ends all of them here, rather than hangs DDP
         self.operator = operator.to(self.device)
         self.folds, self.config, self.out = folds, config, out
-        self.validation = None if validation is None else self._here(validation)
+        self.validation = None if validation is None else self._to_device(validation)
         self.checkpoints = (
             None if out is None else Checkpoints(out / "checkpoints", config.keep_checkpoints)
         )
@@ -119,7 +115,7 @@ class Trainer:
         self.loss: nn.Module = DenoisingLoss(self.operator, config.whitening)
         captured = config.captures(self.device)
         if self.ranks > 1:
-            alike(self.operator)
+            broadcast(self.operator)
             if not captured:
                 self.loss = share_gradients(self.loss)
         self.average = PowerAverage(self.operator, config.ema)  # before the network is changed
@@ -147,85 +143,106 @@ class Trainer:
             InputError: If `out` has the checkpoints of another run, or training diverges.
             Stopped: After SIGTERM or SIGUSR1, with the state saved (Ctrl-C: KeyboardInterrupt).
         """
-        config, reporter = self.config, self.reporter
         if self.step == 0 and self.checkpoints is not None:
             with together():
                 if self.rank == 0:
                     self.checkpoints.refuse_leftovers()
         count = len(self.folds)
-        streams = [  # fold i has served the steps i, i + count, ... so far
+        streams = [  # the steps so far of fold i are i, i + count, ...
             fold.batches(-((i - self.step) // count)) for i, fold in enumerate(self.folds)
         ]
-        with StopSignals() as signals, reporter:
-            with together():
-                reporter.start(self.step)
-            reporter.logger.log(
-                f"training on {self.ranks} x {self.device.type}, {config.precision}, "
-                f"optimizer {self.optimizer_name}"
-            )
-            if self.step == 0:  # the linear part alone
-                self._evaluate({})
-            self.meter.restart()
-            while self.step < config.steps:
-                stop = self._advance(streams, signals)
-                reporter.advance(self.step)
-                last = self.step == config.steps
-                if last or self.step % config.log_every == 0:
-                    self._report()
-                if last or self.step % config.validate_every == 0:
-                    self._evaluate({"train": self.meter.mean()})
-                if last or self.step % config.checkpoint_every == 0:
-                    self._save()
-                    self.meter.restart()
-                if stop and not last:
+        with StopSignals() as signals, self.reporter:
+            self._begin()
+            while self.step < self.config.steps:
+                stop = self._advance(streams[self.step % count], signals)
+                self._after_step()
+                if stop and self.step < self.config.steps:
                     self._leave(stop)
         operator = self.averaged()
         if "weights" in self.best:
             operator.load_state_dict(self.best["weights"])
         return operator
 
-    def _advance(self, streams: Sequence[Iterator[Batch]], signals: StopSignals) -> int:
+    def _begin(self) -> None:
+        """Open the loggers and validate the linear part alone, unless a run is continued."""
+        with together():
+            self.reporter.start(self.step)
+        self.reporter.logger.log(
+            f"training on {self.ranks} x {self.device.type}, {self.config.precision}, "
+            f"optimizer {self.optimizer_name}"
+        )
+        if self.step == 0:
+            self._evaluate({})
+        self.meter.restart()
+
+    def _after_step(self) -> None:
+        """Report, validate and save, when it is time to."""
+        config = self.config
+        self.reporter.advance(self.step)
+        last = self.step == config.steps
+        if last or self.step % config.log_every == 0:
+            self._report()
+        if last or self.step % config.validate_every == 0:
+            self._evaluate({"train": self.meter.mean()})
+        if last or self.step % config.checkpoint_every == 0:
+            self._save()
+            self.meter.restart()
+
+    def _advance(self, stream: Iterator[Batch], signals: StopSignals) -> int:
         """One step; returns the signal after which all ranks shall stop, or 0."""
-        config, fold = self.config, self.step % len(self.folds)
-        failure = None
+        failure, batch = None, None
         try:
-            x0, condition = self._here(next(streams[fold]))
+            batch = self._to_device(next(stream))
         except InputError as error:
             failure = error
         outcome = vote(_FAILED if failure else signals.received)
-        levels = source(config.seed, LEVELS, self.step, device=self.device)
-        sigma = noise_levels(config.batch, config, levels, self.device)[self.rank :: self.ranks]
+        sigma, z = self._draw_noise()
+        stop = outcome()
+        if stop == _FAILED or batch is None:
+            agree(failure)
+        assert batch is not None
+        if len(batch[0]) != self.share:
+            raise ValueError(
+                f"a batch has {len(batch[0])} samples on rank {self.rank}, not {self.share}"
+            )
+        loss = self._backward(*batch, sigma, z)
+        self._update()
+        self.meter.add(loss)
+        self.step += 1
+        return stop
+
+    def _draw_noise(self) -> tuple[Tensor, Tensor]:
+        """Noise levels ``(B,)`` and white noise ``(B, N)`` of this rank's share of the step."""
+        config = self.config
+        source = generator(config.seed, Purpose.NOISE_LEVELS, self.step, device=self.device)
+        sigma = noise_levels(config.batch, config, source, self.device)
         z = white_noise(
-            *(config.seed, NOISE, self.step),
+            *(config.seed, Purpose.NOISE, self.step),
             batch=config.batch,
             size=self.operator.prior_variance.numel(),
             device=self.device,
             rank=self.rank,
             ranks=self.ranks,
         )
-        stop = outcome()
-        if stop == _FAILED:
-            agree(failure)
-        if len(x0) != self.share:
-            raise ValueError(f"a batch has {len(x0)} samples on rank {self.rank}, not {self.share}")
+        return sigma[self.rank :: self.ranks], z
 
+    def _backward(self, x0: Tensor, condition: Tensor | None, sigma: Tensor, z: Tensor) -> Tensor:
+        """Gradients of a step, averaged over the ranks; returns the loss of this rank."""
         if self.gradients is None:
             self.operator.zero_grad(set_to_none=True)
         else:
             self.gradients.zero()
+        fold, count = self.step % len(self.folds), self.config.accumulate
+        size = self.share // count
         losses = []
-        size = self.share // config.accumulate
-        for i in range(config.accumulate):
+        for i in range(count):
             part = slice(i * size, (i + 1) * size)
-            given = None if condition is None else condition[part]
-            with self._gradients_shared(i == config.accumulate - 1):
-                losses.append(self._micro_batch(fold, x0[part], sigma[part], z[part], given))
+            c = None if condition is None else condition[part]
+            with self._gradients_shared(i == count - 1):
+                losses.append(self._micro_batch(fold, x0[part], sigma[part], z[part], c))
         if self.gradients is not None:
             self.gradients.average(self.ranks)
-        self._update()
-        self.meter.add(torch.stack(losses).sum())
-        self.step += 1
-        return stop
+        return torch.stack(losses).sum()
 
     def _learn(
         self, fold: int, x0: Tensor, sigma: Tensor, z: Tensor, condition: Tensor | None
@@ -237,8 +254,8 @@ class Trainer:
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def _here(self, batch: Batch) -> Batch:
-        """A batch on the device; nothing to do for loaders that put it there."""
+    def _to_device(self, batch: Batch) -> Batch:
+        """A batch on the device, where most loaders put it already."""
         x0, condition = (None if v is None else v.to(self.device, non_blocking=True) for v in batch)
         assert x0 is not None
         return x0, condition
@@ -250,13 +267,13 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # The scale falls when a step is skipped. Reading it waits for the GPU, with fp16 alone.
+        # The scale falls when a step is skipped. Reading it waits for the GPU (only with fp16).
         if self.scaler.get_scale() >= scale:
             self.scheduler.step()
             self.average.update_parameters(self.operator)
 
     def _gradients_shared(self, shared: bool) -> contextlib.AbstractContextManager[None]:
-        """Ranks add up their gradients once a step, in the last micro-batch."""
+        """Ranks exchange gradients once a step, in the last micro-batch."""
         if shared or not isinstance(self.loss, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.loss.no_sync()
@@ -326,29 +343,35 @@ class Trainer:
         if step is None:
             return False
         with together():
-            state, run = self._state(), self._run()
-            extra, saved = self.checkpoints.load(step, state, run, self.device)
+            run = self._run()
+            extra, saved = self.checkpoints.load(step, self._state(), run, self.device)
             self.step = self._saved = step
             self.history, self.best = extra["history"], extra["best"]
             self.meter.losses, self.average.count = extra["losses"], extra["averaged"]
-            changed = {
-                key: value
-                for key, value in run["trainer"].items()
-                if key in saved["trainer"] and saved["trainer"][key] != value
-            }
-        if changed:
-            told = ", ".join(f"{k} {saved['trainer'][k]} -> {v}" for k, v in changed.items())
-            self.reporter.logger.log(f"resuming with other settings: {told}")
-        # They are in the states of optimiser and scheduler; what is asked for now holds.
+            self._log_changes(saved["trainer"], run["trainer"])
+        self._restore_settings()
+        return True
+
+    def _log_changes(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Log the settings that differ from those of the checkpoint."""
+        changes = [
+            f"{key} {before[key]} -> {value}"
+            for key, value in now.items()
+            if key in before and before[key] != value
+        ]
+        if changes:
+            self.reporter.logger.log(f"resuming with other settings: {', '.join(changes)}")
+
+    def _restore_settings(self) -> None:
+        """Put the present settings in place of those in the states of optimiser and scheduler."""
         self.scheduler.base_lrs = [self.config.learning_rate] * len(self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.config.learning_rate
             group["lr"] = self.config.learning_rate * self._rate(self.scheduler.last_epoch)
             group["weight_decay"] = self.config.weight_decay
-        return True
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds, in the words of PhysicsNeMo."""
+        """Arguments of PhysicsNeMo's ``save_checkpoint``."""
         return {
             "models": [self.operator, self.average.module],
             "optimizer": self.optimizer,
@@ -357,7 +380,7 @@ class Trainer:
         }
 
     def _run(self) -> dict[str, Any]:
-        """What is trained, and how, as JSON gives it back."""
+        """What is trained, and how, as it is after a round trip through JSON."""
         run = {
             "operator": self.operator._args["__args__"],
             "optimizer": self.optimizer_name,
@@ -370,8 +393,11 @@ class Trainer:
     def _save(self, *, needed: bool = False) -> None:
         """Write a checkpoint.
 
-        One that cannot be written costs nothing but time if the run is interrupted later, so
-        training goes on with a warning; only before the run is left it is needed.
+        If it cannot be written, training continues with a warning: the run only loses time if it
+        is interrupted. Before it is left a checkpoint is needed.
+
+        Raises:
+            InputError: If it is needed and cannot be written.
         """
         if self.checkpoints is None or self._saved == self.step:
             return
@@ -383,24 +409,27 @@ class Trainer:
                 "best": self.best,
                 "losses": self.meter.losses,
             }
+            state = self._state() | {"metadata": metadata}
             try:
-                self.checkpoints.save(
-                    self.step, self._state() | {"metadata": metadata}, self._run()
-                )
+                self.checkpoints.save(self.step, state, self._run())
             except OSError as error:
-                steps = self.checkpoints.steps()
-                kept = f"that of step {steps[-1]} is there" if steps else "there is none yet"
-                told = (
-                    f"no checkpoint at step {self.step}: {self.checkpoints.folder} cannot be "
-                    f"written to ({error.strerror}); {kept}"
-                )
+                message = self._not_saved(self.checkpoints, error)
                 if needed:
                     raise InputError(
-                        f"{told}; free some space and continue with resume=true"
+                        f"{message}; free some space and continue with resume=true"
                     ) from error
-                self.reporter.logger.warning(told)
+                self.reporter.logger.warning(message)
                 return
         self._saved = self.step
+
+    def _not_saved(self, checkpoints: Checkpoints, error: OSError) -> str:
+        """What is wrong, and which checkpoint there is instead."""
+        steps = checkpoints.steps()
+        kept = f"that of step {steps[-1]} is there" if steps else "there is none yet"
+        return (
+            f"no checkpoint at step {self.step}: {checkpoints.folder} cannot be written to "
+            f"({error.strerror}); {kept}"
+        )
 
     def _leave(self, number: int) -> None:
         """Save and stop, on all ranks."""

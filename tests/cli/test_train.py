@@ -8,24 +8,16 @@ import torch
 import xarray as xr
 
 from ddo_modulus.cli.main import compose, main
+from ddo_modulus.cli.options import plain
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.grid import LatLonGrid
-from ddo_modulus.training import data as record_module
-from ddo_modulus.training.data import (
-    cell_means,
-    fit_normalization,
-    load_samples,
-    open_record,
-    pick_loader,
-    split,
-    tensors,
-    windows,
-    within,
-)
-from ddo_modulus.training.linear_prior import fit_linear
+from ddo_modulus.training import Recipe, TrainingData, fit_linear, recipe
+from ddo_modulus.training.domain import cell_means
+from ddo_modulus.training.recipe import DataConfig
+from ddo_modulus.training.samples import Samples
 
 TINY = {
     "operator__network__widths": "[4]",
@@ -54,6 +46,15 @@ REGION = TINY | {
     "data__validation__end": "2019-03-05T23",
     "operator__network__coordinates": "[1,1]",
 }
+
+
+def opened(*keys):
+    """Training data as ``ddo train`` opens them, and the recipe."""
+    plan = Recipe.of(plain(compose("train", ["out=x", *keys])))
+    data = TrainingData.open(
+        plan.data, domain=plan.domain, task=plan.task, normalization=plan.normalization
+    )
+    return data, plan
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +105,23 @@ def test_region_with_folds(ddo, region, tmp_path):
     assert package.units == ("K",) and len(package.operator.eof_index) == 48
     assert package.normalization.per_hour
     # The linear part and the climatology come from all days up to data.end.
-    config = compose(
-        "train",
-        [f"{k.replace('__', '.')}={v}" for k, v in REGION.items()] + ["out=x", "data.path=x"],
-    )
-    refit = refitted(package, config, open_dataset(region))
-    assert refit < 1e-3
+    keys = [f"{k.replace('__', '.')}={v}" for k, v in REGION.items()]
+    assert error_of_refit(package, *keys, f"data.path={region}") < 1e-3
     times = np.array(["2019-03-06T12"], "datetime64[h]")
     x = package.operator.noise.sample(1)
     clean = package.operator(x, torch.ones(1), package.conditions(times))
     assert torch.isfinite(clean).all()
 
 
-def refitted(package, config, dataset):
-    """Largest relative difference of a package's linear part from a refit of its record."""
-    samples, _ = load_samples(dataset)
-    samples = samples.select(within(samples, config.data))
-    normalization = fit_normalization(list(package.channels), samples, config.normalization)
-    torch.testing.assert_close(normalization.mean, package.normalization.mean, rtol=0, atol=2e-3)
-    torch.testing.assert_close(normalization.std, package.normalization.std, rtol=1e-4, atol=0)
+def error_of_refit(package, *keys):
+    """Largest relative difference of a package's linear part from a refit to its data."""
+    data, plan = opened(*keys)
+    data = data.refitted()
+    found = data.normalization
+    torch.testing.assert_close(found.mean, package.normalization.mean, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.std, package.normalization.std, rtol=1e-4, atol=0)
     operator = package.operator
-    prior = fit_linear(operator, samples, normalization, package.task, package.grid, config.prior)
+    prior = fit_linear(operator, data, plan.prior)
     exact = GaussianDenoiser(0.0, prior, operator.noise)
     worst = 0.0
     for level in (0.02, 0.3, 5.0, 50.0):
@@ -141,10 +138,9 @@ def refitted(package, config, dataset):
 @pytest.mark.shared_data
 @pytest.mark.slow
 def test_the_shipped_linear_part_is_what_its_record_gives(shared_data):
-    config = compose("train", ["experiment=uk_t2m", "out=x", "data.path=x"])
-    dataset = open_dataset(shared_data / "era5-2mt-2019-03-uk.grib", config.data.variables)
-    error = refitted(Package.load("uk_t2m"), config, dataset)
-    assert error < 2e-3
+    path = shared_data / "era5-2mt-2019-03-uk.grib"
+    keys = ["experiment=uk_t2m", f"data.path={path}"]
+    assert error_of_refit(Package.load("uk_t2m"), *keys) < 2e-3
 
 
 SPECTRUM = REGION | {"prior__kind": "spectrum", "prior__folds": 1, "prior__refit": "false"}
@@ -159,8 +155,8 @@ def prepared(region, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("more", [{}, {"data__crop": "[4,5]"}], ids=["whole", "windows"])
-def test_reading_on_the_way_trains_the_same(ddo, prepared, tmp_path, caplog, more):
+@pytest.mark.parametrize("more", [{}, {"data__crop": "[4,5]"}], ids=["whole", "crops"])
+def test_reading_during_training_trains_the_same(ddo, prepared, tmp_path, caplog, more):
     packages = {}
     for loader in ("memory", "torch"):
         caplog.clear()
@@ -170,10 +166,10 @@ def test_reading_on_the_way_trains_the_same(ddo, prepared, tmp_path, caplog, mor
         assert result.status == 0, result.err
         packages[loader] = Package.load(out / "package")
         if loader == "torch":
-            assert "read on the way by torch with 1 processes" in caplog.text
+            assert "read during training by torch with 1 processes" in caplog.text
             assert "climatology: the statistics of" in caplog.text
-            known = "spectrum: the statistics of" in caplog.text
-            assert known == (not more)  # the stored spectrum is of the whole grid
+            used = "spectrum: the statistics of" in caplog.text
+            assert used == (not more)  # the stored spectrum is of the whole grid
     memory, streamed = packages["memory"], packages["torch"]
     assert streamed.grid.shape == ((4, 5) if more else (6, 8))
     torch.testing.assert_close(streamed.normalization.mean, memory.normalization.mean)
@@ -185,31 +181,25 @@ def test_reading_on_the_way_trains_the_same(ddo, prepared, tmp_path, caplog, mor
 
 
 def test_statistics_of_other_days_are_not_used(prepared, caplog):
-    config = compose("train", ["experiment=uk_t2m", "out=x", f"data.path={prepared}"])
-    config.data.loader = "torch"
-    config.data.end = "2019-03-03T23"
+    keys = ["experiment=uk_t2m", f"data.path={prepared}", "data.end=2019-03-03T23"]
     caplog.set_level("INFO")
-    record = open_record(config.data)
-    training, _ = split(record.samples, config.data)
-    streamed = fit_normalization(record.channels, training, config.normalization)
+    streamed = opened(*keys, "data.loader=torch")[0].normalization
     assert "are of 96 samples from 2019-03-01T00:00 to 2019-03-04T23:00" in caplog.text
     assert "takes 72 from 2019-03-01T00:00 to 2019-03-03T23:00" in caplog.text
-    config.data.loader = "memory"
-    training, _ = split(open_record(config.data).samples, config.data)
-    expected = fit_normalization(record.channels, training, config.normalization)
+    expected = opened(*keys, "data.loader=memory")[0].normalization
     torch.testing.assert_close(streamed.mean, expected.mean)
     torch.testing.assert_close(streamed.std, expected.std)
 
 
 def test_the_loader_goes_by_size_and_by_what_is_there(monkeypatch):
-    config = compose("train", ["experiment=uk_t2m", "out=x", "data.path=x", "data.memory=0.5"])
-    assert pick_loader(config.data, 2**29) == "memory"
-    assert pick_loader(config.data, 2**29 + 1) == "dali"
-    monkeypatch.setattr(record_module, "find_spec", lambda name: None)
-    assert pick_loader(config.data, 2**29 + 1) == "torch"
-    config.data.loader = "dali"
+    options = DataConfig("x", memory=0.5)
+    assert options.loader_for(2**29) == "memory"
+    assert options.loader_for(2**29 + 1) == "dali"
+    assert DataConfig("x", loader="torch").loader_for(1) == "torch"
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    assert options.loader_for(2**29 + 1) == "torch"
     with pytest.raises(InputError, match=r"pip install ddo-modulus\[dali\]"):
-        pick_loader(config.data, 1)
+        DataConfig("x", loader="dali")
 
 
 @pytest.mark.parametrize(
@@ -220,19 +210,15 @@ def test_the_loader_goes_by_size_and_by_what_is_there(monkeypatch):
     ],
 )
 def test_a_region_is_cut_out(prepared, edges, lat, lon):
-    config = compose("train", ["experiment=uk_t2m", "out=x", f"data.path={prepared}"])
-    config.data.region = edges
     whole = open_dataset(prepared)
+    keys = ["experiment=uk_t2m", f"data.path={prepared}", f"data.region={edges}"]
     for loader in ("memory", "torch"):
-        config.data.loader = loader
-        record = open_record(config.data)
-        assert record.dataset["lat"].values.tolist() == lat
-        assert record.dataset["lon"].values.tolist() == lon
-        chosen = np.arange(len(record.samples.times)) == 5
-        found = record.samples.select(chosen).fields
-        first = found if loader == "memory" else found.load()
+        data, _ = opened(*keys, f"data.loader={loader}")
+        assert data.grid.lat.tolist() == lat and data.grid.lon.tolist() == lon
+        chosen = data.select(np.arange(len(data.samples)) == 5)
+        found = chosen.samples.load(torch.tensor([0]))
         expected = whole["t2m"].isel(time=5).sel(lat=lat, lon=lon)
-        np.testing.assert_array_equal(first[0, 0], expected)
+        np.testing.assert_array_equal(found[0, 0], expected)
 
 
 def test_mistakes_in_how_to_read(refused, prepared, torus, tmp_path):
@@ -245,12 +231,15 @@ def test_mistakes_in_how_to_read(refused, prepared, torus, tmp_path):
     mistake("holds no grid", data__region="[0,1,0,1]")
     mistake("does not fit into the grid of 6x8", data__crop="[7,4]")
     mistake("needs domain=box", data__crop="[4,4]", domain="sphere")
+    mistake("data.crop=4: expected [rows, columns]", data__crop=4)
+    mistake("data.start=soon is no date", data__start="soon")
+    mistake("data.validation.samples must be at least 1", data__validation__samples=0)
     mistake("data.workers=0", data__workers=0, data__loader="torch")
     mistake("needs all samples in memory", prior__kind="hybrid", data__loader="torch")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
-def test_what_the_machine_cannot_do_is_told_before_the_data_are_opened(refused, tmp_path):
+def test_what_the_machine_cannot_do_is_refused_before_the_data_are_opened(refused, tmp_path):
     keys = {**SPECTRUM, "data__path": tmp_path / "nowhere", "out": tmp_path / "run"}
     refused("trainer.cuda_graph=true needs a GPU", "train", **keys, trainer__cuda_graph="true")
 
@@ -274,11 +263,10 @@ def test_windows(ddo, torus, tmp_path, loader):
     package = Package.load(tmp_path / "run" / "package")
     assert package.task.frames == 3 and package.operator.channels == 3
     assert package.interval == pytest.approx(0.2)
-    dataset = open_dataset(torus)
-    samples, _ = load_samples(dataset)
+    samples = Samples.of(open_dataset(torus))
     training = samples.select(samples.trajectory < samples.trajectory.max())
     x = package.normalization.normalize(training.fields)
-    frames = windows(training, 3)
+    frames = training.windows(3)
     z = package.operator.noise.whiten(x[frames][:, :, 0].double())
     label = package.operator.basis.symmetry()
     k = label == label[9]
@@ -289,15 +277,15 @@ def test_windows(ddo, torus, tmp_path, loader):
 
 
 def test_windows_stay_within_a_run_and_its_steps(torus):
-    samples, _ = load_samples(open_dataset(torus))
-    frames = windows(samples, 3)
+    samples = Samples.of(open_dataset(torus))
+    frames = samples.windows(3)
     runs, count = len(np.unique(samples.trajectory)), len(samples.times)
     assert len(frames) == count - 2 * runs
     assert (np.diff(samples.trajectory[frames]) == 0).all()
     gap = samples.select(np.arange(count) != 1)  # the first run lacks its second frame
-    assert len(windows(gap, 3)) == len(frames) - 2
+    assert len(gap.windows(3)) == len(frames) - 2
     with pytest.raises(InputError, match="hold no 100 frames in a row"):
-        windows(samples, 100)
+        samples.windows(100)
 
 
 def test_super_resolution(ddo, torus, tmp_path):
@@ -309,9 +297,10 @@ def test_super_resolution(ddo, torus, tmp_path):
     assert task.span == 3 and operator.condition_channels == 3
     with pytest.raises(InputError, match="coarse view"):
         package.conditions(np.array(["2020-01-01T00"], "datetime64[h]"))
-    # 7 x 7 points tell more than half of 8 x 8; what they leave is the prior of the rest.
-    samples, _ = load_samples(open_dataset(torus))
-    x, condition = tensors(samples, package.normalization, task, operator.basis, None, "cpu")
+    # 7 x 7 points determine more than half of 8 x 8; the prior is that of the rest.
+    names = [f"{k.replace('__', '.')}={v}" for k, v in keys.items()]
+    data, _ = opened(*names, f"data.path={torus}")
+    x, condition = data.tensors(operator.basis, None, "cpu")
     left = (x - operator.conditional_mean(condition, x)).square().mean()
     assert float(left) < 0.5 * float(x.square().mean())
     modes = operator.basis.analyze(x - operator.conditional_mean(condition, x))
@@ -320,7 +309,7 @@ def test_super_resolution(ddo, torus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"coarse": "null"}, "belongs to condition=coarse"),
         ({"coarse__factor": 0.5}, "must be a number from 1 up"),
@@ -332,10 +321,10 @@ def test_super_resolution(ddo, torus, tmp_path):
         ({"condition": "hour_of_day", "coarse": "null"}, "needs a condition that is a field"),
     ],
 )
-def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, told):
+def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, message):
     keys = TORUS | {"experiment": "kolmogorov_superres"} | keys
     result = ddo("train", out=tmp_path / "run", data__path=torus, **keys)
-    assert result.status == 2 and told in result.err, result.err
+    assert result.status == 2 and message in result.err, result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -348,8 +337,8 @@ def test_a_condition_that_cannot_be_is_refused(ddo, torus, tmp_path, keys, told)
         (("area: mean", "area: mean"), "sphere", False, True),
     ],
 )
-def test_a_record_tells_whether_it_holds_cell_means(methods, domain, expected, warned, caplog):
+def test_attributes_say_whether_values_are_cell_means(methods, domain, expected, warned, caplog):
     names = dict(zip("ab", methods, strict=True))
-    record = xr.Dataset({k: ("x", [0.0], {"cell_methods": v}) for k, v in names.items()})
-    assert cell_means(record, domain) == expected
+    dataset = xr.Dataset({k: ("x", [0.0], {"cell_methods": v}) for k, v in names.items()})
+    assert cell_means(dataset, domain) == expected
     assert ("values at points" in caplog.text) == warned

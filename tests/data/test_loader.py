@@ -5,9 +5,13 @@ import pytest
 import torch
 from tensors import generator
 
-from ddo_modulus.data.loader import Order, Symmetry, TensorLoader, move
+from ddo_modulus.data.loader import BatchOptions, Order, Symmetry, TensorLoader, move
 from ddo_modulus.errors import InputError
 from ddo_modulus.simulators import KolmogorovFlow
+
+
+def loader_of(fields, condition=None, frames=None, **options):
+    return TensorLoader(fields, BatchOptions(**options), condition, frames)
 
 
 def numbered(count):
@@ -15,7 +19,7 @@ def numbered(count):
 
 
 def test_every_sample_comes_once_in_an_epoch():
-    loader = TensorLoader(numbered(10), numbered(10)[:, 0, 0, :1], batch=4, seed=1)
+    loader = loader_of(numbered(10), numbered(10)[:, 0, 0, :1], batch=4, seed=1)
     batches = list(islice(loader.batches(), 10))
     drawn = torch.cat([x[:, 0, 0, 0] for x, _ in batches])
     for epoch in drawn.split(10):
@@ -26,7 +30,7 @@ def test_every_sample_comes_once_in_an_epoch():
 
 def test_ranks_share_the_batch():
     def rank(rank, ranks):
-        loader = TensorLoader(numbered(10), batch=6, rank=rank, ranks=ranks)
+        loader = loader_of(numbered(10), batch=6, rank=rank, ranks=ranks)
         return [x for x, _ in islice(loader.batches(), 5)]
 
     for whole, *parts in zip(rank(0, 1), rank(0, 3), rank(1, 3), rank(2, 3), strict=True):
@@ -35,18 +39,17 @@ def test_ranks_share_the_batch():
 
 def test_a_later_start_skips_batches():
     x = torch.randn(9, 1, 8, 8, generator=generator())
-    loader = TensorLoader(x, batch=4, symmetry=Symmetry((1, 1), True, 2))
+    loader = loader_of(x, batch=4, symmetry=Symmetry((1, 1), True, 2))
     whole = [x for x, _ in islice(loader.batches(), 8)]
     for start in (1, 3, 7):
-        later = next(TensorLoader(x, batch=4, symmetry=Symmetry((1, 1), True, 2)).batches(start))[0]
+        later = next(loader_of(x, batch=4, symmetry=Symmetry((1, 1), True, 2)).batches(start))[0]
         assert torch.equal(later, whole[start])
 
 
 def test_what_is_random_does_not_depend_on_the_number_of_ranks():
     def rank(rank, ranks):
-        order = Order(
-            10, 6, (8, 8), crop=(4, 3), symmetry=Symmetry((1, 1), True, 2), rank=rank, ranks=ranks
-        )
+        symmetry = Symmetry((1, 1), True, 2)
+        order = Order(BatchOptions(6, 0, symmetry, (4, 3), rank, ranks), 10, (8, 8))
         return [order(step) for step in (0, 1, 7)]
 
     for whole, *parts in zip(rank(0, 1), rank(0, 2), rank(1, 2), strict=True):
@@ -55,13 +58,13 @@ def test_what_is_random_does_not_depend_on_the_number_of_ranks():
                 assert torch.equal(getattr(whole, name)[place::2], getattr(part, name))
 
 
-def test_windows_lie_inside_and_everywhere():
+def test_crops_lie_inside_and_everywhere():
     x = torch.arange(40.0).view(1, 1, 5, 8)
-    loader = TensorLoader(x, batch=64, crop=(4, 6))
-    windows, _ = next(loader.batches())
-    corners = windows[:, 0, 0, 0].long()
+    loader = loader_of(x, batch=64, crop=(4, 6))
+    crops, _ = next(loader.batches())
+    corners = crops[:, 0, 0, 0].long()
     assert set(corners.tolist()) == {row * 8 + column for row in (0, 1) for column in (0, 1, 2)}
-    steps = windows - windows[:, :, :1, :1]
+    steps = crops - crops[:, :, :1, :1]
     assert torch.equal(steps, x[:, :, :4, :6].expand(64, -1, -1, -1))
 
 
@@ -76,18 +79,18 @@ def test_moves_are_what_they_say():
 
 
 def test_batches_larger_than_the_data():
-    x, _ = next(TensorLoader(numbered(3), batch=7).batches())
+    x, _ = next(loader_of(numbered(3), batch=7).batches())
     drawn = x[:, 0, 0, 0]
     assert sorted(drawn[:3].tolist()) == sorted(drawn[3:6].tolist()) == [0.0, 1.0, 2.0]
 
 
 def test_mistakes_in_the_loader():
     with pytest.raises(InputError, match="a batch of 5 cannot be shared out to 2 ranks"):
-        TensorLoader(numbered(10), batch=5, ranks=2)
+        loader_of(numbered(10), batch=5, ranks=2)
     with pytest.raises(InputError, match="no samples"):
-        TensorLoader(numbered(0), batch=5)
+        loader_of(numbered(0), batch=5)
     with pytest.raises(InputError, match=r"data.crop=\[3, 2\] does not fit into the grid of 2x2"):
-        TensorLoader(numbered(4), batch=2, crop=(3, 2))
+        loader_of(numbered(4), batch=2, crop=(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +128,8 @@ def test_the_force_breaks_other_shifts():
 def test_a_window_has_the_frames_in_order_and_one_move_for_all():
     x = torch.randn(12, 2, 8, 8, generator=generator())
     frames = torch.arange(10)[:, None] + torch.arange(3)
-    plain = TensorLoader(x, frames=frames, batch=5, seed=2)
-    moved = TensorLoader(x, frames=frames, batch=5, seed=2, symmetry=Symmetry((1, 1), True, 2))
+    plain = loader_of(x, frames=frames, batch=5, seed=2)
+    moved = loader_of(x, frames=frames, batch=5, seed=2, symmetry=Symmetry((1, 1), True, 2))
     draw = moved.order(4)
     found, _ = next(plain.batches(4))
     turned, _ = next(moved.batches(4))

@@ -7,7 +7,12 @@ import xarray as xr
 from ddo_modulus.data import statistics
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.data.statistics import StoredStatistics, moments, spread, write_statistics
+from ddo_modulus.data.statistics import (
+    StoredStatistics,
+    moments,
+    random_subset,
+    write_statistics,
+)
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 
@@ -111,7 +116,7 @@ def test_statistics_know_whose_they_are(prepared, store, fields, tmp_path):
 
 
 def test_a_few_of_many_do_not_fall_on_the_same_hours():
-    chosen = spread(24 * 500, 500)
+    chosen = random_subset(24 * 500, 500)
     assert len(set(chosen.tolist())) == 500 and (np.diff(chosen) > 0).all()
     assert np.bincount(chosen % 24, minlength=24).min() > 5
-    assert spread(3, 5).tolist() == [0, 1, 2]
+    assert random_subset(3, 5).tolist() == [0, 1, 2]

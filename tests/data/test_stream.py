@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ddo_modulus.data.dali import DaliLoader
-from ddo_modulus.data.loader import Symmetry, TensorLoader
+from ddo_modulus.data.loader import BatchOptions, Symmetry, TensorLoader
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.statistics import hours_of
-from ddo_modulus.data.stream import SampleOfStep, StoreLoader, StreamLoader
+from ddo_modulus.data.stream import ReadingOptions, SampleOfStep, StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.diffusion.task import Task
 from ddo_modulus.errors import InputError
@@ -36,7 +36,9 @@ class InProcess(StoreLoader):
 FRAMES = torch.arange(47)[:, None] + torch.tensor([0, 1, 3])
 
 
-def loaders(store, kind, *, per_hour=False, per_point=True, condition=False, **options):
+def loaders(
+    store, kind, *, per_hour=False, per_point=True, condition=False, frames=None, **options
+):
     """The loader in memory and one of the kind, for the same batches."""
     reader = StateReader(store)[np.arange(50)]
     x, hours = reader.load(), torch.from_numpy(hours_of(reader.times))
@@ -44,19 +46,20 @@ def loaders(store, kind, *, per_hour=False, per_point=True, condition=False, **o
     fitted = Normalization.fit(
         reader.channels, x, hours, per_hour=per_hour, per_point=per_point, harmonics=harmonics
     )
-    given = Task(condition="hour_of_day").at(reader.times) if condition else None
-    if condition and "frames" in options:
-        given = given[: len(options["frames"])]
-    memory = TensorLoader(fitted.normalize(x, hours), given, **options)
-    return memory, kind(reader, fitted, given, **options, workers=1)
+    hour = Task(condition="hour_of_day").at(reader.times) if condition else None
+    if condition and frames is not None:
+        hour = hour[: len(frames)]
+    batches, one_worker = BatchOptions(**options), ReadingOptions(workers=1)
+    memory = TensorLoader(fitted.normalize(x, hours), batches, hour, frames)
+    return memory, kind(reader, fitted, batches, hour, frames, reading=one_worker)
 
 
 def assert_equal(memory, other, start=0, count=3):
     """Whether batches agree, bit for bit."""
     batches = islice(zip(memory.batches(start), other.batches(start), strict=True), count)
-    for (x, condition), (y, given) in batches:
+    for (x, one), (y, two) in batches:
         assert torch.equal(x, y)
-        assert (condition is None and given is None) or torch.equal(condition, given)
+        assert (one is None and two is None) or torch.equal(one, two)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +143,10 @@ def test_a_lost_chunk_is_named(store, kind, tmp_path):
     assert not alive()
 
 
-def test_numbers_are_checked(store):
+def test_numbers_are_checked():
     for options, match in (({"workers": 0}, "data.workers=0"), ({"prefetch": 0}, "data.prefetch")):
         with pytest.raises(InputError, match=match):
-            StreamLoader(StateReader(store), None, batch=4, **options)
+            ReadingOptions(**options)
 
 
 @pytest.mark.shared_data
@@ -155,7 +158,8 @@ def test_dali_reads_era5(shared_data, tmp_path):
     reader = StateReader(path)
     x = reader.load()
     fitted = Normalization.fit(reader.channels, x, per_point=True)
-    memory = TensorLoader(fitted.normalize(x), batch=4, crop=(30, 40))
-    loader = DaliLoader(reader, fitted, batch=4, crop=(30, 40), workers=1)
+    options = BatchOptions(4, crop=(30, 40))
+    memory = TensorLoader(fitted.normalize(x), options)
+    loader = DaliLoader(reader, fitted, options, reading=ReadingOptions(workers=1))
     assert_equal(memory, loader, start=7)
     loader.close()

@@ -118,7 +118,7 @@ def start_ranks(start, free_port):
     """Start a job on two ranks, the way that a launcher would."""
 
     def environment(launcher, rank):
-        given = {
+        variables = {
             "torchrun": {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank},
             "srun": {
                 "SLURM_PROCID": rank,
@@ -132,7 +132,7 @@ def start_ranks(start, free_port):
                 "OMPI_COMM_WORLD_LOCAL_RANK": rank,
             },
         }
-        return {key: str(value) for key, value in given[launcher].items()}
+        return {key: str(value) for key, value in variables[launcher].items()}
 
     def start_ranks(job, launcher="torchrun", **options):
         meeting = {"MASTER_PORT": free_port, "MASTER_ADDR": "127.0.0.1"}
@@ -167,7 +167,7 @@ def same():
                 same(*pair, close, f"{path}/{i}")
         elif close and isinstance(one, float | torch.Tensor):
             torch.testing.assert_close(
-                other, one, rtol=2e-4, atol=1e-5, msg=lambda told: f"{path}: {told}"
+                other, one, rtol=2e-4, atol=1e-5, msg=lambda text: f"{path}: {text}"
             )
         elif isinstance(one, torch.Tensor):
             assert torch.equal(one, other), path

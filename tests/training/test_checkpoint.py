@@ -114,9 +114,9 @@ def test_a_full_disk_costs_no_older_checkpoint(trainees, same, copy, run, caplog
     with caplog.at_level(logging.INFO, "ddo_modulus.training"):
         full_disk()
         trainer.run()
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == 1
-    assert "no checkpoint at step 12" in told[0] and "File too large" in told[0]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "no checkpoint at step 12" in warnings[0] and "File too large" in warnings[0]
     assert not list((copy / "checkpoints").glob(".*"))
     assert Checkpoints(copy / "checkpoints").newest() == 8
     same(run[1], trainees.end_state(trainer))  # training has gone on

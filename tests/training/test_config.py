@@ -43,9 +43,9 @@ def test_mistakes(options, match):
 
 def test_the_command_line_has_the_same_defaults():
     config = compose("train", ["experiment=uk_t2m", "out=x", "data.path=x"]).trainer
-    given = TrainerConfig()
-    assert set(config) == set(vars(given))
+    plain = TrainerConfig()
+    assert set(config) == set(vars(plain))
     experiment = {"steps", "batch", "learning_rate", "precision", "whitening", "sigma_min"}
     experiment |= {"sigma_max", "validate_every", "keep_best", "weight_decay"}
     for key in set(config) - experiment:
-        assert config[key] == (list if key == "loggers" else type(config[key]))(getattr(given, key))
+        assert config[key] == (list if key == "loggers" else type(config[key]))(getattr(plain, key))

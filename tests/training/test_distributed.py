@@ -49,14 +49,14 @@ def test_ranks_of_batch_systems_find_each_other(start_ranks, tmp_path, launcher,
     ranks = start_ranks("meet", launcher, result=str(tmp_path / "rank"))
     for number, rank in enumerate(ranks):
         assert rank.wait() == 0, rank.said()
-        known = json.loads((tmp_path / f"rank{number}").read_text())
-        assert known == [number, 2, method, 3.0]
+        found = json.loads((tmp_path / f"rank{number}").read_text())
+        assert found == [number, 2, method, 3.0]
 
 
 def test_a_batch_script_of_slurm_is_one_process(start, tmp_path):
     """A batch script has a task number and a number of tasks, but no others to wait for."""
-    given = {"SLURM_PROCID": "0", "SLURM_NPROCS": "4", "SLURM_LOCALID": "0"}
-    alone = start("train", given, result=str(tmp_path / "one.pt"))
+    variables = {"SLURM_PROCID": "0", "SLURM_NPROCS": "4", "SLURM_LOCALID": "0"}
+    alone = start("train", variables, result=str(tmp_path / "one.pt"))
     assert alone.wait() == 0, alone.said()
 
 

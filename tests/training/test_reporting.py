@@ -111,14 +111,14 @@ def test_weights_and_biases_offline(trainees, tmp_path, monkeypatch, launch_logg
     import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
-    told = []
+    curves = []
 
     class Listener:
         def __getattr__(self, name):
             return getattr(wandb, name)
 
         def log(self, values):
-            told.append(dict(values))
+            curves.append(dict(values))
             wandb.log(values)
 
     monkeypatch.setattr("physicsnemo.utils.logging.launch._wandb", Listener())
@@ -127,7 +127,9 @@ def test_weights_and_biases_offline(trainees, tmp_path, monkeypatch, launch_logg
     assert wandb.run is None
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     curve = {
-        row["epoch"]: row["validation/validation"] for row in told if "validation/validation" in row
+        row["epoch"]: row["validation/validation"]
+        for row in curves
+        if "validation/validation" in row
     }
     assert curve == {row["step"]: row["validation"] for row in run.history}
 

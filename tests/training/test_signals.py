@@ -51,9 +51,9 @@ def test_sigterm_to_ddo_train(training, start, whole, same, state_of, tmp_path, 
     )
     await_step(out, 10, process.poll)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, told
-    assert "ddo: stopped by SIGTERM at step" in told and "resume=true" in told
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, stderr
+    assert "ddo: stopped by SIGTERM at step" in stderr and "resume=true" in stderr
     assert not (out / "package").exists()
 
     refused = start("command", arguments=training(out))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from tensors import generator
 
-from ddo_modulus.data.loader import TensorLoader
+from ddo_modulus.data.loader import BatchOptions, TensorLoader
 from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.training import Fold, Trainer, TrainerConfig
 
@@ -38,7 +38,7 @@ def test_training_learns_what_no_linear_denoiser_knows(trainees, bimodal):
         whitening=0.0,
         validate_every=150,
     )
-    fold = Fold(TensorLoader(x, batch=32).batches)
+    fold = Fold(TensorLoader(x, BatchOptions(32)).batches)
     trainer = Trainer(operator, [fold], (bimodal(256, 9), None), config)
     trained = trainer.run()
     first, last = trainer.history[0]["validation"], trainer.history[-1]["validation"]
@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_the_best_average_may_be_kept(trainees):
     """A run that gets worse ends with what it was at its best: here, before the first step."""
-    run = trainees.build_trainer(keep_best=True, learning_rate=3.0)
+    run = trainees.build_trainer(keep_best=True, learning_rate=10.0)
     before = {key: value.clone() for key, value in run.operator.state_dict().items()}
     trained = run.run()
     assert run.history[-1]["validation"] > run.history[0]["validation"]
@@ -77,6 +77,6 @@ def test_the_best_average_may_be_kept(trainees):
 
 def test_a_share_of_the_wrong_size_is_a_defect(trainees):
     run = trainees.build_trainer()
-    run.folds[0].batches = TensorLoader(torch.zeros(9, 1, 8, 8), batch=4).batches
+    run.folds[0].batches = TensorLoader(torch.zeros(9, 1, 8, 8), BatchOptions(4)).batches
     with pytest.raises(ValueError, match="a batch has 4 samples on rank 0, not 8"):
         run.run()

@@ -20,7 +20,7 @@ from physicsnemo.distributed import DistributedManager  # noqa: E402
 
 import ddo_modulus.cli.train  # noqa: E402, F401
 from ddo_modulus.cli.main import main  # noqa: E402
-from ddo_modulus.data.loader import TensorLoader  # noqa: E402
+from ddo_modulus.data.loader import BatchOptions, TensorLoader  # noqa: E402
 from ddo_modulus.diffusion.operator import DiffusionOperator  # noqa: E402
 from ddo_modulus.errors import InputError  # noqa: E402
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser  # noqa: E402
@@ -59,7 +59,8 @@ def build_trainer(out=None, rank=0, ranks=1, fails_on=None, defect=False, width=
     config = TrainerConfig(**(defaults | options))
 
     def loader(fields):
-        batches = TensorLoader(fields, batch=config.batch, rank=rank, ranks=ranks).batches
+        options = BatchOptions(config.batch, rank=rank, ranks=ranks)
+        batches = TensorLoader(fields, options).batches
 
         def stream(start):
             for step, batch in enumerate(batches(start), start):
@@ -113,12 +114,12 @@ def end_state(trainer):
 
 
 def meet(result):
-    """What a rank knows of the others."""
+    """What a rank finds out about the others."""
     with session() as manager:
         said = torch.tensor([float(manager.rank + 1)])
         torch.distributed.all_reduce(said)
-        known = [manager.rank, manager.world_size, manager._initialization_method, float(said)]
-        Path(f"{result}{manager.rank}").write_text(json.dumps(known))
+        found = [manager.rank, manager.world_size, manager._initialization_method, float(said)]
+        Path(f"{result}{manager.rank}").write_text(json.dumps(found))
     assert not torch.distributed.is_initialized() and not DistributedManager.is_initialized()
     return 0
 

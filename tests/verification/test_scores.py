@@ -39,7 +39,7 @@ def test_fair_crps_is_physicsnemos() -> None:
     """An independent implementation gives the same, and missing values stay where they are."""
     from physicsnemo.metrics.general.crps import kcrps
 
-    ensemble, truth = normal(9, 2, 3, 4), normal(2, 3, 4, seed=1)
+    ensemble, truth = randn(9, 2, 3, 4), randn(2, 3, 4, seed=1)
     torch.testing.assert_close(fair_crps(ensemble, truth), kcrps(ensemble, truth, biased=False))
     ensemble[4, 1, 2, 3] = truth[0, 0, 0] = math.nan
     missing = torch.zeros(2, 3, 4, dtype=torch.bool)
