@@ -252,6 +252,6 @@ def test_cycle_uses_its_forecasts_and_is_not_run_twice(tmp_path, monkeypatch, ca
         # Persistence of a state that drifts slowly: of use, and mended by the reports.
         assert 0 < cycled < forecast < 1.5 * alone
         assert "errors of the stations 0." in text.replace("\n", " ")
-    assert tables[0] == tables[1] and "complete already" in text + progress
+    assert tables[0] == tables[1] and "already complete" in text + progress
     names = {p.name for p in (tmp_path / "outputs" / "cycle").iterdir()}
     assert names == {"alone.zarr", "alone.record", "cycled.zarr", "cycled.record"}
