@@ -2,8 +2,9 @@
 """Names and units of atmospheric variables: Earth2Studio's lexicon.
 
 A variable id is a name (`t2m`, `msl`), or a letter and a pressure level in hPa (`t850`, `z500`).
-Units: K, m/s, Pa, kg/kg, %, m2/s2, degrees of direction. Reports aloft are of a letter alone, with
-the pressure beside it; satellite soundings are named by their sensor.
+Units are K, m/s, Pa, kg/kg, %, m2/s2, and degrees for a direction. In a table of observations an
+upper-air report has the letter alone, with the pressure in another column, and a satellite sounding
+has the name of its sensor.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from ddo_modulus.errors import InputError
 
-# Lexicon id -> the names that GRIB (short name and cfgrib's), ARCO and WeatherBench2 use.
+# Lexicon id -> the names in GRIB (short name, cfgrib's name), ARCO and WeatherBench2.
 _SURFACE_ALIASES = {
     "t2m": ("2t", "2m_temperature"),
     "d2m": ("2d", "2m_dewpoint_temperature"),
@@ -49,7 +50,7 @@ _LEVEL_ALIASES = {
     "r": ("relative_humidity",),
     "ws": ("wind_speed",),
 }
-#: Attribute ``cell_methods`` of fields whose values are means over the cells of their grid (CF).
+#: CF attribute ``cell_methods`` of fields whose values are means over grid cells.
 CELL_MEANS = "lat: lon: mean"
 _HORIZONTAL_MEAN = re.compile(
     r"\b(?:area:|(?:lat|latitude|y): ?(?:lon|longitude|x):"
@@ -61,14 +62,14 @@ _LEVEL_ID = {alias: name for name, aliases in _LEVEL_ALIASES.items() for alias i
 
 
 def variable_id(name: str, level: float | None = None) -> str:
-    """Give the lexicon id of a variable.
+    """The lexicon id of a variable.
 
     Args:
-        name: A GRIB, ARCO or WeatherBench2 name; any other passes unchanged.
+        name: A GRIB, ARCO or WeatherBench2 name; any other is returned unchanged.
         level: Pressure in hPa, for a variable on pressure levels.
 
     Returns:
-        The id, as `t2m` or `t850`.
+        The id, e.g. `t2m` or `t850`.
     """
     if level is None:
         return _SURFACE_ID.get(name, name)
@@ -81,7 +82,7 @@ def are_cell_means(cell_methods: str) -> bool:
 
 
 def long_name(variable: str) -> str:
-    """Spell a lexicon id out, as `2m temperature` or `temperature at 850 hPa`."""
+    """Spell out a lexicon id, e.g. `2m temperature` or `temperature at 850 hPa`."""
     if variable in _SURFACE_ALIASES:
         longest = max(_SURFACE_ALIASES[variable], key=len)
         return longest.replace("_", " ")
@@ -93,7 +94,7 @@ def long_name(variable: str) -> str:
 
 @dataclass(frozen=True)
 class _Slip:
-    """A usual mistake of units: the range its values lie in, and how to mend it."""
+    """A common mistake of units: the range of its values, and the remedy."""
 
     low: float
     high: float
@@ -102,7 +103,7 @@ class _Slip:
 
 @dataclass(frozen=True)
 class PlausibleRange:
-    """What a variable can be on Earth, with room to spare.
+    """The values a variable can have on Earth, with a margin.
 
     Attributes:
         low: Smallest plausible value.
@@ -116,7 +117,7 @@ class PlausibleRange:
     slip: _Slip | None = None
 
     def mend(self, low: float, high: float) -> str:
-        """Say what to do about values from `low` to `high`, which lie outside."""
+        """The remedy for values from `low` to `high`, some of which lie outside the range."""
         if self.slip and self.slip.low <= low and high <= self.slip.high:
             return self.slip.mend
         return f"Convert the values to {self.units}, or leave out the wrong ones."
@@ -126,7 +127,7 @@ _CELSIUS = _Slip(-100.0, 70.0, "They look like degrees Celsius: add 273.15.")
 _HECTOPASCAL = _Slip(300.0, 1100.0, "They look like hPa: multiply by 100.")
 _GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
 _ALOFT = ("t", "u", "v", "q", "r", "ws", "wd")
-_LEAST_HUMIDITY = 2.0  # %; the largest of a whole field is never below
+_LEAST_HUMIDITY = 2.0  # %; the largest value of a field is never below it
 
 _FAMILIES = [
     (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
@@ -142,7 +143,7 @@ _FAMILIES = [
 
 
 def plausible_range(variable: str) -> PlausibleRange | None:
-    """Give what the values of a variable can be, or None if its units are not known.
+    """The plausible range of a variable, or None if it has none in the lexicon.
 
     Args:
         variable: Lexicon id.
@@ -156,16 +157,16 @@ def plausible_range(variable: str) -> PlausibleRange | None:
 
 
 def reported_range(variable: str) -> PlausibleRange | None:
-    """Like :func:`plausible_range`, of a variable of an observation table.
+    """Like :func:`plausible_range`, for a variable of an observation table.
 
-    There a letter alone is a report from aloft, at a pressure that stands beside it. (In a dataset
-    it may be anything.)
+    There a letter alone is an upper-air report whose pressure is in another column. (In a dataset
+    a letter alone may be anything.)
     """
     return plausible_range(f"{variable}500" if variable in _ALOFT else variable)
 
 
 def _geopotential_range(level: float) -> PlausibleRange:
-    """Bound the geopotential at `level` hPa; from 850 hPa up, a height in metres lies outside."""
+    """The range of geopotential at `level` hPa; at 850 hPa and above it excludes heights in m."""
     gravity, scale_height, surface = 9.81, 7400.0, 1013.25
     middle = gravity * scale_height * math.log(surface / level)
     margin = max(0.35 * middle, 8000.0)
@@ -180,17 +181,17 @@ def _geopotential_range(level: float) -> PlausibleRange:
 def check_units(
     variable: str, low: float, high: float, where: str, plausible: PlausibleRange | None = None
 ) -> None:
-    """Refuse values that are not plausible in the lexicon's units.
+    """Refuse values that are implausible in the lexicon's units.
 
     Args:
-        variable: Lexicon id; one whose units are not known passes.
+        variable: Lexicon id; one without a plausible range passes.
         low: Smallest value found.
         high: Largest value found.
-        where: What holds the values, for the message.
-        plausible: What the values can be, if it does not follow from the variable.
+        where: Where the values come from, for the message.
+        plausible: The range, if it is not that of the variable.
 
     Raises:
-        InputError: If a value is not plausible.
+        InputError: If a value is implausible.
     """
     plausible = plausible_range(variable) if plausible is None else plausible
     if plausible is not None and plausible.units == "%" and 0 < high < _LEAST_HUMIDITY:

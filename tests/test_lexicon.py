@@ -84,7 +84,7 @@ def test_real_extremes_pass(variable, low, high):
         ("longitude: mean", False),  # a zonal mean
     ],
 )
-def test_means_over_cells_are_told_by_their_attribute(methods, expected):
+def test_means_over_cells_are_recognised_by_their_attribute(methods, expected):
     assert are_cell_means(methods) == expected
 
 

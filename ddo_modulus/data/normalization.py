@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Between physical units and the model's: :math:`(x - m) / s`, by channel, point and hour.
+r"""Normalization of physical fields: :math:`(x - m) / s`, by channel, grid point and hour.
 
-Physical units exist only on the outer side of this file.
+Models and priors work in normalized units only; this module converts to and from physical units.
 
 Axes: ``B`` batch, ``N`` samples, ``T`` hours of the day (1 or 24), ``C`` channel, ``H W`` grid.
 """
@@ -20,22 +20,22 @@ from ddo_modulus.errors import InputError
 
 HOURS = 24
 
-# A daily cycle fitted to few hours may multiply their errors by this much where it fills in.
-_MAX_GAIN = 3.0
+# Largest factor by which a daily cycle may amplify errors at hours without samples.
+_MAX_AMPLIFICATION = 3.0
 
-
-# Data whose deviations are this small a part of their mean are constant, but for rounding.
+# Data whose standard deviation is below this fraction of their mean are constant, but for rounding.
 _CONSTANT = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What a normalization is fitted to, whatever its options: mean and variance of samples.
+    """Mean and variance of samples, from which a normalization with any options can be fitted.
 
     Attributes:
-        count: ``(T,)`` samples of each hour of the day, or of all.
-        mean: ``(T, C, H, W)`` float64, physical units; without meaning where there are no samples.
-        variance: Like `mean`; about the mean of the hour, divided by the count.
+        count: ``(T,)`` number of samples at each hour of the day, or of all samples.
+        mean: ``(T, C, H, W)`` float64, physical units; undefined at hours without samples.
+        variance: Like `mean`, in physical units squared; about the mean of the hour, without
+            Bessel's correction.
     """
 
     count: Float[Tensor, " T"]
@@ -46,10 +46,10 @@ class Moments:
     def of(
         cls, fields: Float[Tensor, "N C H W"], hours: Integer[Tensor, " N"] | None = None
     ) -> "Moments":
-        """Moments of samples in memory, by the hour if there are `hours`.
+        """Moments of samples in memory; by hour of the day if `hours` is not None.
 
         Raises:
-            InputError: If hours are not 0 to 23.
+            InputError: If an hour is not within 0 to 23.
         """
         x = fields.double()
         if hours is None:
@@ -66,15 +66,16 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """Climatology to subtract and standard deviation to divide by.
+    """Climatological mean to subtract and standard deviation to divide by.
 
     Attributes:
         channels: Variable ids, ``C`` of them.
-        mean: Float32, physical units, ``(T, C, H|1, W|1)``; 24 hours (UTC) or one for all.
+        mean: ``(T, C, H|1, W|1)`` float32, physical units; for 24 hours (UTC), or one for all.
         std: Like `mean`; positive.
 
     Raises:
-        InputError: If the shapes do not agree, or a value is not finite or not positive.
+        InputError: If the shapes differ, a value is not finite, or a standard deviation is not
+            positive.
     """
 
     channels: tuple[str, ...]
@@ -98,41 +99,42 @@ class Normalization:
         if self.mean.shape != self.std.shape:
             raise InputError(
                 f"normalization: mean has shape {tuple(self.mean.shape)}, "
-                f"std {tuple(self.std.shape)}; give both the same"
+                f"std {tuple(self.std.shape)}; give both the same shape"
             )
 
     def _check(self, name: str, fault: str, bad: Tensor) -> None:
-        """Raise if any value of `bad` ``(T, C, H, W)`` is set, and name the channels."""
+        """Raise an error that names the channels if any of `bad` ``(T, C, H, W)`` is true."""
         if bad.any():
             names = [c for c, b in zip(self.channels, bad.any(dim=(0, 2, 3)), strict=True) if b]
             raise InputError(
                 f"normalization: {name} is {fault} for {', '.join(names)}; "
-                "look at the data that it was fitted to"
+                "check the data that it was fitted to"
             )
 
     @property
     def per_hour(self) -> bool:
-        """Whether the hour of the day is needed."""
+        """Whether the statistics depend on the hour of the day."""
         return self.mean.shape[0] == HOURS
 
     def to(self, device: torch.device | str) -> "Normalization":
-        """Copy to a device, to spare a transfer at each call."""
+        """Copy to a device, which saves a transfer in each call."""
         return Normalization(self.channels, self.mean.to(device), self.std.to(device))
 
     def normalize(
         self, x: Float[Tensor, "B C H W"], hour: Integer[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B C H W"]:
-        """Go from physical units to the model's.
+        """Convert from physical to normalized units.
 
         Args:
             x: Fields in physical units, on any device.
             hour: Hour of the day, UTC, 0 to 23; needed if `per_hour`.
 
         Returns:
-            Fields of about zero mean and unit variance, in float32 or the wider dtype of `x`.
+            Fields of about zero mean and unit variance, in float32, or the dtype of `x` if that
+            is wider.
 
         Raises:
-            InputError: If a shape does not fit or the hour is missing or out of range.
+            InputError: If a shape does not fit, or the hour is missing or out of range.
         """
         mean, std = self._at(x, hour)
         return (x - mean) / std
@@ -140,12 +142,12 @@ class Normalization:
     def denormalize(
         self, x: Float[Tensor, "B C H W"], hour: Integer[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B C H W"]:
-        """Go from the model's units to physical ones; arguments and errors as in `normalize`."""
+        """Convert from normalized to physical units; arguments and errors as in `normalize`."""
         mean, std = self._at(x, hour)
         return x * std + mean
 
     def _at(self, x: Tensor, hour: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Give mean and std for the hours of `x`, on its device, each ``(B|1, C, H|1, W|1)``."""
+        """Mean and std at the hours of `x`, on its device, each ``(B|1, C, H|1, W|1)``."""
         fits = x.ndim == 4 and all(
             mine in (1, theirs)
             for mine, theirs in zip(self.mean.shape[2:], x.shape[2:], strict=True)
@@ -153,15 +155,15 @@ class Normalization:
         if not fits or x.shape[1] != len(self.channels):
             raise InputError(
                 f"fields of shape {tuple(x.shape)} do not fit a normalization of shape "
-                f"{tuple(self.mean.shape[1:])} for {', '.join(self.channels)}; statistics by "
-                "point hold on their own grid only"
+                f"{tuple(self.mean.shape[1:])} for {', '.join(self.channels)}; give these "
+                "channels, on the grid of the statistics if those are by point"
             )
         if not self.per_hour:
             return self.mean.to(x.device), self.std.to(x.device)
         if hour is None or hour.shape != x.shape[:1]:
-            given = "no hours" if hour is None else f"hours of shape {tuple(hour.shape)}"
+            got = "no hours" if hour is None else f"hours of shape {tuple(hour.shape)}"
             raise InputError(
-                f"this normalization goes by the hour of the day; got {given} for a batch of "
+                f"this normalization depends on the hour of the day; got {got} for a batch of "
                 f"{x.shape[0]}: give hour (B,), 0 to {HOURS - 1} UTC"
             )
         _check_hours(hour)
@@ -186,20 +188,21 @@ class Normalization:
             channels: Variable ids, ``C`` of them.
             fields: Samples in physical units.
             hours: Hour of the day (UTC) of each sample; needed if `per_hour`.
-            per_hour: Resolve the hour of the day.
-            per_point: Resolve the grid point; otherwise average over the grid.
-            harmonics: With `per_hour`, keep this many harmonics of the daily cycle of mean and
-                variance: less sampling noise, and hours without samples are filled in. None keeps
-                the raw mean of each hour.
-            floor: Smallest standard deviation, as a fraction of the channel's own over all
-                samples and points; it keeps a near-constant point from dominating a loss.
+            per_hour: Estimate separate statistics for each hour of the day.
+            per_point: Estimate separate statistics for each grid point; otherwise for the grid.
+            harmonics: With `per_hour`, fit this many harmonics to the daily cycle of mean and
+                variance, which reduces sampling noise and fills in hours without samples. None
+                keeps the statistics of each hour.
+            floor: Smallest standard deviation, as a fraction of the channel's standard deviation
+                over all samples and points. It keeps a nearly constant point from dominating a
+                loss.
 
         Returns:
             The normalization, in float32.
 
         Raises:
             InputError: If samples are missing, not finite or constant in a channel, if `per_hour`
-                has no hours or too few different ones, or if a shape does not fit.
+                is set without hours or with too few different ones, or if a shape does not fit.
         """
         if fields.ndim != 4 or fields.shape[0] == 0 or fields.shape[1] != len(channels):
             raise InputError(
@@ -207,7 +210,7 @@ class Normalization:
                 f"for {', '.join(channels)} with at least one sample"
             )
         if per_hour and (hours is None or hours.shape != fields.shape[:1]):
-            raise InputError("normalization by the hour needs hours (N,), one for each sample")
+            raise InputError("per_hour=True needs hours (N,), one for each sample")
         return cls.from_moments(
             channels,
             Moments.of(fields, hours if per_hour else None),
@@ -228,35 +231,37 @@ class Normalization:
         harmonics: int | None = None,
         floor: float = 1e-2,
     ) -> "Normalization":
-        """As `fit`, from the moments of the samples, which may have been more than fit in memory.
+        """Like `fit`, from the moments of samples, which need not fit in memory.
 
         Raises:
-            InputError: As `fit`; or if `per_hour` and the moments are not by the hour.
+            InputError: As `fit`, or if `per_hour` is set and the moments are not by hour.
         """
         if harmonics is not None and not per_hour:
-            raise InputError("harmonics smooth the daily cycle: they need per_hour=True")
+            raise InputError("harmonics fit the daily cycle: they need per_hour=True")
         if per_hour and len(moments.count) != HOURS:
-            raise InputError("normalization by the hour needs moments by the hour")
+            raise InputError("per_hour=True needs moments by hour of the day")
         share = (moments.count / moments.count.sum())[:, None, None, None]
         present = moments.count.nonzero().flatten().tolist()
         over = (0,) if per_point else (0, 2, 3)
 
         def average(values: Tensor) -> Tensor:
-            """Over all samples, and over the grid unless `per_point`: (1, C, H|1, W|1)."""
+            """Average over all samples, and over the grid unless `per_point`: (1, C, H|1, W|1)."""
             values = (share * values)[present].sum(0, keepdim=True)
             return values if per_point else values.mean((2, 3), keepdim=True)
 
-        def spread(mean: Tensor) -> Tensor:
-            """Mean square of the samples of each hour about a mean."""
+        def variance_about(mean: Tensor) -> Tensor:
+            """Mean square deviation of the samples of each hour from `mean`."""
             return moments.variance + (moments.mean - mean) ** 2
 
         centre = average(moments.mean).mean((2, 3), keepdim=True)
-        overall = average(spread(centre)).mean((0, 2, 3)).sqrt()
+        overall = average(variance_about(centre)).mean((0, 2, 3)).sqrt()
         scale = centre.flatten().abs()
         for channel, value, size in zip(channels, overall.tolist(), scale.tolist(), strict=True):
             if not _CONSTANT * size < value < float("inf"):  # NaN fails as well
                 fault = "constant" if value <= _CONSTANT * size else "not finite"
-                raise InputError(f"{channel} is {fault} in the samples: leave it out or mend it")
+                raise InputError(
+                    f"{channel} is {fault} in the samples: leave it out or correct the data"
+                )
 
         if per_hour:
             cycle = _DailyCycle(torch.tensor(present, device=share.device), harmonics)
@@ -265,26 +270,26 @@ class Normalization:
                 return [values[[h]].mean(over, keepdim=True) for h in present]
 
             mean = cycle.fit(by_hour(moments.mean))
-            variance = cycle.fit(by_hour(spread(mean)))
+            variance = cycle.fit(by_hour(variance_about(mean)))
         else:
             mean = average(moments.mean)
-            variance = average(spread(mean))
+            variance = average(variance_about(mean))
         std = variance.clamp_min(0).sqrt().maximum(floor * overall[:, None, None])
         return cls(tuple(channels), mean.float(), std.float())
 
     def window(self, rows: slice, columns: slice) -> "Normalization":
-        """The statistics of a part of the grid; all of them, if they are not by point."""
+        """Crop statistics by point to a part of the grid; others are returned unchanged."""
         if self.mean.shape[-2:] == (1, 1):
             return self
         mean, std = (v[..., rows, columns].contiguous() for v in (self.mean, self.std))
         return Normalization(self.channels, mean, std)
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed ``.npz``, float32: the very numbers that the network was trained with.
+        """Write a compressed ``.npz``, in float32: exactly the values used in training.
 
         Half precision would round the mean of a temperature to 0.25 K.
         """
-        with Path(path).open("wb") as file:  # given a name, numpy would append a suffix
+        with Path(path).open("wb") as file:  # numpy would append a suffix to a file name
             np.savez_compressed(
                 file,
                 channels=np.array(self.channels),
@@ -294,7 +299,7 @@ class Normalization:
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalization":
-        """Read what `save` wrote; reading runs no code from the file.
+        """Read a file written by `save`; runs no code from the file.
 
         Raises:
             InputError: If the file is missing, damaged or not a normalization.
@@ -322,14 +327,14 @@ class _DailyCycle:
     """Least-squares fit of a daily cycle to the hours that have samples.
 
     Attributes:
-        present: Hours that have samples, ascending.
+        present: Hours that have samples, in ascending order.
     """
 
     def __init__(self, hours: Tensor, harmonics: int | None) -> None:
-        """Look at the hours (N,) that there are.
+        """Prepare the fit for samples at `hours` ``(N,)``.
 
         Raises:
-            InputError: If the hours are too few for the cycle asked for.
+            InputError: If `harmonics` is out of range, or the hours do not determine the cycle.
         """
         self.present: list[int] = sorted(set(hours.tolist()))
         if harmonics is None:
@@ -343,7 +348,7 @@ class _DailyCycle:
             raise InputError(f"harmonics is {harmonics}; expected 0 to {HOURS // 2 - 1}, or None")
         # Values at the hours present -> coefficients -> values at all hours.
         to_all = basis @ torch.linalg.pinv(basis[self.present])
-        if len(self.present) < basis.shape[1] or to_all.abs().sum(dim=1).max() > _MAX_GAIN:
+        if len(self.present) < basis.shape[1] or to_all.abs().sum(dim=1).max() > _MAX_AMPLIFICATION:
             raise InputError(
                 f"the hours of the day that have samples ({', '.join(map(str, self.present))} UTC) "
                 f"do not determine a daily cycle with "
@@ -353,5 +358,5 @@ class _DailyCycle:
         self._filter = to_all.to(hours.device)
 
     def fit(self, values: list[Tensor]) -> Tensor:
-        """Give the cycle ``(24, C, H|1, W|1)`` from one ``(1, C, H|1, W|1)`` an hour present."""
+        """Fit the cycle ``(24, C, H|1, W|1)`` to a ``(1, C, H|1, W|1)`` for each hour present."""
         return torch.tensordot(self._filter, torch.cat(values), dims=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Height of a model's surface, on a grid."""
+"""Orography: the height of a model's surface, on a grid."""
 
 from pathlib import Path
 
@@ -12,21 +12,24 @@ from ddo_modulus.fields.grid import Grid, LatLonGrid, check_orography
 
 
 def read_orography(path: str | Path, grid: Grid) -> np.ndarray:
-    """Read the geopotential of the surface (`z`, m2/s2) as heights on a grid.
+    """Read the surface geopotential (`z`, m2/s2) as heights on a grid.
 
     Args:
-        path: A file or store; its first time counts.
-        grid: Where to; the data are interpolated to its points.
+        path: A file or store; its first time is read.
+        grid: Grid to whose points the data are interpolated, bilinearly.
 
     Returns:
         ``(H, W)`` metres above sea level.
 
     Raises:
-        InputError: If it cannot be read, does not cover the grid, or is not in m2/s2.
+        InputError: If the file cannot be read, does not cover the grid or is not in m2/s2, or if
+            the file or the grid is not on latitudes and longitudes.
     """
     dataset = open_dataset(path, ["z"])
     if is_cartesian(dataset) or not isinstance(grid, LatLonGrid):
-        raise InputError(f"{path}: an orography belongs to latitudes and longitudes, not to a box")
+        raise InputError(
+            f"{path}: an orography needs latitudes and longitudes, not a box; leave it out"
+        )
     first = dataset["z"].isel({d: 0 for d in dataset["z"].dims if d not in ("lat", "lon")})
     index, weight = LatLonGrid(dataset["lat"].values, dataset["lon"].values).bilinear(
         *np.meshgrid(grid.lat, grid.lon, indexing="ij")

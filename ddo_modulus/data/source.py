@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields from GRIB, netCDF or zarr (training stores too), in one canonical form.
+"""Fields from GRIB, netCDF, zarr or training stores, in one canonical form.
 
-The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` in
-front where the data have one: variables named by `variables.variable_id` (levels flattened, as
-`t850`), time ascending in UTC, latitude descending, longitude ascending without a break. Values
-load when they are used. Coordinates of units `1` are Cartesian, as a simulator's: both ascend.
+The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` as
+the first dimension if the data have one. Variables are named by `lexicon.variable_id`, one for each
+level (`t850`). Time ascends and is in UTC, latitude descends, longitude ascends without a jump.
+Values are read when they are used. `lat` and `lon` of units `1`, as a simulator writes them, are
+Cartesian coordinates in a box; both ascend.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import xarray as xr
 
-import ddo_modulus.data.grib_libraries  # noqa: F401 - before any file is opened
+import ddo_modulus.data.grib_libraries  # noqa: F401 - must precede ecCodes
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import check_units, variable_id
 
@@ -30,7 +31,7 @@ _RENAMED = {
     "member": "ensemble",
     "realization": "ensemble",
 }
-# What marks a training store (written by `training_store`), and the array that holds its fields.
+# The attribute `layout` of a training store (see `training_store`), and its array of fields.
 LAYOUT = "ddo training store 1"
 FIELDS = "fields"
 
@@ -40,7 +41,7 @@ _KEPT_ATTRIBUTES = ("units", "long_name", "standard_name", "cell_methods")
 
 _REGRID = "interpolate to a regular latitude-longitude grid, e.g. with cdo remapbil"
 
-_SLAB_BYTES = 2**28  # read at a time
+_SLAB_BYTES = 2**28  # size of the pieces in which values are read
 
 Data = TypeVar("Data", xr.Dataset, xr.DataArray)
 
@@ -53,34 +54,35 @@ def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr
         variables: Variable ids to keep, in this order; None keeps all fields that vary in time.
 
     Returns:
-        Dataset in canonical form (see the module), values as stored.
+        Dataset in canonical form (see the module), with values as stored.
 
     Raises:
-        InputError: If `path` is missing, damaged or of no known format; if a variable is not
-            there; if grid or times are not regular enough to use.
+        InputError: If `path` is missing, damaged or of another format, if a variable is missing,
+            if the grid is not evenly spaced, or if times are repeated or are not dates.
     """
     parts = [_canonical_coordinates(part, str(path)) for part in _open(path)]
     fields: dict[str, xr.DataArray] = {}
     for name, field in (item for part in parts for item in _flattened(part)):
         if name in fields:
             raise InputError(
-                f"{path}: {name} is there twice, at different steps or heights; select one "
-                "before, e.g. with grib_copy or xarray"
+                f"{path}: {name} is in it twice, at different steps or heights; select one "
+                "first, e.g. with grib_copy or xarray"
             )
         fields[name] = field
-    known = {n: f for n, f in fields.items() if {"time", *_HORIZONTAL} <= set(f.dims) <= set(_DIMS)}
-    wanted = list(known) if variables is None else list(variables)
-    missing = [name for name in wanted if name not in known]
+    required = {"time", *_HORIZONTAL}
+    usable = {n: f for n, f in fields.items() if required <= set(f.dims) <= set(_DIMS)}
+    wanted = list(usable) if variables is None else list(variables)
+    missing = [name for name in wanted if name not in usable]
     if missing or not wanted:
-        others = ", ".join(f"{n} {f.dims}" for n, f in fields.items() if n not in known)
+        others = ", ".join(f"{n} {f.dims}" for n, f in fields.items() if n not in usable)
         raise InputError(
             f"{path}: no field {', '.join(missing) or 'on (time, lat, lon)'}; available: "
-            f"{', '.join(sorted(known)) or 'none'}"
-            + (f"; of no use, for their dimensions: {others}" if others else "")
+            f"{', '.join(sorted(usable)) or 'none'}"
+            + (f"; not usable because of their dimensions: {others}" if others else "")
         )
-    dims = [d for d in _DIMS if any(d in known[name].dims for name in wanted)]
+    dims = [d for d in _DIMS if any(d in usable[name].dims for name in wanted)]
     try:
-        aligned = xr.align(*(known[n].transpose(*dims) for n in wanted), join="exact", copy=False)
+        aligned = xr.align(*(usable[n].transpose(*dims) for n in wanted), join="exact", copy=False)
     except ValueError as error:
         raise InputError(
             f"{path}: the fields {', '.join(wanted)} do not share times, grid and dimensions; "
@@ -93,22 +95,22 @@ def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr
 
 
 def is_cartesian(dataset: xr.Dataset) -> bool:
-    """Whether `lat` and `lon` are no degrees but places in a box, marked by the units `1`."""
+    """Whether `lat` and `lon` are Cartesian coordinates in a box (units `1`), not degrees."""
     return all(dataset[name].attrs.get("units") == "1" for name in _HORIZONTAL)
 
 
 def check_values(
     dataset: xr.Dataset, where: str, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Read all values once; refuse missing ones and units that cannot be right.
+    """Read all values once; refuse missing values and implausible units.
 
     Args:
         dataset: Dataset in canonical form.
-        where: What holds the values, for the message: the path, as a rule.
+        where: Where the values come from, for the message; usually the path.
         progress: Called with the number of fields read and their total.
 
     Raises:
-        InputError: If a value is NaN, infinite, not plausible in its units, or cannot be read.
+        InputError: If a value is NaN, infinite, implausible in its units, or cannot be read.
     """
     times = dataset.sizes["time"]
     for number, (name, field) in enumerate(dataset.data_vars.items()):
@@ -130,21 +132,21 @@ def check_values(
         if bad:
             raise InputError(
                 f"{where}: {name} has {bad} missing or infinite values of {field.size}, the first "
-                f"at {first}. Fill them, or select times and a region without; a zarr store with "
-                "chunks lost in copying reads like this as well."
+                f"at {first}. Fill them, or select times and a region without them. A zarr store "
+                "with chunks lost in copying reads like this as well: copy it again."
             )
         check_units(str(name), low, high, where)
 
 
 def slabs(data: Data, where: str) -> Iterator[Data]:
-    """Read a field or a dataset piece by piece along time.
+    """Read a field or dataset in pieces along time.
 
     Args:
         data: Field or dataset with a dimension `time`.
-        where: What holds the values, for the message.
+        where: Where the values come from, for the message.
 
     Yields:
-        Consecutive pieces, loaded, of some 256 MiB.
+        Consecutive pieces of about 256 MiB, loaded.
 
     Raises:
         InputError: If the values cannot be read.
@@ -152,21 +154,28 @@ def slabs(data: Data, where: str) -> Iterator[Data]:
     times = data.sizes["time"]
     length = max(1, _SLAB_BYTES * times // max(data.nbytes, 1))
     for start in range(0, times, length):
-        with _reading(where):
+        with reading(where):
             slab = data.isel(time=slice(start, start + length)).load()
         yield slab
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    """Turn what the format libraries raise about `path` into one clear error."""
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn the errors of format libraries into one `InputError`.
+
+    Args:
+        path: What is read, for the message.
+
+    Raises:
+        InputError: If the block raises anything but `MemoryError`.
+    """
     try:
         yield
     except MemoryError:
         raise
     except ImportError as error:
-        raise InputError(f"{path}: reading it needs a package: {error}") from error
-    except Exception as error:  # each library has its own; all mean that the data are unreadable
+        raise InputError(f"{path}: reading it needs a package ({error}); install it") from error
+    except Exception as error:  # each library has its own; all mean unreadable data
         raise InputError(
             f"{path}: cannot be read, damaged or cut short ({type(error).__name__}: {error}); "
             "copy or download it again"
@@ -174,9 +183,9 @@ def _reading(path: str | Path) -> Iterator[None]:
 
 
 def _open(path: str | Path) -> list[xr.Dataset]:
-    """Open with the library for the format, told by the first bytes and not by the name."""
+    """Open with the library for the format, which the first bytes identify, not the file name."""
     if "://" in str(path):
-        with _reading(path):
+        with reading(path):
             return [_unstacked(xr.open_zarr(str(path), chunks=None, decode_timedelta=False))]
     path = Path(path)
     if not path.exists():
@@ -185,7 +194,7 @@ def _open(path: str | Path) -> list[xr.Dataset]:
         return [_open_zarr(path)]
     with path.open("rb") as file:
         magic = file.read(4)
-    with _reading(path):
+    with reading(path):
         if magic == b"GRIB":
             return _open_grib(path)
         if magic == b"\x89HDF" or magic[:3] == b"CDF":
@@ -199,13 +208,13 @@ def _open_zarr(path: Path) -> xr.Dataset:
             f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it); give the "
             "store's own folder, and copy it again if it should be one"
         )
-    with _reading(path):
+    with reading(path):
         dataset = xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
         return _unstacked(dataset)
 
 
 def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
-    """The variables of a training store, views of its one array; any other dataset as it is."""
+    """Split the array of a training store into variables; return any other dataset unchanged."""
     if dataset.attrs.get("layout") != LAYOUT:
         return dataset
     fields = dataset[FIELDS]
@@ -220,7 +229,7 @@ def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
 
 def _open_grib(path: Path) -> list[xr.Dataset]:
     """Open a GRIB file as the fewest datasets that hold all of its messages."""
-    # The reader skips a message that is cut short, so look at the file's end for ourselves.
+    # cfgrib skips a truncated message without an error, so check the end of the file.
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 4096))
         if not file.read().rstrip(b"\0").endswith(b"7777"):
@@ -228,13 +237,13 @@ def _open_grib(path: Path) -> list[xr.Dataset]:
     import cfgrib
 
     with warnings.catch_warnings(), xr.set_options(use_new_combine_kwarg_defaults=True):
-        warnings.simplefilter("ignore")  # of cfgrib's own calls to xarray
-        # No index file: it would be written beside the user's data, and reading one unpickles it.
+        warnings.simplefilter("ignore")  # cfgrib's own calls to xarray warn
+        # No index file: cfgrib would write it beside the user's data, and unpickle one it finds.
         return list(cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": ""}))
 
 
 def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
-    """Rename, order and check the coordinates."""
+    """Rename, sort and check the coordinates."""
     dataset = _by_valid_time(dataset, where)
     dataset = dataset.rename({k: v for k, v in _RENAMED.items() if k in dataset.variables})
     for name in ("time", *_HORIZONTAL):
@@ -245,8 +254,7 @@ def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
     for name in _HORIZONTAL:
         if dataset[name].dims != (name,):
             raise InputError(
-                f"{where}: {name} lies on {dataset[name].dims}, not on an axis of its own; "
-                f"{_REGRID}"
+                f"{where}: {name} lies on {dataset[name].dims}, not on its own axis; {_REGRID}"
             )
         dataset = dataset.assign_coords({name: dataset[name].astype(np.float64)})
     dataset = _time_ascending(dataset, where)
@@ -262,7 +270,7 @@ def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
 
 
 def _by_valid_time(dataset: xr.Dataset, where: str) -> xr.Dataset:
-    """Label fields by the time they are valid at, where the file has the run's time as well."""
+    """Make the valid time the coordinate `time`, if the file also has the time of the run."""
     if "valid_time" not in dataset.variables:
         return dataset
     valid = dataset["valid_time"]
@@ -291,19 +299,19 @@ def _time_ascending(dataset: xr.Dataset, where: str) -> xr.Dataset:
     repeated = time[order][1:][np.diff(time[order]) == np.timedelta64(0)]
     if repeated.size:
         raise InputError(
-            f"{where}: {repeated.size} times are there twice, the first {repeated[0]}; "
+            f"{where}: {repeated.size} times are repeated, the first {repeated[0]}; "
             "keep one of each, e.g. with xarray's drop_duplicates('time')"
         )
     return _reordered(dataset.assign_coords(time=time), "time", order)
 
 
 def _longitude_unbroken(dataset: xr.Dataset) -> xr.Dataset:
-    """Order longitudes eastward from the edge of the region, or from 0 round the whole globe.
+    """Sort longitudes eastward from the region's western edge, or from 0 if they span the globe.
 
     A region across Greenwich starts at a negative longitude: -10 to 2, not 350 to 2.
     """
     lon, order = np.unique(np.mod(dataset["lon"].values, 360.0), return_index=True)
-    gaps = np.diff(lon, append=lon[0] + 360.0)  # the last: back to the first, round the globe
+    gaps = np.diff(lon, append=lon[0] + 360.0)  # the last one closes the circle
     edge = int(np.argmax(gaps)) + 1
     is_global = np.ptp(gaps) < 1e-3 * gaps.max()
     if edge < len(lon) and not is_global:
@@ -314,7 +322,7 @@ def _longitude_unbroken(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _reordered(dataset: xr.Dataset, dim: str, order: np.ndarray) -> xr.Dataset:
-    """Index along `dim`; by a plain slice, which every format reads fast, where one will do."""
+    """Reorder along `dim`, by a slice where possible, which every format reads fast."""
     n = dataset.sizes[dim]
     if np.array_equal(order, np.arange(n)):
         return dataset
@@ -328,7 +336,7 @@ def _check_uniform(values: np.ndarray, name: str, where: str) -> None:
     steps = np.abs(np.diff(values))
     if len(steps) == 0:
         raise InputError(f"{where}: {name} has one point only; expected a grid")
-    # A Gaussian grid's spacing varies by some 1 %, coordinates in float32 by .05 %.
+    # The spacing of a Gaussian grid varies by about 1 %, that of float32 coordinates by 0.05 %.
     if not np.ptp(steps) < 2e-3 * steps.max():
         raise InputError(
             f"{where}: {name} is not evenly spaced ({steps.min():.6g} to {steps.max():.6g} "
@@ -337,7 +345,7 @@ def _check_uniform(values: np.ndarray, name: str, where: str) -> None:
 
 
 def _flattened(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
-    """Give each floating-point field by its id, one for each level, without length-1 axes."""
+    """Yield each floating-point field with its id, one for each level, without length-1 axes."""
     for name, field in dataset.data_vars.items():
         if field.dtype.kind != "f":
             continue

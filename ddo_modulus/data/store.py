@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results on disk: written whole or not at all, and never over older ones unasked."""
+"""Writing results: complete or not at all, and never over an existing one unless requested."""
 
 import os
 import shutil
@@ -13,61 +13,62 @@ import xarray as xr
 from ddo_modulus.data.source import slabs
 from ddo_modulus.errors import InputError
 
-#: Int64 nanoseconds hold every time exactly, and any later one that is appended.
+#: int64 nanoseconds represent exactly every time, including those appended later.
 TIME_ENCODING: dict[str, object] = {"units": "nanoseconds since 1970-01-01", "dtype": "int64"}
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Refuse a place where a result cannot be put; call it before the long computation.
+    """Refuse a path to which a result cannot be written; call it before a long computation.
 
     Args:
-        path: Where the result shall be: a file or a folder.
-        overwrite: Whether an older result there may be replaced.
+        path: File or folder of the result.
+        overwrite: Whether an existing result may be replaced.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If something is there and may not be replaced, or if the parent is no folder.
+        InputError: If the path exists and may not be replaced, holds the working directory, or
+            lies below a file.
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another place, or replace it by overwrite=true")
+        raise InputError(f"{path} exists; choose another path, or replace it by overwrite=true")
     if path.exists() and path.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise InputError(f"{path} holds the working directory; choose another place")
+        raise InputError(f"{path} holds the working directory; choose another path")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is not a folder; choose another place")
+        raise InputError(f"{path}: {parent} is not a folder; choose another path")
     return path
 
 
 def check_store_output(path: str | Path, *, overwrite: bool = False) -> Path:
-    """As `check_output`; and what is replaced by a store has to be one.
+    """Like `check_output`, for a zarr store: only a store may be replaced by one.
 
     Raises:
-        InputError: See `check_output`, or if something else than a store is there.
+        InputError: As `check_output`, or if the path exists and is not a zarr store.
     """
     path = check_output(path, overwrite=overwrite)
     if path.exists() and not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
-        raise InputError(f"{path} is there and is not a zarr store; choose another place")
+        raise InputError(f"{path} exists and is not a zarr store; choose another path")
     return path
 
 
 @contextmanager
 def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary sibling to write to, which becomes `path` if all goes well.
+    """Write a file or folder to a temporary path that is renamed to `path` at the end.
 
-    An error or an interruption leaves `path` as it was. A file and a folder serve alike.
+    An error or an interruption in the block leaves `path` unchanged.
 
     Args:
-        path: Where the result shall be.
-        overwrite: Whether an older result there may be replaced.
+        path: File or folder of the result.
+        overwrite: Whether an existing result may be replaced.
 
     Yields:
-        A path that does not exist yet, in the same folder as `path`.
+        A path in the same folder as `path` that does not exist yet.
 
     Raises:
-        InputError: See `check_output`.
+        InputError: As `check_output`.
     """
     path = check_output(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     _remove(new)
     try:
         yield new
-        # A folder cannot be renamed over another one: move the older one aside first.
+        # A folder cannot be renamed over another one, so the existing one is moved aside first.
         if path.exists():
             path.rename(old)
         try:
@@ -104,31 +105,31 @@ def write_store(
     compress: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a dataset as a zarr store (format 3), one chunk a field and time.
+    """Write a dataset as a zarr store (format 3), with one chunk for each field and time.
 
-    Fields are written along time piece by piece, so that a dataset opened by `open_dataset` may
-    be larger than the memory.
+    Fields are written in pieces along time, so a dataset opened by `open_dataset` may be larger
+    than the memory.
 
     Args:
         dataset: Fields on `(..., time, lat, lon)`.
         path: Folder of the store.
-        overwrite: Whether an older store there may be replaced; nothing but a store ever is.
-        compress: Compress the chunks. Loading in training is about twice as fast without.
+        overwrite: Whether an existing store may be replaced; nothing else is ever replaced.
+        compress: Compress the chunks. Without it, training loads them about twice as fast.
         progress: Called with the number of times written and their total.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If something is there that may not be replaced, if the dataset has no times,
-            or if its values cannot be read.
+        InputError: If the path exists and may not be replaced, if the dataset has no times, or
+            if its values cannot be read.
     """
     path = check_store_output(path, overwrite=overwrite)
     if dataset.sizes.get("time", 0) == 0:
-        raise InputError(f"{path}: nothing to write, the dataset has no times")
+        raise InputError(f"{path}: nothing to write, the dataset has no times; select some")
     dataset = dataset.drop_encoding()
     if np.issubdtype(dataset["time"].dtype, np.datetime64):
-        # xarray writes coarser times in the encoding's nanoseconds as not-a-time.
+        # With this encoding, xarray writes times of a coarser unit as NaT.
         dataset = dataset.assign_coords(time=dataset["time"].astype("datetime64[ns]"))
     done = 0
     with replacing(path, overwrite=overwrite) as new:
@@ -148,7 +149,7 @@ def _encoding(dataset: xr.Dataset, *, compress: bool) -> dict[str, dict[str, obj
     encoding: dict[str, dict[str, object]] = {}
     for name, field in dataset.data_vars.items():
         chunks = tuple(n if d in ("lat", "lon") else 1 for d, n in field.sizes.items())
-        # A chunk that gets lost later reads as missing, not as zero.
+        # A chunk lost later then reads as missing, not as zero.
         encoding[str(name)] = {"chunks": chunks}
         if field.dtype.kind == "f":
             encoding[str(name)]["fill_value"] = np.nan

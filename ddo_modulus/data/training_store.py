@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training stores: one array that holds all variables, a chunk for each time.
+"""Training stores: one array with all variables, one chunk for each time.
 
 A zarr store of format 3 with the array ``fields`` on ``(trajectory | ensemble, time, channel, lat,
 lon)`` in float32. A chunk is one time with all channels, so that a sample is one read. The
-coordinate ``channel`` holds the variable ids; the attribute ``variables`` of ``fields`` their units
-and names. Statistics lie in the group ``statistics`` (:mod:`~ddo_modulus.data.statistics`).
-:func:`~ddo_modulus.data.source.open_dataset` reads one back in canonical form.
+coordinate ``channel`` holds the variable ids, and the attribute ``variables`` of ``fields`` their
+units and names. The group ``statistics`` holds statistics (:mod:`~ddo_modulus.data.statistics`).
+:func:`~ddo_modulus.data.source.open_dataset` opens a store in canonical form.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def write_training_store(
     finish: Callable[[Path], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Check fields and write them as a training store, piece by piece.
+    """Check fields and write them as a training store, in pieces along time.
 
     Args:
         dataset: Fields in canonical form; may be larger than the memory.
         path: Folder of the store.
-        where: What holds the fields, for messages.
-        overwrite: Whether an older store there may be replaced; nothing but a store ever is.
-        compress: Compress the chunks (bytes shuffled, LZ4); loading is faster without.
-        finish: Called with the folder once all fields are in it, to add to them; if it raises, no
-            store is left.
+        where: Where the fields come from, for messages.
+        overwrite: Whether an existing store may be replaced; nothing else is ever replaced.
+        compress: Compress the chunks (shuffled bytes, LZ4). Loading is faster without it.
+        finish: Called with the folder when all fields are written, to add further data. If it
+            raises, no store is written.
         progress: Called with the number of times written and their total.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If something is there that may not be replaced, or a value is missing, not
-            plausible in its units or cannot be read.
+        InputError: If the path exists and may not be replaced, or a value is missing, implausible
+            in its units or cannot be read.
     """
     path = check_store_output(path, overwrite=overwrite)
     total, done = dataset.sizes["time"], 0
@@ -57,7 +57,7 @@ def write_training_store(
             check_values(piece, where)
             fields = _stacked(piece)
             if new.exists():
-                # Only what grows with the time; the other coordinates are there.
+                # The other coordinates are already in the store.
                 fixed = [d for d in fields.coords if d != "time"]
                 fields.drop_vars(fixed).to_zarr(new, append_dim="time", consolidated=False)
             else:
@@ -72,13 +72,13 @@ def write_training_store(
 
 
 def _stacked(piece: xr.Dataset) -> xr.Dataset:
-    """Fields in canonical form as one array."""
+    """Stack the variables of a dataset in canonical form into one array."""
     names = [str(name) for name in piece.data_vars]
     first = piece[names[0]]
     lead = first.dims[:-2]
     values = np.stack([piece[name].values for name in names], len(lead))
     coords = {d: piece[d] for d in first.dims}
-    # Strings of any length: zarr's fixed-length ones are no part of format 3.
+    # Strings of variable length: zarr's fixed-length ones are not part of format 3.
     coords["channel"] = xr.DataArray(np.array(names, dtype=object), dims="channel")
     fields = xr.DataArray(
         values.astype(np.float32, copy=False),
@@ -95,8 +95,8 @@ def _stacked(piece: xr.Dataset) -> xr.Dataset:
 def _encoding(dataset: xr.Dataset, *, compress: bool) -> dict[str, dict[str, object]]:
     state = ("channel", "lat", "lon")
     chunks = tuple(n if d in state else 1 for d, n in dataset[FIELDS].sizes.items())
-    # A shuffle before LZ4 makes floats smaller and quicker to read than the default, Zstandard.
+    # Shuffled bytes with LZ4 are smaller and faster to read than with the default, Zstandard.
     codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if compress else None
-    # A chunk that gets lost later reads as missing, not as zero.
+    # A chunk lost later then reads as missing, not as zero.
     fields = {"chunks": chunks, "fill_value": np.nan, "compressors": codec}
     return {FIELDS: fields, "time": TIME_ENCODING}

@@ -30,7 +30,7 @@ def test_fitted_samples_have_zero_mean_and_unit_variance(per_hour, per_point):
     assert norm.mean.shape == (24 if per_hour else 1, 2, *((3, 4) if per_point else (1, 1)))
     z = norm.normalize(x, hours).double()
     over = (0,) if per_point else (0, 2, 3)
-    # Pressure of 1e5 Pa in float32 is known to 4e-3 Pa; the noise has a std of .5 Pa.
+    # Pressure of 1e5 Pa in float32 has a resolution of 8e-3 Pa; the noise has a std of 0.5 Pa.
     torch.testing.assert_close(z.mean(over), torch.zeros_like(z.mean(over)), atol=1e-2, rtol=0)
     std = z.std(over, correction=0)
     torch.testing.assert_close(std, torch.ones_like(std), atol=1e-2, rtol=0)
@@ -159,7 +159,7 @@ def test_normalize_refuses_what_does_not_fit():
         norm.normalize(x, hours[:3])
     with pytest.raises(InputError, match="from 24 to 47"):
         norm.normalize(x, hours + 24)
-    with pytest.raises(InputError, match="own grid"):
+    with pytest.raises(InputError, match="on the grid of the statistics"):
         norm.normalize(x[..., :2], hours)
     with pytest.raises(InputError, match="t2m, msl"):
         norm.normalize(x[:, :1], hours)

@@ -16,7 +16,7 @@ TIME = pd.date_range("2019-03-01", periods=5, freq="6h")
 
 
 def made(lat=LAT, lon=LON, time=TIME, names=("latitude", "longitude"), variable="2m_temperature"):
-    """A field whose value tells its place: 280 + lat / 100 + lon / 10000 + step of time."""
+    """A field whose values encode their place: 280 + lat / 100 + lon / 10000 + time step."""
     value = (
         280
         + np.arange(len(time))[:, None, None]
@@ -38,7 +38,7 @@ def write(dataset, tmp_path, kind="nc"):
 
 
 def place_is_right(dataset):
-    """Whether each value still stands at the place that it tells."""
+    """Whether each value is at the place that it encodes."""
     lat, lon = dataset["lat"], np.mod(dataset["lon"], 360)
     step = xr.DataArray(np.arange(dataset.sizes["time"]), dims="time")
     expected = 280 + step + lat / 100 + lon / 10000
@@ -192,7 +192,7 @@ def test_good_values_pass(tmp_path):
         (made(lat=np.array([50.0, 50.5, 51.2, 52.0])), "lat is not evenly spaced"),
         (made(lon=np.array([0.0, 1.0, 3.0])), "lon is not evenly spaced"),
         (made(lat=np.array([50.0])), "lat has one point"),
-        (made(time=TIME[[0, 1, 1, 2]]), "1 times are there twice, the first 2019-03-01T06"),
+        (made(time=TIME[[0, 1, 1, 2]]), "1 times are repeated, the first 2019-03-01T06"),
         (made(time=np.arange(4.0)), "not all dates"),
         (made(names=("row", "column")), "no coordinate 'lat'"),
     ],

@@ -65,7 +65,7 @@ def test_a_store_opened_lazily_can_be_written_again(tmp_path):
     xr.testing.assert_identical(read(second), analysis())
 
 
-def test_an_older_store_stays_unless_told_otherwise(tmp_path):
+def test_an_existing_store_is_kept_unless_overwrite_is_set(tmp_path):
     path = write_store(analysis(), tmp_path / "a.zarr")
     with pytest.raises(InputError, match="a.zarr exists; .*overwrite=true"):
         write_store(analysis(value=250.0), path)

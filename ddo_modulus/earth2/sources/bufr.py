@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Station reports and radiosondes in BUFR files, decoded by pdbufr.
 
-BUFR names its values by template, and templates change: the 2 m temperature of older SYNOP
-messages is `airTemperatureAt2M`, that of newer ones `airTemperature` at a height. pdbufr's readers
-`synop` and `temp` know them. What is done here on top of them:
+The name of a value depends on the template: the 2 m temperature is `airTemperatureAt2M` in older
+SYNOP messages and `airTemperature` at a height in newer ones. pdbufr's readers `synop` and `temp`
+handle both. This module adds to them:
 
-- Messages without any of the elements wanted are passed over by their list of descriptors: half
-  of those that ECMWF keeps are supplements to a report.
-- ECMWF's quality marks are read along.
-- Relative humidity of older templates, which gives no height and is passed over by pdbufr.
+- It skips messages without any of the required elements, by their list of descriptors. Half of the
+  messages in ECMWF's files only supplement another report.
+- It reads ECMWF's quality marks.
+- It reads the relative humidity of older templates, which has no height, so that pdbufr ignores it.
 
-A file is decoded once; its reports stay in the cache as parquet.
+A file is decoded once; its reports are cached as parquet.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ddo_modulus.earth2.sources.source import (
 )
 from ddo_modulus.errors import InputError
 
-_SURFACE_CATEGORIES = (0, 1)  # of data: at the surface of land, of the sea
+_SURFACE_CATEGORIES = (0, 1)  # data categories: surface on land, at sea
 _SOUNDING_CATEGORY = 2
 
 # Descriptors of temperature, dew point, humidity, wind and pressure, in all templates.
@@ -43,7 +43,7 @@ _SURFACE_ELEMENTS = frozenset(
     (12001, 12004, 12101, 12104, 12003, 12006, 12103, 12106, 13003)
     + (11001, 11002, 11011, 11012, 10004, 10051)
 )
-# Quantity -> the elements that may carry it, with whose marks.
+# Quantity -> the elements that may hold it and its quality mark.
 _MARKED = {
     "t": ("airTemperatureAt2M", "airTemperature"),
     "td": ("dewpointTemperatureAt2M", "dewpointTemperature"),
@@ -53,7 +53,7 @@ _MARKED = {
     "p": ("nonCoordinatePressure",),
     "msl": ("pressureReducedToMeanSeaLevel",),
 }
-_WHOLE_REPORT = "qualityControl"  # in ECMWF's header: the confidence in the report
+_WHOLE_REPORT = "qualityControl"  # in ECMWF's section of the header: confidence in the report
 
 # pdbufr's name -> ours.
 _SYNOP_NAMES = {
@@ -74,7 +74,7 @@ _TEMP_NAMES = {
     "wind_speed": "speed",
     "wind_dir": "direction",
 }
-_DECODER = 1  # version of what is kept in the cache
+_DECODER = 1  # increase it when the decoded reports change, so that cached ones are not used
 
 
 class BufrSource(FileSource):
@@ -89,7 +89,7 @@ class BufrSource(FileSource):
     SOURCE_ID = "ddo_modulus.earth2.sources.BufrSource"
     SCHEMA = with_description(
         SCHEMA,
-        quality="ECMWF's confidence in % (100 is best): in the value, aloft in the sounding",
+        quality="ECMWF's confidence in % (100 is best), in the value or in the whole sounding",
     )
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
@@ -97,15 +97,17 @@ class BufrSource(FileSource):
 
 
 def decode_bufr(path: Path, variables: Sequence[str], keep: Keep) -> pd.DataFrame:
-    """All observations of some variables in a file; decodes only the parts that they are in.
+    """All observations of some variables in a file.
+
+    Surface reports and radiosondes are decoded only if a variable needs them.
 
     Args:
         path: The file.
-        variables: Ids.
-        keep: Gives the frame of a key, from a cache or from the function that makes it.
+        variables: Variable ids.
+        keep: Called with a cache key and a function that decodes; returns the cached frame.
 
     Raises:
-        InputError: If the file is no whole BUFR file, or cannot be decoded.
+        InputError: If the file is not BUFR, is incomplete or cannot be decoded.
     """
     check_messages(path)
     parsed = [p for p in map(parse_variable, variables) if p is not None]
@@ -123,11 +125,11 @@ def read_synop(path: Path) -> pd.DataFrame:
     """The surface reports of a BUFR file.
 
     Args:
-        path: Checked by :func:`~ddo_modulus.earth2.sources.messages.check_messages`.
+        path: A file that passed :func:`~ddo_modulus.earth2.sources.messages.check_messages`.
 
     Returns:
         A frame of reports (see :mod:`~ddo_modulus.earth2.sources.reports`); empty if the file has
-        none.
+        no surface reports.
 
     Raises:
         InputError: If a message cannot be decoded.
@@ -147,14 +149,14 @@ def read_synop(path: Path) -> pd.DataFrame:
     if frame.empty:
         return frame
     frame = frame.rename(columns=_SYNOP_NAMES)
-    if len(extras) == len(frame):  # pdbufr gives a row for each subset
+    if len(extras) == len(frame):  # pdbufr returned a row for each subset
         frame = frame.join(pd.DataFrame(extras, frame.index))
         frame["rh"] = _number(frame, "rh").fillna(frame.pop("plain_rh"))
     return frame.assign(**{"class": "synop", "type": "BUFR"})
 
 
 def _extras(message: Message) -> list[dict[str, float]]:
-    """What pdbufr passes over, for each subset of a message: marks, and plain humidity."""
+    """What pdbufr does not read, for each subset: quality marks, and humidity without a height."""
     whole = message.get(_WHOLE_REPORT, np.nan)
     extra = {f"{quantity}_quality": float(whole) for quantity in _MARKED}
     extra["plain_rh"] = np.nan
@@ -174,7 +176,7 @@ def _extras(message: Message) -> list[dict[str, float]]:
 
 
 def read_soundings(path: Path) -> pd.DataFrame:
-    """The radiosondes of a BUFR file, a row for each level; otherwise as :func:`read_synop`."""
+    """The radiosondes of a BUFR file, one row for each level; see :func:`read_synop`."""
     soundings = []
     for message in messages(path):
         if message["dataCategory"] != _SOUNDING_CATEGORY:
@@ -194,23 +196,23 @@ def read_soundings(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, stream: Iterable[Message], reader: str, **options: object) -> pd.DataFrame:
-    """Let pdbufr read messages, with one clear error."""
+    """Read messages with pdbufr; turn its errors into one `InputError`."""
     pdbufr = needed("pdbufr")
     try:
         frame = pdbufr.read_bufr(stream, reader=reader, **options)
     except MemoryError:
         raise
-    except Exception as error:  # ecCodes and pdbufr raise their own; all mean unreadable data
+    except Exception as error:  # ecCodes and pdbufr have many; all mean unreadable data
         raise InputError(
             f"{path}: a message cannot be decoded ({type(error).__name__}: {error}); copy or "
             "download it again, or leave that message out, e.g. with bufr_copy"
         ) from error
-    if "stnid" in frame:  # WMO's numbers have five digits; newer templates give 3772 for 03772
+    if "stnid" in frame:  # WMO numbers have five digits; newer templates drop leading zeros
         station = frame["stnid"].astype(str).str.strip()
         frame["stnid"] = station.where(~station.str.isdigit(), station.str.zfill(5))
     return frame
 
 
 def _number(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column of numbers; missing values where pdbufr gives no such column."""
+    """A numeric column; all missing if pdbufr returned no such column."""
     return pd.to_numeric(frame.get(name, pd.Series(np.nan, frame.index)), errors="coerce")

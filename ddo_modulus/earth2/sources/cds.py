@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Land stations from Copernicus' Climate Data Store: `insitu-observations-surface-land`.
 
-The store gives a zip file of CSV tables, one row for each value, with its units and a quality flag
-(0 passed, 1 failed, 2 not checked). `CdsSource` retrieves through `cdsapi`, a day and a set of
-variables at a time, or reads files that were downloaded by hand.
+The store delivers a zip file of CSV tables with one row for each value, its units and a quality
+flag (0 passed, 1 failed, 2 not checked). `CdsSource` retrieves them through `cdsapi`, one request
+a day, or reads a file that was downloaded by hand.
 
-The columns have had two sets of names (before and after the store's renewal of 2024); either is
-understood.
+The store renamed the columns in 2024; both sets of names are accepted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -27,14 +25,17 @@ from ddo_modulus.earth2.sources.source import (
     ObservationSource,
     Tolerance,
     Window,
+    check_file,
+    days_of,
     needed,
+    pick_columns,
     with_description,
 )
 from ddo_modulus.errors import InputError
 
 DATASET = "insitu-observations-surface-land"
 
-# The store's name of a variable -> quantity, and the variables that need it.
+# The store's name of a variable -> our quantity, and the variable ids that need it.
 _QUANTITIES = {
     "air_temperature": ("t", ("t2m", "r2m")),
     "dew_point_temperature": ("td", ("d2m", "r2m", "q2m")),
@@ -44,9 +45,9 @@ _QUANTITIES = {
     "air_pressure_at_sea_level": ("msl", ("msl",)),
     "relative_humidity": ("rh", ("r2m",)),
 }
-_NOT_OFFERED = ("relative_humidity",)  # read where a file has it, not asked for
+_NOT_OFFERED = ("relative_humidity",)  # not in the store's form; read if a file has it
 
-# Units, in lower case and without spaces -> factor and offset to SI.
+# Units, in lower case and without spaces -> (factor, offset) of the conversion to SI.
 _TEMPERATURE = {name: (1.0, 273.15) for name in ("degc", "c", "celsius")} | {"k": (1.0, 0.0)}
 _PRESSURE = {"pa": (1.0, 0.0), "hpa": (100.0, 0.0), "mbar": (100.0, 0.0)}
 _KNOT = (1852.0 / 3600.0, 0.0)
@@ -63,7 +64,7 @@ _UNITS = {
 }
 _FLAGS = {"passed": 0, "failed": 1, "not checked": 2, "missing": 3}
 
-# Column -> its names, the newer first.
+# Our name of a column -> the store's names, the newer first.
 _COLUMNS = {
     "time": ("report_timestamp", "date_time"),
     "lat": ("latitude", "latitude|station_configuration"),
@@ -89,12 +90,13 @@ class CdsSource(ObservationSource):
     """Observations of land stations from the Climate Data Store.
 
     Args:
-        path: A file downloaded from the store (zip or CSV), to read that alone; None to retrieve.
-        area: North, west, south, east of a region, degrees; None for the globe.
+        path: A file downloaded from the store (zip or CSV), which is then the only one read; None
+            to retrieve from the store.
+        area: North, west, south and east of a region, degrees; None for the globe.
         time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
-        cache: Keep the files retrieved.
-        retries: How often to try again.
-        async_timeout: Seconds; a request may wait in the store's queue for hours.
+        cache: Keep the retrieved files.
+        retries: How often to retry after an error of the connection.
+        async_timeout: Time limit of a call, in seconds; a request may be queued for hours.
     """
 
     SOURCE_ID = "ddo_modulus.earth2.sources.CdsSource"
@@ -126,29 +128,27 @@ class CdsSource(ObservationSource):
         return self.path is not None
 
     def variables(self) -> tuple[str, ...]:
-        """The ids that can be asked for."""
+        """The ids that can be requested."""
         return SURFACE_VARIABLES
 
-    def _knows(self, variable: str) -> bool:
+    def _offers(self, variable: str) -> bool:
         return variable in SURFACE_VARIABLES
 
     def requests(self, windows: Sequence[Window], variables: Sequence[str]) -> list[dict[str, Any]]:
-        """What is asked of the store: one request for each day.
+        """The requests to the store, one for each day.
 
         Args:
-            windows: Pairs of times.
+            windows: Pairs of times: start and end.
             variables: Variable ids.
+
+        Returns:
+            Keywords of each request, by day.
         """
         names = [
             name
             for name, (_, needed_by) in _QUANTITIES.items()
             if set(needed_by) & set(variables) and name not in _NOT_OFFERED
         ]
-        days = {
-            day
-            for start, end in windows
-            for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D")
-        }
         where = {} if self.area is None else {"area": list(self.area)}
         return [
             {
@@ -160,20 +160,18 @@ class CdsSource(ObservationSource):
                 "data_format": "csv",
                 **where,
             }
-            for day in sorted(days)
+            for day in sorted(days_of(windows))
         ]
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
         if self.path is not None:
             return observations(read_csv(self.path), variables)
-        files = [self._file(request) for request in self.requests(windows, variables)]
+        files = [
+            self._retrieved(request, ".zip", self._retrieve)
+            for request in self.requests(windows, variables)
+        ]
         reports = pd.concat([read_csv(file) for file in files], ignore_index=True)
         return observations(reports, variables)
-
-    def _file(self, request: dict[str, Any]) -> Path:
-        """The file that answers a request, from the cache or from the store."""
-        key = json.dumps(request, sort_keys=True)
-        return self._kept(key, ".zip", lambda part: self._retrieve(request, part))
 
     def _retrieve(self, request: dict[str, Any], target: Path) -> None:
         check_cds_key()
@@ -187,16 +185,16 @@ class CdsSource(ObservationSource):
                 raise InputError(f"the store refuses access ({error}); {_KEY}") from error
             if 400 <= status < 500 and status != 429:
                 raise InputError(f"the store refuses the request {request} ({error})") from error
-            raise  # an OSError, which is tried again
+            raise  # an OSError, which is retried
         if not target.is_file():
-            raise InputError(f"the store has nothing for the request {request}; change it")
+            raise InputError(f"the store has no data for the request {request}; change it")
 
 
 def check_cds_key() -> None:
-    """Refuse to go on without credentials for the Climate Data Store.
+    """Check that there are credentials for the Climate Data Store.
 
     Raises:
-        InputError: If there are none; tells where to get them.
+        InputError: If there are none; the message says where to get them.
     """
     rc = Path(os.environ.get("CDSAPI_RC", "~/.cdsapirc")).expanduser()
     if not (os.environ.get("CDSAPI_URL") and os.environ.get("CDSAPI_KEY")) and not rc.is_file():
@@ -204,20 +202,19 @@ def check_cds_key() -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The reports in a file of the store.
+    """Read the reports in a file of the store.
 
     Args:
-        path: A CSV table, or a zip file of some.
+        path: A CSV table, or a zip file of CSV tables.
 
     Returns:
         A frame of reports, one for each station and time; see
         :mod:`~ddo_modulus.earth2.sources.reports`.
 
     Raises:
-        InputError: If the file is missing or damaged, or has not the columns or units expected.
+        InputError: If the file is missing or damaged, or lacks the expected columns or units.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    check_file(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -232,7 +229,7 @@ def read_csv(path: Path) -> pd.DataFrame:
             parts = [_named(pd.read_csv(path, comment="#", dtype=str), path)]
     except (zipfile.BadZipFile, pd.errors.ParserError, UnicodeDecodeError, EOFError) as error:
         raise InputError(
-            f"{path}: no table of the store, damaged or cut short ({error}); download it again"
+            f"{path}: not a table of the store, or damaged ({error}); download it again"
         ) from error
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the table is empty; download it again") from error
@@ -240,21 +237,12 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The columns in use under names of our own; those that are not there are missing."""
-    columns = {}
-    for name, candidates in _COLUMNS.items():
-        found = next((c for c in candidates if c in table.columns), None)
-        if found is None and name in _ESSENTIAL:
-            raise InputError(
-                f"{path}: no column {candidates[0]}; has {', '.join(map(str, table.columns))}. "
-                f"Give a table of {DATASET}"
-            )
-        columns[name] = table[found] if found else pd.Series(None, table.index, object)
-    return pd.DataFrame(columns)
+    """The columns in use, under our names."""
+    return pick_columns(table, _COLUMNS, _ESSENTIAL, str(path), f"Give a table of {DATASET}")
 
 
 def _reports(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Bring the values of one station and time into one row."""
+    """Gather the values of one station and time in one row."""
     name = table["name"].str.strip().str.lower().str.replace(" ", "_")
     table = table.assign(quantity=name.map(lambda n: _QUANTITIES.get(n, (None,))[0]))
     table = table[table["quantity"].notna()]
@@ -270,7 +258,7 @@ def _reports(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         flag=flag.map(_FLAGS).fillna(pd.to_numeric(flag, errors="coerce")),
     )
     table = table.dropna(subset=["time", "lat", "lon", "value"])
-    # A station with two instruments has two values of a kind: two reports.
+    # A station with two instruments has two values of one quantity: they make two reports.
     same = ["time", "lat", "lon", "station", "elev", "type"]
     number = table.groupby([*same, "quantity"], dropna=False).cumcount()
     table = table.assign(number=number)
@@ -286,15 +274,16 @@ def _reports(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _in_si(values: pd.Series, units: pd.Series, quantity: pd.Series, path: Path) -> pd.Series:
-    """Convert to SI; units that do not fit the quantity are a mistake not to be guessed at."""
+    """Convert to SI; refuse units that do not fit the quantity."""
     unit = units.astype(str).str.lower().str.replace(r"[\s°*]", "", regex=True)
     converted = pd.Series(np.nan, values.index)
     for (kind, name), rows in values.groupby([quantity, unit]):
-        known = _UNITS[str(kind)]
-        if name not in known:
+        conversions = _UNITS[str(kind)]
+        if name not in conversions:
             raise InputError(
-                f"{path}: units {name!r} of {kind}; known are {', '.join(known)}. Convert the table"
+                f"{path}: units {name!r} of {kind}; convert the table to one of "
+                f"{', '.join(conversions)}"
             )
-        factor, offset = known[str(name)]
+        factor, offset = conversions[str(name)]
         converted[rows.index] = factor * rows + offset
     return converted

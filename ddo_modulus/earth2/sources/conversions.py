@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What stations report, in the quantities that models carry.
+r"""Conversion of what stations report to the quantities of models.
 
-Wind blows *from* its direction :math:`\theta`, clockwise from north:
+The direction :math:`\theta` of wind is where it blows *from*, clockwise from north:
 :math:`u = -s \sin\theta,\; v = -s \cos\theta`.
 
-Vapour pressure is the saturation value at the dew point. Saturation is over water, by Tetens'
-formula with the constants of ECMWF's model (IFS documentation, part IV, section 7.2.1), so that
-humidity derived here agrees with ERA5's:
+Vapour pressure is the saturation value at the dew point. Saturation is over water and follows
+Tetens' formula with the constants of ECMWF's model (IFS documentation, part IV, section 7.2.1), so
+that derived humidity agrees with ERA5's:
 
 .. math:: e_s(T) = 611.21 \exp\left(17.502\,\frac{T - 273.16}{T - 32.19}\right)
 
 Specific humidity is :math:`q = \epsilon e / (p - (1 - \epsilon) e)`, with
 :math:`\epsilon = R_d / R_v`.
 
-An altimeter setting (QNH) is what the pressure at the station would be at sea level in the
-standard atmosphere of ICAO; :func:`station_pressure` undoes that.
+An altimeter setting (QNH) is the pressure at the station, reduced to mean sea level in ICAO's
+standard atmosphere; :func:`station_pressure` inverts the reduction.
 
-Arrays are of any shape; missing values are NaN and stay so.
+Arrays may have any shape; NaN stands for a missing value and is passed through.
 """
 
 import numpy as np
@@ -41,22 +41,22 @@ def wind_components(speed: Array, direction: Array) -> tuple[Array, Array]:
 
     Args:
         speed: m/s.
-        direction: Degrees, clockwise from north. What lies outside of 0 to 360 is no direction (in
-            a sine it would pass for one) and gives NaN; calm needs none.
+        direction: Degrees, clockwise from north. A value outside 0 to 360 is invalid and gives
+            NaN. At zero speed the direction is ignored.
 
     Returns:
         `u` and `v`, m/s.
     """
     calm = speed == 0
-    known = (direction >= 0) & (direction <= 360)
-    angle = np.deg2rad(np.where(known, direction, np.nan))
+    valid = (direction >= 0) & (direction <= 360)
+    angle = np.deg2rad(np.where(valid, direction, np.nan))
     u = np.where(calm, 0.0, -speed * np.sin(angle))
     v = np.where(calm, 0.0, -speed * np.cos(angle))
     return u, v
 
 
 def vapour_pressure(dew_point: Array) -> Array:
-    """Vapour pressure in Pa from the dew point in K; the saturation value from temperature."""
+    """Vapour pressure in Pa from the dew point in K; from temperature, its saturation value."""
     e0, a, t0, t1 = SATURATION
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return e0 * np.exp(a * (dew_point - t0) / (dew_point - t1))

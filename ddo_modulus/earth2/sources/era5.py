@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ERA5 as a `DataSource`: Earth2Studio's own sources by name, and local files.
 
-`Era5Source` is a choice, no source of its own: `arco`, `wb2`, `cds` and `ncar` are Earth2Studio's
-`ARCO_ERA5`, `WB2ERA5`, `CDS_ERA5` and `NCAR_ERA5`. Where one cannot serve a request (a variable or
-a time that it has not got, no key, no connection) the next of `fallback` is asked, which has to be
-on the same grid; if none can, one message says why not, store by store.
+`Era5Source` selects among Earth2Studio's sources: `arco`, `wb2`, `cds` and `ncar` are `ARCO_ERA5`,
+`WB2ERA5`, `CDS_ERA5` and `NCAR_ERA5`. If one cannot serve a request (it lacks a variable or time,
+or there is no key or connection), the next store of `fallback` is tried; all must share one grid.
+If none can serve it, the error gives the reason for each store.
 
-`FieldSource` reads what `ddo prepare` reads: GRIB, netCDF, zarr, training stores.
+`FieldSource` reads the formats of `ddo prepare`: GRIB, netCDF, zarr and training stores.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ddo_modulus.data.source import is_cartesian, open_dataset
+from ddo_modulus.data.source import is_cartesian, open_dataset, reading
 from ddo_modulus.earth2.sources.cds import check_cds_key
-from ddo_modulus.earth2.sources.source import Times, needed
+from ddo_modulus.earth2.sources.source import Times, data_utils, needed, retried
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import check_units
 
 
 class _Store(NamedTuple):
-    """A source of Earth2Studio, and the spacing of its grid in degrees."""
+    """A source of Earth2Studio, and its grid spacing in degrees."""
 
     source: str
     degrees: float
@@ -43,26 +43,29 @@ STORES = {
     "wb2_121x240": _Store("WB2ERA5_121x240", 1.5),
     "wb2_32x64": _Store("WB2ERA5_32x64", 5.625),
 }
-_BACKOFF = 2.0  # seconds before the second try, doubled before each further one
 _LONGEST_REASON = 240  # characters
 
 
 class FieldSource:
     """Fields of a local file or store, or of a zarr store at a URL.
 
-    Longitudes are from 0 to 360, ascending; of a region across Greenwich they start below 0, since
+    Longitudes ascend from 0 to 360. For a region across Greenwich they start below 0, because
     Earth2Studio interpolates only along an ascending axis.
 
     Args:
-        path: As :func:`~ddo_modulus.data.source.open_dataset` takes it.
-        member: Which member or trajectory, where the file has several.
+        path: A path or URL for :func:`~ddo_modulus.data.source.open_dataset`.
+        member: Index of the ensemble member or trajectory, required if the file has several.
+
+    Raises:
+        InputError: If the file cannot be used, its fields are not on latitudes and longitudes, or
+            `member` is missing or out of range.
     """
 
     def __init__(self, path: str | Path, member: int | None = None) -> None:
         self.path = str(path)
         dataset = open_dataset(path)
         if is_cartesian(dataset):
-            raise InputError(f"{path}: fields in a box, not on the Earth; give latitudes")
+            raise InputError(f"{path}: fields in a box, not on the Earth; give fields on lat, lon")
         for dim in ("ensemble", "trajectory"):
             if dim in dataset.dims:
                 size = dataset.sizes[dim]
@@ -77,25 +80,24 @@ class FieldSource:
         self._dataset = dataset
 
     def variables(self) -> tuple[str, ...]:
-        """The ids that can be asked for."""
+        """The ids that can be requested."""
         return tuple(map(str, self._dataset.data_vars))
 
     def __call__(self, time: Times, variable: str | list[str] | np.ndarray) -> xr.DataArray:
         """Get fields.
 
         Args:
-            time: Times, UTC, all of which the file has to have.
+            time: Times, UTC; the file must have all of them.
             variable: Variable ids.
 
         Returns:
             Array on `(time, variable, lat, lon)`, latitude descending.
 
         Raises:
-            InputError: If a time or variable is not there, or values cannot be read or cannot be
-                right in their units.
+            InputError: If a time or variable is missing, or values cannot be read or are
+                implausible in their units.
         """
-        host = needed("earth2studio.data.utils", "earth2")
-        times, names = host.prep_data_inputs(time, variable)
+        times, names = data_utils().prep_data_inputs(time, variable)
         missing = [name for name in names if name not in self._dataset]
         if missing:
             raise InputError(
@@ -111,16 +113,9 @@ class FieldSource:
                 f"{len(there)} times from {there.min()} to {there.max()}"
             )
         chosen = self._dataset[list(names)].sel(time=wanted)
-        try:
+        with reading(self.path):
             fields = chosen.to_dataarray("variable").transpose("time", "variable", "lat", "lon")
             fields = fields.load()
-        except MemoryError:
-            raise
-        except Exception as error:  # each format has its own; all mean unreadable data
-            raise InputError(
-                f"{self.path}: cannot be read, damaged or cut short ({type(error).__name__}: "
-                f"{error}); copy or download it again"
-            ) from error
         for name in names:
             values = fields.sel(variable=name).values
             if np.isfinite(values).any():
@@ -136,16 +131,17 @@ class Era5Source:
     """ERA5 from one of Earth2Studio's stores or from a local file.
 
     Args:
-        store: Of `STORES`, or a path to a file or store.
-        fallback: Stores to ask if the first cannot serve a request; on the same grid.
-        cache: Keep what was downloaded, as Earth2Studio does.
+        store: A key of `STORES`, or the path of a file or store.
+        fallback: Further keys of `STORES`, tried in this order if the first cannot serve a
+            request; all must be on the same grid.
+        cache: Keep downloaded data in Earth2Studio's cache.
         verbose: Show Earth2Studio's progress bars.
-        retries: How often to try a store again after an error of the connection.
-        async_timeout: Seconds after which a call is given up.
-        member: Of a local file; see :class:`FieldSource`.
+        retries: How often to retry a store after an error of the connection.
+        async_timeout: Time limit of a call, in seconds.
+        member: For a local file; see :class:`FieldSource`.
 
     Raises:
-        InputError: If a store is not known, a file cannot be used, or grids differ.
+        InputError: If a store is unknown, a file cannot be used, or the grids differ.
     """
 
     def __init__(
@@ -163,7 +159,7 @@ class Era5Source:
         if names[0] not in STORES and (Path(names[0]).exists() or "://" in names[0]):
             if fallback:
                 raise InputError(
-                    f"{names[0]} is a file, whose grid need not be that of "
+                    f"{names[0]} is a file, whose grid may differ from that of "
                     f"{', '.join(fallback)}; leave fallback out"
                 )
             self._local = FieldSource(store, member)
@@ -176,8 +172,8 @@ class Era5Source:
                 )
             grids = {name: STORES[name].degrees for name in names}
             if len(set(grids.values())) > 1:
-                told = ", ".join(f"{name} ({degrees:g} degrees)" for name, degrees in grids.items())
-                raise InputError(f"ERA5: the grids of {told} differ; choose stores on the same")
+                listed = ", ".join(f"{name} ({step:g} degrees)" for name, step in grids.items())
+                raise InputError(f"ERA5: the grids of {listed} differ; choose stores on one grid")
         self.stores = tuple(names)
         self._options = {"cache": cache, "verbose": verbose}
         self._retries = retries
@@ -193,40 +189,36 @@ class Era5Source:
 
         Returns:
             Array on `(time, variable, lat, lon)`, latitude descending. Its attribute `store` names
-            the store it is from.
+            the store that served it.
 
         Raises:
-            InputError: If no store can serve the request; tells why, for each.
+            InputError: If no store can serve the request; the message gives each store's reason.
         """
-        host = needed("earth2studio.data.utils", "earth2")
-        return host._sync_async(self.fetch, time, variable, timeout=self.async_timeout)
+        return data_utils()._sync_async(self.fetch, time, variable, timeout=self.async_timeout)
 
     async def fetch(self, time: Times, variable: str | list[str] | np.ndarray) -> xr.DataArray:
         """Get fields without blocking; see :meth:`__call__`."""
         if self._local is not None:
             fields = await self._local.fetch(time, variable)
             return fields.assign_attrs(store=self.stores[0])
-        host = needed("earth2studio.data.utils", "earth2")
-        times, names = host.prep_data_inputs(time, variable)
+        times, names = data_utils().prep_data_inputs(time, variable)
         reasons = []
         for store in self.stores:
             try:
-                fields = await host.async_retry(
-                    self._ask, store, times, names, retries=self._retries, backoff=_BACKOFF
-                )
+                fields = await retried(self._ask, store, times, names, retries=self._retries)
                 return fields.assign_attrs(store=store)
             except MemoryError:
                 raise
             except KeyError as error:
                 reasons.append(f"{store} has no variable {error}")
-            except Exception as error:  # each store has its own; all mean that it cannot serve
+            except Exception as error:  # stores have many; all mean that this one cannot serve
                 reasons.append(f"{store}: {_short(error)}")
         raise InputError(
             f"ERA5: no store has {', '.join(names)} at {_span(times)}. {'. '.join(reasons)}"
         )
 
     async def _ask(self, store: str, times: list[datetime], names: list[str]) -> xr.DataArray:
-        """Ask one store, in the way that it can be asked."""
+        """Get fields from one store; some sources have no asynchronous call."""
         source = self._source(store)
         if hasattr(source, "fetch"):
             return await source.fetch(times, names)
@@ -243,7 +235,7 @@ class Era5Source:
 
 
 def _short(error: Exception) -> str:
-    """One line of an error; some of the transport's run to pages."""
+    """The message of an error on one line, cut off where it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observations from ECMWF's archive MARS, through its own client, `ecmwf-api-client`.
 
-Two kinds: reports as they came in (`type=ob`, BUFR) and the feedback of an assimilation
-(`type=ofb`, ODB-2: with observation errors and what became of each datum). Either is retrieved
-once for a day and kept in the cache. Access to `type=ob` is restricted to ECMWF's member states
-and by licence; the feedback of ERA5 (`class=ea`) is open to more.
+MARS has observations as received (`type=ob`, BUFR) and as feedback of an assimilation (`type=ofb`,
+ODB-2), which adds observation errors and the status of each datum. Both are retrieved by the day
+and cached. Access to `type=ob` is restricted to ECMWF's member states and licence holders; more
+users have access to the feedback of ERA5 (`class=ea`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,13 @@ from ddo_modulus.earth2.sources.source import (
     ObservationSource,
     Tolerance,
     Window,
+    days_of,
     needed,
     with_description,
 )
 from ddo_modulus.errors import InputError
 
-# What MARS calls the kinds of report: `obstype` of reports, `reportype` of feedback.
+# MARS's numbers for kinds of report: `obstype` for reports, `reportype` for feedback.
 SYNOP, METAR = 1, 140
 _FEEDBACK_REPORTS = {SYNOP: "16001/16002", METAR: "16004"}
 
@@ -44,21 +44,26 @@ class MarsSource(ObservationSource):
 
     Args:
         kind: `ob` for reports (BUFR), `ofb` for feedback (ODB-2).
-        obstypes: MARS's numbers of the kinds of report: 1 SYNOP, 140 METAR.
-        request: Keywords of the request that are to differ: `class`, `expver`, `stream`, `filter`,
-            `time`, `obsgroup`, `reportype`, `area` and so on.
-        dataset: Name of a public data set, which ECMWF's data server gives without an account for
-            MARS; None for MARS itself.
+        obstypes: MARS's numbers for the kinds of report: 1 SYNOP, 140 METAR.
+        request: Keywords to add to the request or to replace in it: `class`, `expver`, `stream`,
+            `filter`, `time`, `obsgroup`, `reportype`, `area` and so on.
+        dataset: Name of a public data set, which ECMWF's data server offers without a MARS
+            account; None for MARS itself.
         time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
-        cache: Keep the files retrieved and the decoded reports.
-        retries: How often to try again, beside the client's own ten tries at each step.
-        async_timeout: Seconds; a request may wait in the queue for hours.
+        cache: Keep the retrieved files and the decoded reports.
+        retries: How often to retry after an error of the connection, in addition to the client's
+            own ten tries at each step.
+        async_timeout: Time limit of a call, in seconds; a request may be queued for hours.
+
+    Raises:
+        InputError: If `kind` is unknown, `obstypes` is empty, or the feedback's number of an
+            obstype is unknown and not in `request`.
     """
 
     SOURCE_ID = "ddo_modulus.earth2.sources.MarsSource"
     SCHEMA = with_description(
         SCHEMA,
-        quality="Of ob: confidence in %, 100 is best; of ofb: datum_status, bits: 1 active, "
+        quality="For ob: confidence in %, 100 is best; for ofb: datum_status, bits: 1 active, "
         "2 passive, 4 rejected, 8 blacklisted",
     )
 
@@ -77,11 +82,11 @@ class MarsSource(ObservationSource):
         if kind not in ("ob", "ofb"):
             raise InputError(f"kind is {kind!r}; MARS has 'ob' (BUFR) and 'ofb' (ODB)")
         if not obstypes:
-            raise InputError("obstypes is empty; give at least one, as 1 for SYNOP")
+            raise InputError("obstypes is empty; give at least one, e.g. 1 for SYNOP")
         unknown = [number for number in obstypes if number not in _FEEDBACK_REPORTS]
         if kind == "ofb" and unknown and "reportype" not in (request or {}):
             raise InputError(
-                f"the feedback's reportype of obstype {unknown} is not known here; give it as "
+                f"the feedback's reportype of obstype {unknown} is unknown; give it as "
                 "request={'reportype': ...}"
             )
         self.kind = kind
@@ -98,16 +103,15 @@ class MarsSource(ObservationSource):
         return False
 
     def requests(self, windows: Sequence[Window]) -> list[dict[str, Any]]:
-        """What is asked of MARS: one request for each day.
+        """The requests to MARS, one for each day.
 
         Args:
-            windows: Pairs of times.
+            windows: Pairs of times: start and end.
+
+        Returns:
+            Keywords of each request, by day.
         """
-        days = {
-            day
-            for start, end in windows
-            for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D")
-        }
+        days = days_of(windows)
         if self.kind == "ob":
             common = {"class": "od", "expver": "1", "stream": "oper", "type": "ob"}
             common |= {"repres": "bu", "obstype": "/".join(map(str, self.obstypes))}
@@ -117,20 +121,19 @@ class MarsSource(ObservationSource):
             reports = [_FEEDBACK_REPORTS.get(number, "") for number in self.obstypes]
             common |= {"obsgroup": "conv", "reportype": "/".join(reports)}
             common |= {"time": "00/06/12/18"}
-            # The analysis of the evening before has seen the first hours of a day.
+            # The last analysis of the day before assimilated the first hours of a day.
             days |= {day - pd.Timedelta("1D") for day in days}
         if self.dataset:
             common["dataset"] = self.dataset
         return [common | {"date": f"{day:%Y-%m-%d}"} | self._changes for day in sorted(days)]
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
-        rows = [self._decoded(self._file(r), variables) for r in self.requests(windows)]
+        files = [
+            self._retrieved(request, f".{self.kind}", self._retrieve)
+            for request in self.requests(windows)
+        ]
+        rows = [self._decoded(file, variables) for file in files]
         return pd.concat(rows, ignore_index=True).drop_duplicates(ignore_index=True)
-
-    def _file(self, request: dict[str, Any]) -> Path:
-        """The file that answers a request, from the cache or from MARS."""
-        key = json.dumps(request, sort_keys=True)
-        return self._kept(key, f".{self.kind}", lambda part: self._retrieve(request, part))
 
     def _retrieve(self, request: dict[str, Any], target: Path) -> None:
         api = needed("ecmwfapi.api")
@@ -148,14 +151,14 @@ class MarsSource(ObservationSource):
                 client.ECMWFService("mars", log=_quiet).execute(request, str(target))
         except api.APIException as error:
             raise InputError(
-                f"MARS refuses the request {request} ({error}). If it is about access: reports "
+                f"MARS refuses the request {request} ({error}). If you lack access: reports "
                 "(type=ob) are restricted; ask ECMWF, or use the feedback, kind='ofb'"
             ) from error
         if not target.is_file() or not target.stat().st_size:
-            raise InputError(f"MARS has nothing for the request {request}; change it")
+            raise InputError(f"MARS has no data for the request {request}; change it")
 
     def _decoded(self, path: Path, variables: Sequence[str]) -> pd.DataFrame:
-        """All observations in a file of either format, told by its first bytes."""
+        """All observations in a file; its first bytes tell ODB-2 from BUFR."""
         with path.open("rb") as file:
             is_odb = file.read(len(MAGIC)) == MAGIC
         if is_odb:
@@ -164,4 +167,4 @@ class MarsSource(ObservationSource):
 
 
 def _quiet(message: str) -> None:
-    """Take the client's log, which is of no use to a caller of a source."""
+    """Discard the client's log."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BUFR messages as pdbufr takes them: mappings of keys to values.
+"""BUFR messages as mappings from keys to values, as pdbufr reads them.
 
-The keys of a message and their order follow from its template, its number of subsets and its
-replications, so they are found once for each of these and remembered. Keys of attributes
-(`...->percentConfidence`) and of the bitmaps that go with them are left out, for pdbufr looks at
-each and uses none.
+The keys of a message and their order depend only on its template, number of subsets and
+replication factors, so they are listed once for each combination and cached. Keys of attributes
+(`...->percentConfidence`) and of their bitmaps are left out: pdbufr would visit each of them and
+use none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import eccodes
 import numpy as np
 
+from ddo_modulus.earth2.sources.source import check_file
 from ddo_modulus.errors import InputError
 
 _REPLICATIONS = (
@@ -25,11 +26,11 @@ _REPLICATIONS = (
     "shortDelayedDescriptorReplicationFactor",
     "extendedDelayedDescriptorReplicationFactor",
 )
-_LAST_COORDINATE_CLASS = 9  # of Table B: what stands there holds for the elements after it
+_LAST_COORDINATE_CLASS = 9  # of Table B: such an element applies to those that follow it
 
 
 class Structures:
-    """What is remembered of the messages of one file."""
+    """What the messages of one file have in common, cached by template."""
 
     def __init__(self) -> None:
         self.keys: dict[tuple, list[str]] = {}
@@ -41,16 +42,16 @@ class Message:
     """One message of a file; its values can be read until it is closed.
 
     Args:
-        handle: Of ecCodes; released when the message is closed.
-        structures: Shared by the messages of a file.
+        handle: ecCodes' handle; released when the message is closed.
+        structures: Cache shared by the messages of a file.
 
     Attributes:
-        at_end: Called with the message when a `with` block that used it ends well.
+        at_end: Called with the message when its `with` block ends without an error.
     """
 
     def __init__(self, handle: int, structures: Structures) -> None:
         self._handle = handle
-        self._known = structures
+        self._structures = structures
         self.at_end: Callable[[Message], None] | None = None
 
     def __enter__(self) -> Message:
@@ -70,7 +71,7 @@ class Message:
         """Release the message."""
         eccodes.codes_release(self._handle)
 
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - a number, a text or an array
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - a number, string or array
         try:
             if eccodes.codes_get_size(self._handle, key) > 1:
                 return eccodes.codes_get_array(self._handle, key)
@@ -92,33 +93,33 @@ class Message:
         return iter(self._keys)
 
     def is_coord(self, key: str) -> bool:
-        """Whether what a key stands for, as a height, holds for the elements after it."""
+        """Whether a key is a coordinate, e.g. a height, that applies to the elements after it."""
         name = key.rpartition("#")[2]
-        if name not in self._known.is_coordinate:
+        if name not in self._structures.is_coordinate:
             code = self.get(f"{key}->code")
-            self._known.is_coordinate[name] = (
+            self._structures.is_coordinate[name] = (
                 code is not None and int(code) // 1000 <= _LAST_COORDINATE_CLASS
             )
-        return self._known.is_coordinate[name]
+        return self._structures.is_coordinate[name]
 
     @property
     def descriptors(self) -> frozenset[int]:
-        """The elements that the template has; known without unpacking."""
-        if self._template not in self._known.descriptors:
+        """Descriptors of the template's elements; does not unpack the message."""
+        if self._template not in self._structures.descriptors:
             expanded = np.atleast_1d(self["expandedDescriptors"])
-            self._known.descriptors[self._template] = frozenset(map(int, expanded))
-        return self._known.descriptors[self._template]
+            self._structures.descriptors[self._template] = frozenset(map(int, expanded))
+        return self._structures.descriptors[self._template]
 
     @cached_property
     def _keys(self) -> list[str]:
         structure = (*self._template, self["numberOfSubsets"], *map(self._fixed, _REPLICATIONS))
-        if structure not in self._known.keys:
-            self._known.keys[structure] = [
+        if structure not in self._structures.keys:
+            self._structures.keys[structure] = [
                 key
                 for key in self._all_keys()
                 if "->" not in key and not key.endswith("#dataPresentIndicator")
             ]
-        return self._known.keys[structure]
+        return self._structures.keys[structure]
 
     @cached_property
     def _template(self) -> tuple:
@@ -136,7 +137,7 @@ class Message:
 
 
 def messages(path: Path) -> Iterator[Message]:
-    """The messages of a file, one after the other."""
+    """Iterate over the messages of a file."""
     structures = Structures()
     with path.open("rb") as file:
         while (handle := eccodes.codes_bufr_new_from_file(file)) is not None:
@@ -144,17 +145,16 @@ def messages(path: Path) -> Iterator[Message]:
 
 
 def check_messages(path: Path) -> None:
-    """Refuse what is not a whole file of BUFR messages; quick, for nothing is unpacked.
+    """Refuse a file that is not BUFR or is incomplete; quick, since no message is unpacked.
 
     Raises:
         InputError: If the file is missing, holds no message, or is damaged or cut short.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    check_file(path)
     with path.open("rb") as file:
         start = file.read(2**16)
     if b"BUFR" not in start:
-        raise InputError(f"{path}: no BUFR file (it starts with {start[:8]!r}); give one")
+        raise InputError(f"{path}: not a BUFR file (it starts with {start[:8]!r}); give one")
     try:
         sizes = eccodes.codes_extract_offsets_sizes(str(path), eccodes.CODES_PRODUCT_BUFR)
         end = sum(list(sizes)[-1])

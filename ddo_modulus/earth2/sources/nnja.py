@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """NNJA-AI: the NOAA-NASA Joint Archive of observations as parquet tables, since 1979.
 
-Brightband keeps the archive, converted from BUFR, in two public buckets; the package `nnja-ai`
-knows their catalogue and loads tables of whole days. The networks read here, and their tables:
+Brightband converts the archive from BUFR and keeps it in two public buckets; the package `nnja-ai`
+reads its catalogue and loads tables of whole days. These networks, with their tables, can be read:
 
 - `synop` (NC000001), `synop_mobile` (NC000002), `synop_bufr` (NC000101, the same reports in their
-  newer form), `metar` (NC000007): surface stations. A METAR gives the altimeter setting; `sp` is
-  that, undone for the station's elevation.
+  newer form), `metar` (NC000007): surface stations. A METAR has an altimeter setting, from which
+  `sp` is computed with the station's elevation.
 - `radiosonde` (conv-adpupa-NC002001): the mandatory levels.
 - `amsua`, `atms`: brightness temperatures (K); the channel is `sensor_index`, as in Earth2Studio's
   own satellite sources.
@@ -36,6 +36,7 @@ from ddo_modulus.earth2.sources.source import (
     ObservationSource,
     Tolerance,
     Window,
+    days_of,
     needed,
     with_description,
 )
@@ -56,25 +57,29 @@ def _satellite_fields() -> list[pa.Field]:
 
 
 class NnjaSource(ObservationSource):
-    """Observations of the NNJA-AI archive, from a bucket or from a copy of it.
+    """Observations of the NNJA-AI archive, from a bucket or from a local copy.
 
     Args:
-        networks: Of `NETWORKS`; those that have a variable serve it. None for SYNOP, METAR,
-            radiosondes, AMSU-A and ATMS, as far as the catalogue has them.
-        mirror: Which public bucket: `gcp_nodd` or `gcp_brightband`; no account is needed.
-        base_path: Folder with a copy of a bucket, or of a part; used instead of a mirror.
-        catalog_json: The catalogue in `base_path`.
+        networks: Keys of `NETWORKS`; a variable is read from each network that has it. None for
+            those of SYNOP, METAR, radiosondes, AMSU-A and ATMS that are in the catalogue.
+        mirror: The public bucket: `gcp_nodd` or `gcp_brightband`; no account is needed.
+        base_path: Folder with a full or partial copy of a bucket, read in place of the bucket.
+        catalog_json: File name of the catalogue in `base_path`.
         time_tolerance: See :class:`~ddo_modulus.earth2.sources.source.ObservationSource`.
         cache: Keep what was read from a bucket.
-        retries: How often to try again, beside the six tries that the bucket's client makes.
-        async_timeout: Seconds after which a call is given up.
+        retries: How often to retry after an error of the connection, in addition to the six tries
+            of the bucket's client.
+        async_timeout: Time limit of a call, in seconds.
+
+    Raises:
+        InputError: If a network or the mirror is unknown, or `networks` is empty.
     """
 
     SOURCE_ID = "ddo_modulus.earth2.sources.NnjaSource"
     SCHEMA = with_description(
         pa.schema([*SCHEMA, *_satellite_fields()]),
         quality="NCEP's quality mark: 0 and 1 good, 2 not checked, 3 suspect, 4 to 15 bad",
-        elev="Elevation (m): of the station, aloft of the level, of a pixel of the surface",
+        elev="Elevation (m) of the station, the upper-air level or the surface in the pixel",
     )
 
     def __init__(
@@ -92,10 +97,10 @@ class NnjaSource(ObservationSource):
         unknown = [name for name in networks or () if name not in NETWORKS]
         if unknown or (networks is not None and not networks):
             raise InputError(
-                f"networks: {', '.join(unknown) or 'none given'}; known are {', '.join(NETWORKS)}"
+                f"networks: {', '.join(unknown) or 'none'}; choose among {', '.join(NETWORKS)}"
             )
         if mirror not in MIRRORS:
-            raise InputError(f"mirror is {mirror!r}; there are {' and '.join(MIRRORS)}")
+            raise InputError(f"mirror is {mirror!r}; choose {' or '.join(MIRRORS)}")
         self.networks = tuple(DEFAULT_NETWORKS if networks is None else networks)
         self._all_needed = networks is not None
         self.mirror = mirror
@@ -112,7 +117,7 @@ class NnjaSource(ObservationSource):
         return False
 
     def variables(self) -> tuple[str, ...]:
-        """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
+        """The ids that can be requested; an upper-air `t` stands for `t850` and so on as well."""
         kinds = {NETWORKS[name].kind for name in self.networks}
         return (
             *(SURFACE_VARIABLES if "surface" in kinds else ()),
@@ -120,11 +125,11 @@ class NnjaSource(ObservationSource):
             *(name for name in self.networks if NETWORKS[name].kind == "channels"),
         )
 
-    def _knows(self, variable: str) -> bool:
+    def _offers(self, variable: str) -> bool:
         parsed = parse_variable(variable)
         if parsed is None or parsed[1] is None or np.isnan(parsed[1]):
             return variable in self.variables()
-        return "t" in self.variables()  # a level, as t850
+        return "t" in self.variables()  # a single level, e.g. t850
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
         rows, problems = [], []
@@ -144,13 +149,13 @@ class NnjaSource(ObservationSource):
         if not rows:
             reasons = "; ".join(problems) or "the catalogue has no table of these networks"
             raise InputError(
-                f"{self._where}: nothing for {', '.join(variables)} from {windows[0][0]} to "
+                f"{self._where}: no data for {', '.join(variables)} from {windows[0][0]} to "
                 f"{windows[-1][1]}: {reasons}. Choose other times or networks"
             )
         return pd.concat(rows, ignore_index=True)
 
     def _dataset(self, name: str) -> Table | None:
-        """The table of a network with its list of files; None if the catalogue has not got it."""
+        """The table of a network with its list of files; None if it is not in the catalogue."""
         nnja = needed("nnja_ai")
         if self._catalogue is None:
             self._catalogue = self._opened(nnja.DataCatalog)
@@ -164,7 +169,7 @@ class NnjaSource(ObservationSource):
             return None
         dataset = catalogue[dataset_name]
         try:
-            # By itself, the package would print a line on standard output.
+            # `load_manifest` of the data set itself prints to standard output.
             dataset.manifest = needed("nnja_ai.io").load_manifest(dataset.parquet_root_path)
         except FileNotFoundError as error:
             raise InputError(
@@ -172,7 +177,7 @@ class NnjaSource(ObservationSource):
             ) from error
         return dataset
 
-    def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - has no types
+    def _opened(self, catalogue: Callable[..., Any]) -> Any:  # noqa: ANN401 - untyped package
         options: dict[str, str | None] = {"mirror": self.mirror}
         where = f"the bucket {self.mirror}"
         if self.base_path is not None:
@@ -184,12 +189,12 @@ class NnjaSource(ObservationSource):
             options["catalog_json"] = self.catalog_json
         try:
             return catalogue(**options)
-        except Exception as error:  # of the package, of json, jsonschema and gcsfs under it
-            # The package wraps what befalls it on the way to a table's description.
+        except Exception as error:  # nnja-ai, json, jsonschema and gcsfs raise many
+            # nnja-ai wraps an OSError that occurs while it loads the description of a table.
             if self.base_path is None and isinstance(error.__cause__ or error, OSError):
-                raise ConnectionError(str(error)) from error  # to be tried again
+                raise ConnectionError(str(error)) from error  # is retried
             raise InputError(
-                f"{where}: no catalogue of NNJA-AI, or not all of it ({type(error).__name__}: "
+                f"{where}: not a complete catalogue of NNJA-AI ({type(error).__name__}: "
                 f"{error}); copy it again, or choose another mirror"
             ) from error
 
@@ -218,10 +223,6 @@ class NnjaSource(ObservationSource):
 
 
 def _days(table: Table, windows: Sequence[Window]) -> pd.DatetimeIndex:
-    """The days of a table that the windows touch."""
-    wanted = {
-        day
-        for start, end in windows
-        for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D", tz="UTC")
-    }
+    """The days of a table that the time windows touch."""
+    wanted = {day.tz_localize("UTC") for day in days_of(windows)}
     return pd.DatetimeIndex(sorted(wanted & set(table.manifest.index)))

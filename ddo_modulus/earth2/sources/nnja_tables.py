@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of NNJA-AI, and the observations in them.
 
-A table is a network and a day. Columns have the names of NCEP's BUFR tables, joined by dots:
-`TMPSQ1.TMDB` is a dry-bulb temperature. Which group an element is in differs from network to
-network, so elements are found by the last part of their names. Units are SI; a missing value is
-NaN or 1e11.
+A table holds one network on one day. Columns have the names of NCEP's BUFR tables, joined by dots:
+`TMPSQ1.TMDB` is a dry-bulb temperature in the group `TMPSQ1`. Networks group elements differently,
+so an element is found by the last part of the name. Units are SI; a missing value is NaN or 1e11.
 
-At levels, the column has the pressure in its name, `TMDB_PRLC85000`; the catalogue says which there
-are, and in what units. Channels of satellites are columns too, `BRITCSTC.TMBR_00005`.
+The column of an upper-air level has the pressure in its name, `TMDB_PRLC85000`; the catalogue lists
+the levels and their units. Each satellite channel is a column too, `BRITCSTC.TMBR_00005`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ddo_modulus.errors import InputError
 
 
 class Column(Protocol):
-    """What is used of `nnja_ai.NNJAVariable`."""
+    """The part of `nnja_ai.NNJAVariable` that is used here."""
 
     id: str
     base_id: str
@@ -34,7 +33,7 @@ class Column(Protocol):
 
 
 class Table(Protocol):
-    """What is used of `nnja_ai.NNJADataset`: a network's table, of one day or of all."""
+    """The part of `nnja_ai.NNJADataset` that is used here: a network's table, of one day or all."""
 
     name: str
     parquet_root_path: str
@@ -42,15 +41,15 @@ class Table(Protocol):
     variables: Mapping[str, Column]
     dimensions: Mapping[str, Mapping[str, Any]]
 
-    def sel(self, **selection: Any) -> Table:  # noqa: ANN401 - as the package has it
-        """Some days, some columns."""
+    def sel(self, **selection: Any) -> Table:  # noqa: ANN401 - the package's signature
+        """Select days and columns."""
 
     def load_dataset(self, backend: str) -> pd.DataFrame:
-        """The table in memory."""
+        """Load the table into memory."""
 
 
 class _Network(NamedTuple):
-    """A table of the archive: its name in the catalogue, and what its rows are."""
+    """A table of the archive: its name in the catalogue, and the kind of its rows."""
 
     dataset: str
     kind: str  # surface, levels or channels
@@ -68,9 +67,9 @@ NETWORKS = {
 
 _MISSING = 1e11
 PLACE = {"time": "OBS_TIMESTAMP", "lat": "LAT", "lon": "LON"}
-_IDENTITY = ("RPID", "WMOB", "WMOS", "SELV", "HSMSL")  # of a station, and its elevation
+_IDENTITY = ("RPID", "WMOB", "WMOS", "SELV", "HSMSL")  # of a station: identifiers, elevation
 
-# Mnemonics of NCEP's tables: of a quantity, and of its quality mark.
+# Element -> NCEP's mnemonics of its value and of its quality mark.
 _ELEMENTS = {
     "t": ("TMDB", "QMAT"),
     "td": ("TMDP", "QMDD"),
@@ -83,7 +82,7 @@ _ELEMENTS = {
     "z": ("GP10", "QMGP"),
     "z07": ("GP07", "QMGP"),
 }
-# Quantity -> what it may have to be derived from.
+# Quantity -> the elements it may be derived from.
 _PARENTS = {
     "rh": ("rh", "t", "td"),
     "q": ("td", "p", "altimeter"),
@@ -92,7 +91,7 @@ _PARENTS = {
     "p": ("p", "altimeter"),
     "z": ("z", "z07"),
 }
-# Which group of columns counts where several have an element: the report's main one.
+# The main groups of a report, preferred where several groups have an element.
 _MAIN_GROUPS = (
     *("TMPSQ1", "WNDSQ1", "PRSSQ1"),
     *("MTRTMP", "MTRWND", "MTRPRS"),
@@ -100,9 +99,9 @@ _MAIN_GROUPS = (
 )
 
 _PASCALS = {"pa": 1.0, "hpa": 100.0, "mb": 100.0, "mbar": 100.0}
-_TENS_OF_PASCAL = 11_000  # the largest level is below this, if levels count tens of pascals
+_TENS_OF_PASCAL = 11_000  # levels in tens of pascals are all below this
 
-# Satellites of WMO's common code table C-5, as Earth2Studio names them.
+# Number in WMO's common code table C-5 -> Earth2Studio's name of the satellite.
 _SATELLITES = {
     3: "metop-b",
     4: "metop-a",
@@ -120,7 +119,7 @@ _SATELLITES = {
 
 
 def serves(network: str, variable: str) -> bool:
-    """Whether a network could have a variable."""
+    """Whether a network may have a variable."""
     parsed = parse_variable(variable)
     if parsed is None:
         return variable == network
@@ -129,14 +128,18 @@ def serves(network: str, variable: str) -> bool:
 
 
 def columns(network: str, table: Table, variables: Sequence[str]) -> list[str]:
-    """The columns that some variables of a network need, time and place included.
+    """The columns that some variables of a network need, including time and location.
 
     Raises:
-        InputError: If the table has no time or place, or no levels or channels where it should.
+        InputError: If the table has no time or location, or lacks the levels or channels of its
+            kind of network.
     """
     missing = [name for name in PLACE.values() if name not in table.variables]
     if missing:
-        raise InputError(f"NNJA-AI: {table.name} has no column {', '.join(missing)}")
+        raise InputError(
+            f"NNJA-AI: {table.name} has no column {', '.join(missing)}; copy the archive again, "
+            "or leave this network out"
+        )
     by_kind = {"surface": _surface_columns, "levels": _level_columns, "channels": _channel_columns}
     found = by_kind[NETWORKS[network].kind](table, variables)
     return sorted({*PLACE.values(), *_identity_columns(table), *found})
@@ -145,13 +148,16 @@ def columns(network: str, table: Table, variables: Sequence[str]) -> list[str]:
 def rows(
     network: str, table: Table, values: pd.DataFrame, variables: Sequence[str]
 ) -> pd.DataFrame:
-    """The observations of some variables.
+    """The observations of some variables in a table.
 
     Args:
-        network: Of `NETWORKS`.
-        table: What the columns are.
-        values: Their values.
-        variables: Ids.
+        network: A key of `NETWORKS`.
+        table: Description of the table.
+        values: Its columns.
+        variables: Variable ids.
+
+    Returns:
+        Rows with the columns of the source's `SCHEMA`.
     """
     numbers = values.select_dtypes("number").columns
     values = values.assign(**values[numbers].mask(values[numbers].abs() >= _MISSING))
@@ -160,7 +166,7 @@ def rows(
 
 
 def _column(table: Table, mnemonic: str) -> str | None:
-    """The column of an element: by itself, or in the group that counts."""
+    """The column of an element: in a main group, else without a group, else the only one."""
     found = [c for c in table.variables if c.rpartition(".")[2] == mnemonic]
     ranked = [c for group in _MAIN_GROUPS for c in found if c.split(".")[0] == group]
     plain = [c for c in found if c == mnemonic]
@@ -168,7 +174,7 @@ def _column(table: Table, mnemonic: str) -> str | None:
 
 
 def _elements(variables: Sequence[str]) -> list[str]:
-    """The elements that variables are made of."""
+    """The elements from which the variables are computed."""
     quantities = [parsed[0] for parsed in map(parse_variable, variables) if parsed]
     return list(dict.fromkeys(e for q in quantities for e in _PARENTS.get(q, (q,))))
 
@@ -201,21 +207,24 @@ def _surface(
 
 
 def _levels_in_pascal(table: Table) -> dict[float, float]:
-    """The value of each level in the names of columns -> its pressure in Pa."""
+    """Level, as in the names of columns -> its pressure in Pa."""
     for dimension in table.dimensions.values():
         if "PRLC" in dimension.get("format_str", ""):
             levels = dimension["values"]
             units = str(dimension.get("units") or "pa").strip().lower()
             factor = _PASCALS.get(units, 1.0)
-            # 1000 hPa is among the mandatory levels, so the largest tells the unit for sure.
+            # 1000 hPa is a mandatory level, so the largest level determines the unit.
             if factor == 1.0 and max(levels) < _TENS_OF_PASCAL:
                 factor = 10.0
             return {level: factor * level for level in levels}
-    raise InputError(f"NNJA-AI: {table.name} has no dimension of pressure levels (PRLC)")
+    raise InputError(
+        f"NNJA-AI: {table.name} has no dimension of pressure levels (PRLC); copy its dataset.json "
+        "again, or leave this network out"
+    )
 
 
 def _at_levels(table: Table, variables: Sequence[str]) -> list[tuple[float, str, str, str | None]]:
-    """Pressure, element, and the columns of value and mark, for all that the variables need."""
+    """Pressure, element, value column and mark column of all that the variables need."""
     wanted = [parsed[1] for parsed in map(parse_variable, variables) if parsed]
     column = {(c.base_id, c.dim_val): c.id for c in table.variables.values() if c.dimension}
     return [
@@ -252,7 +261,7 @@ def _levels(
 
 
 def _fill(reports: pd.DataFrame, quantity: str, values: pd.Series, marks: pd.Series) -> None:
-    """Take a quantity from elsewhere where it is not reported."""
+    """Fill in a quantity and its marks where it is not reported."""
     for name in (quantity, f"{quantity}_quality"):
         if name not in reports:
             reports[name] = np.nan
@@ -262,13 +271,13 @@ def _fill(reports: pd.DataFrame, quantity: str, values: pd.Series, marks: pd.Ser
 
 
 def _place(network: str, table: Table, values: pd.DataFrame) -> pd.DataFrame:
-    """When and where the rows of a table are from."""
+    """Time, location and station of the rows of a table."""
     names = {mnemonic: _column(table, mnemonic) for mnemonic in _IDENTITY}
-    known = {m: values[name] for m, name in names.items() if name is not None}
+    identity = {m: values[name] for m, name in names.items() if name is not None}
     nothing = pd.Series(np.nan, values.index)
-    station = known.get("RPID", pd.Series(None, values.index, object))
-    if "WMOB" in known and "WMOS" in known:  # the block and number of WMO
-        number = 1000 * known["WMOB"] + known["WMOS"]
+    station = identity.get("RPID", pd.Series(None, values.index, object))
+    if "WMOB" in identity and "WMOS" in identity:  # WMO block and station number
+        number = 1000 * identity["WMOB"] + identity["WMOS"]
         text = number.astype("Int64").astype(str).str.zfill(5).where(number.notna(), None)
         station = station.where(station.notna(), text)
     place = pd.DataFrame(
@@ -276,7 +285,7 @@ def _place(network: str, table: Table, values: pd.DataFrame) -> pd.DataFrame:
             "time": pd.to_datetime(values[PLACE["time"]], utc=True).dt.tz_localize(None),
             "lat": values[PLACE["lat"]],
             "lon": values[PLACE["lon"]],
-            "elev": known.get("HSMSL", nothing).fillna(known.get("SELV", nothing)),
+            "elev": identity.get("HSMSL", nothing).fillna(identity.get("SELV", nothing)),
             "station": station,
             "class": network,
             "type": NETWORKS[network].dataset.rpartition("-")[2],
@@ -286,14 +295,17 @@ def _place(network: str, table: Table, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _brightness(table: Table) -> dict[str, int]:
-    """The columns of brightness temperatures -> their channels."""
+    """Column of a brightness temperature -> its channel."""
     channels = {}
     for name in table.variables:
         element, _, channel = name.rpartition(".")[2].rpartition("_")
         if element == "TMBR" and channel.isdigit():
             channels[name] = int(channel)
     if not channels:
-        raise InputError(f"NNJA-AI: {table.name} has no column of brightness temperature (TMBR)")
+        raise InputError(
+            f"NNJA-AI: {table.name} has no column of brightness temperature (TMBR); copy its "
+            "dataset.json again, or leave this network out"
+        )
     return channels
 
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ECMWF's ODB-2 files: observations with what the assimilation made of them, read by pyodc.
+"""ECMWF's ODB-2 files: observations with feedback of an assimilation, read by pyodc.
 
-A row is one datum. Its kind is a number, `varno` (the list is IFS's); `vertco_reference_1` is the
-level, whose kind is `vertco_type`. Peculiarities that are undone here:
+A row is one datum. `varno` is its kind, a number of IFS's list; `vertco_reference_1` is its level
+and `vertco_type` the kind of level. They differ from reports in three ways:
 
 - Relative humidity is a fraction.
-- A pressure (`varno` 110) is given at a height, as a geopotential: at the station's it is the
-  surface pressure; at zero, of a station well above the sea, it is the mean sea level pressure.
-- Wind may be reported as speed and direction (`varno` 112, 111), paired by report and level.
+- A pressure (`varno` 110) may be valid at a geopotential. At the height of the station it is the
+  surface pressure; at zero, if the station is not at sea level, the mean sea level pressure.
+- Wind may be reported as speed and direction (`varno` 112, 111), in two rows of one report and
+  level.
 
-`quality` is `datum_status`, whose bits tell what the assimilation did with the datum (1 active,
+`quality` is `datum_status`, the bits of what the assimilation did with the datum (1 active,
 2 passive, 4 rejected, 8 blacklisted); `observation_error` is the error that it used.
 """
 
@@ -26,8 +27,10 @@ from ddo_modulus.earth2.sources.source import (
     FileSource,
     Keep,
     Window,
+    check_file,
     file_key,
     needed,
+    pick_columns,
     with_description,
 )
 from ddo_modulus.errors import InputError
@@ -36,11 +39,11 @@ MAGIC = b"\xff\xffODA"
 
 
 class _Datum(NamedTuple):
-    """What a `varno` stands for."""
+    """The quantity of a `varno`."""
 
     quantity: str
     aloft: bool = False
-    factor: float = 1.0  # to the units of reports
+    factor: float = 1.0  # converts to the units of reports
 
 
 _DATA = {
@@ -67,9 +70,9 @@ _WIND = (111, 112)
 _PRESSURE_AT_HEIGHT = 110
 _ON_PRESSURE, _ON_GEOPOTENTIAL = 1, 2  # vertco_type
 _MISSING = -2147483647
-_SEA_LEVEL = 1.0  # m; nearer to zero than this is mean sea level
+_SEA_LEVEL = 1.0  # m; heights closer to zero than this are mean sea level
 
-# Column -> what it may be called, in the order of preference; `@table` may be left off.
+# Our name of a column -> ODB's names in order of preference; files may omit the `@table`.
 _COLUMNS = {
     "varno": ("varno@body",),
     "value": ("obsvalue@body",),
@@ -87,11 +90,11 @@ _COLUMNS = {
     "error": ("final_obs_error@errstat", "obs_error@errstat"),
 }
 _ESSENTIAL = ("varno", "value", "date", "clock", "lat", "lon")
-_DECODER = 1  # version of what is kept in the cache
+_DECODER = 2  # increase it when the decoded reports change, so that cached ones are not used
 
 
 class OdbSource(FileSource):
-    """Observations in a local ODB-2 file, as MARS gives for `type=ofb`.
+    """Observations in a local ODB-2 file, as MARS delivers for `type=ofb`.
 
     Args:
         path: The file.
@@ -103,7 +106,7 @@ class OdbSource(FileSource):
     SCHEMA = with_description(
         SCHEMA,
         quality="ODB's datum_status, bits: 1 active, 2 passive, 4 rejected, 8 blacklisted",
-        elev="Elevation (m): of the station, of a pressure the height that it is valid at",
+        elev="Elevation (m) of the station, or the height at which a pressure is valid",
     )
 
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
@@ -115,19 +118,18 @@ def decode_odb(path: Path, variables: Sequence[str], keep: Keep) -> pd.DataFrame
 
     Args:
         path: The file.
-        variables: Ids.
-        keep: Gives the frame of a key, from a cache or from the function that makes it.
+        variables: Variable ids.
+        keep: Called with a cache key and a function that decodes; returns the cached frame.
 
     Raises:
-        InputError: As :func:`read_odb`.
+        InputError: If the file is missing, or as in :func:`read_odb`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+    check_file(path)
     return observations(keep(file_key(path, "odb", _DECODER), lambda: read_odb(path)), variables)
 
 
 def read_odb(path: Path) -> pd.DataFrame:
-    """The data of an ODB-2 file as reports, one for each datum (two of wind make one).
+    """Read an ODB-2 file as reports, one for each datum, or for wind speed and direction together.
 
     Args:
         path: The file.
@@ -136,19 +138,19 @@ def read_odb(path: Path) -> pd.DataFrame:
         A frame of reports; see :mod:`~ddo_modulus.earth2.sources.reports`.
 
     Raises:
-        InputError: If it is no ODB-2 file, is damaged, or has not the columns needed.
+        InputError: If it is not an ODB-2 file, is damaged, or lacks required columns.
     """
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:
-        raise InputError(f"{path}: no ODB-2 file (it starts with {start!r}); give one")
+        raise InputError(f"{path}: not an ODB-2 file (it starts with {start!r}); give one")
     pyodc = needed("pyodc")
     try:
         parts = list(pyodc.read_odb(str(path)))
         raw = pd.concat([_named(part, path) for part in parts], ignore_index=True)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # pyodc raises bare exceptions of many kinds
+    except Exception as error:  # pyodc raises many kinds
         raise InputError(
             f"{path}: damaged or cut short ({type(error).__name__}: {error}); copy or download "
             "it again"
@@ -156,8 +158,8 @@ def read_odb(path: Path) -> pd.DataFrame:
     raw = raw[raw["varno"].isin(list(_DATA)) & raw["value"].notna()]
     raw = raw[raw["date"].notna()].reset_index(drop=True)
     raw["aloft"] = raw["varno"].map({number: datum.aloft for number, datum in _DATA.items()})
-    # Wind speed and direction have one number aloft and at the surface; a level makes the
-    # difference. What is aloft, but not on a pressure (on a height, say), has no level here.
+    # Wind speed and direction have the same varno at the surface and aloft: only data aloft have a
+    # pressure level. Other data aloft without a pressure level, e.g. at a height, are dropped.
     on_pressure = (raw["vertco_type"] == _ON_PRESSURE) & raw["vertco"].notna()
     is_wind = raw["varno"].isin(_WIND)
     raw["aloft"] |= is_wind & on_pressure
@@ -169,26 +171,21 @@ def read_odb(path: Path) -> pd.DataFrame:
 
 
 def _named(part: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The columns in use under names of our own; those that are not there are missing."""
-    columns = {}
-    for name, candidates in _COLUMNS.items():
-        options = (o for c in candidates for o in (c, c.split("@")[0]) if o in part.columns)
-        found = next(options, None)
-        if found is None and name in _ESSENTIAL:
-            raise InputError(
-                f"{path}: no column {candidates[0]}; retrieve the file with its hdr and body "
-                f"columns (it has {', '.join(map(str, part.columns[:12]))} ...)"
-            )
-        values = part[found] if found else pd.Series(np.nan, part.index)
-        if name not in ("station", "type"):
-            numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
-            values = numbers.where(numbers != _MISSING)
-        columns[name] = values
-    return pd.DataFrame(columns)
+    """The columns in use, under our names; as numbers, except for names of stations and types."""
+    candidates = {
+        name: [option for column in columns for option in (column, column.split("@")[0])]
+        for name, columns in _COLUMNS.items()
+    }
+    remedy = "Retrieve the file with its hdr and body columns"
+    picked = pick_columns(part, candidates, _ESSENTIAL, str(path), remedy)
+    for name in picked.columns.difference(["station", "type"]):
+        numbers = pd.to_numeric(picked[name], errors="coerce").astype(np.float64)
+        picked[name] = numbers.where(numbers != _MISSING)
+    return picked
 
 
 def _reports(raw: pd.DataFrame) -> pd.DataFrame:
-    """A report for each datum."""
+    """One report for each datum."""
     day = pd.to_datetime(raw["date"].astype("int64").astype(str), format="%Y%m%d")
     clock = raw["clock"].fillna(0).astype("int64")  # HHMMSS
     seconds = 3600 * (clock // 10000) + 60 * (clock // 100 % 100) + clock % 100
@@ -198,8 +195,8 @@ def _reports(raw: pd.DataFrame) -> pd.DataFrame:
             "lat": raw["lat"],
             "lon": raw["lon"],
             "elev": raw["stalt"].mask(raw["aloft"]),
-            "station": raw["station"].astype(str).str.strip(),
-            "type": raw["type"].astype(str),
+            "station": raw["station"].astype(str).str.strip().where(raw["station"].notna()),
+            "type": raw["type"].astype(str).where(raw["type"].notna()),
             "class": np.where(raw["aloft"], "upper air", "surface"),
             "pres": raw["vertco"].where(raw["aloft"]),
         }
@@ -222,6 +219,6 @@ def _reports(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(wind: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
-    """Speed and direction of the same report and level in one row."""
+    """Join speed and direction of the same report and level in one row."""
     same = [raw["report"], raw["vertco"], wind["station"], wind["time"], wind["lat"], wind["lon"]]
     return wind.groupby(same, dropna=False, sort=False).first().reset_index()

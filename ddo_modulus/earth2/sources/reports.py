@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports as they come, one row each, and the observations in them, one row each.
+"""Reports, one row for all quantities, split into observations, one row for each quantity.
 
-A *report* is what one instrument, station or level told at one time. A frame of reports has
+A *report* holds what one station measured at one time, at the surface or on one upper-air level. A
+frame of reports has these columns, of which a provider may leave out those that it does not have:
 
-- where and when: `time` (naive UTC), `lat`, `lon` (degrees), `elev` (m), `station`, `class`,
-  `type`, and `pres` (Pa) for a level of the upper air, NaN at the surface;
-- what was measured, in SI units, NaN where missing: `QUANTITIES`;
-- for any of these, `<quantity>_quality`, the provider's mark, and `<quantity>_error`, the standard
-  deviation of the error.
+- `time` (naive UTC), `lat`, `lon` (degrees), `elev` (m), `station`, `class`, `type`, and `pres`
+  (Pa): the pressure of an upper-air level, NaN at the surface;
+- the measured values `QUANTITIES`, in SI units, NaN where missing;
+- for each of them `<quantity>_quality`, the provider's mark, and `<quantity>_error`, the standard
+  deviation of the observation error.
 
-Columns that a provider does not have may be left out. `observations` turns reports into rows of
-`SCHEMA`, and derives what was asked for and not reported: wind components, humidity.
+`observations` converts reports to rows of `SCHEMA`. It derives wind components and humidity where
+they are requested but not reported.
 
 Variable ids are Earth2Studio's. At the surface: `t2m`, `d2m`, `r2m`, `q2m`, `u10m`, `v10m`,
-`ws10m`, `sp`, `msl`. Aloft: `t`, `u`, `v`, `ws`, `q`, `r`, `z` for all levels (the level is in
-`pres`), or `t850` and so on for one.
+`ws10m`, `sp`, `msl`. Upper air: `t`, `u`, `v`, `ws`, `q`, `r`, `z` for all levels (the level is in
+`pres`), or a single level, e.g. `t850`.
 """
 
 import re
@@ -47,7 +48,7 @@ _SURFACE = {
     "msl": "msl",
 }
 _ALOFT = {"t": "t", "u": "u", "v": "v", "ws": "speed", "q": "q", "r": "rh", "z": "z"}
-_LEVEL_TOLERANCE = 5.0  # Pa; reports give levels to 10 Pa
+_LEVEL_TOLERANCE = 5.0  # Pa; levels are reported to the nearest 10 Pa
 
 SURFACE_VARIABLES = tuple(_SURFACE)
 UPPER_AIR_VARIABLES = tuple(_ALOFT)
@@ -68,23 +69,27 @@ SCHEMA = pa.schema(
         _field("lon", _NUMBER, "Longitude, degrees, 0 to 360", False),
         _field("observation", _NUMBER, "Value in the units of Earth2Studio's lexicon", False),
         _field("variable", pa.string(), "Earth2Studio variable id", False),
-        _field("observation_error", _NUMBER, "Standard deviation of the error, as observation"),
+        _field(
+            "observation_error",
+            _NUMBER,
+            "Standard deviation of the observation error, in the units of the value",
+        ),
         _field("quality", pa.uint16(), "The provider's quality mark"),
-        _field("elev", _NUMBER, "Elevation (m): of the station, aloft of the level"),
+        _field("elev", _NUMBER, "Elevation (m) of the station, or of the upper-air level"),
         _field("station", pa.string(), "Station identifier"),
         _field("pres", _NUMBER, "Pressure of an upper-air level (Pa)"),
         _field("class", pa.string(), "Kind of report, e.g. synop or radiosonde"),
-        _field("type", pa.string(), "The provider's name of the kind of report"),
+        _field("type", pa.string(), "The provider's name for the kind of report"),
     ]
 )
 
 
 def parse_variable(variable: str) -> tuple[str, float | None] | None:
-    """Take a variable id apart.
+    """Split a variable id into quantity and level.
 
     Returns:
-        The quantity and the level in Pa: NaN for the surface, None for all levels. None instead,
-        if it is no id of a report.
+        The quantity, of `QUANTITIES`, and the level in Pa: NaN for the surface, None for all
+        levels. None in place of the pair if reports have no such variable.
     """
     if variable in _SURFACE:
         return _SURFACE[variable], np.nan
@@ -99,18 +104,22 @@ def parse_variable(variable: str) -> tuple[str, float | None] | None:
 def observations(
     reports: pd.DataFrame, variables: Sequence[str], worst: Literal["max", "min"] = "max"
 ) -> pd.DataFrame:
-    """Give the observations of some variables in a frame of reports.
+    """Convert a frame of reports to observations of some variables.
 
-    Where wind components are asked for and a report has no direction, its speed is kept, as
-    `ws10m` or `ws`: with a level, if the components had one.
+    Where a wind component is requested and the report has no direction, the wind speed is returned
+    in its place: `ws10m` for `u10m`, `ws` for `u`, `ws850` for `u850`.
 
     Args:
-        reports: See the module; left as it is.
-        variables: Ids, each of which :func:`parse_variable` understands.
-        worst: Which of two quality marks a quantity derived from both gets.
+        reports: Frame as described in the module; it is not changed.
+        variables: Variable ids that :func:`parse_variable` accepts.
+        worst: Which quality mark is the worse one, the largest or the smallest. A derived quantity
+            gets the worst mark of those it is derived from.
 
     Returns:
-        Rows with the columns of `SCHEMA`, missing values left out; unsorted, types as they come.
+        Rows with the columns of `SCHEMA`, without missing values; unsorted, types unconverted.
+
+    Raises:
+        ValueError: If a variable is not one of reports.
     """
     reports = _derived(reports, worst)
     aloft = reports["pres"].notna()
@@ -118,7 +127,7 @@ def observations(
     for variable in dict.fromkeys(variables):
         parsed = parse_variable(variable)
         if parsed is None:
-            raise ValueError(f"{variable} is no variable of a report")
+            raise ValueError(f"{variable} is not a variable of reports")
         quantity, level = parsed
         if level is None:
             there = aloft
@@ -131,12 +140,12 @@ def observations(
         speed = _speed_of(variable)
         if speed and speed not in variables:
             rows.append(_rows(chosen[chosen["u"].isna()], "speed", speed))
-    # Speeds kept for both components are there twice.
+    # A speed that stands in for both components is there twice.
     return pd.concat(rows).drop_duplicates(ignore_index=True) if rows else _no_rows()
 
 
 def _speed_of(variable: str) -> str | None:
-    """The id of the wind speed where `variable` is a component of the wind."""
+    """The id of the wind speed if `variable` is a wind component, else None."""
     component = re.fullmatch(r"[uv](10m|[1-9]\d*)?", variable)
     return f"ws{component[1] or ''}" if component else None
 
@@ -163,7 +172,7 @@ def _no_rows() -> pd.DataFrame:
 
 
 def _derived(reports: pd.DataFrame, worst: Literal["max", "min"]) -> pd.DataFrame:
-    """All columns, with what is not reported derived from what is."""
+    """All columns of a frame of reports, with missing quantities derived from the others."""
     columns: dict[str, pd.Series] = {
         name: reports[name]
         if name in reports
@@ -174,12 +183,12 @@ def _derived(reports: pd.DataFrame, worst: Literal["max", "min"]) -> pd.DataFram
         columns[name] = reports[name] if name in reports else pd.Series(None, reports.index, object)
     for quantity in QUANTITIES:
         for name in (quantity, f"{quantity}_quality", f"{quantity}_error"):
-            known = reports[name] if name in reports else pd.Series(np.nan, reports.index)
-            columns[name] = pd.to_numeric(known, errors="coerce").astype(np.float64)
+            values = reports[name] if name in reports else pd.Series(np.nan, reports.index)
+            columns[name] = pd.to_numeric(values, errors="coerce").astype(np.float64)
     full = pd.DataFrame(columns)
 
     def derive(quantity: str, values: np.ndarray, *parents: str) -> None:
-        """Fill in where not reported; a derived value has the worst mark of its parents."""
+        """Fill in where not reported, with the worst quality mark of the parents."""
         new = full[quantity].isna() & np.isfinite(values)
         full.loc[new, quantity] = values[new]
         marks = full[[f"{parent}_quality" for parent in parents]]

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all observation sources share: the shape of a call, selection in time, the cache.
+"""Base classes of the observation sources: calls, selection by time, retries, the cache.
 
-A source here is a `DataFrameSource` of Earth2Studio: it has a `SCHEMA`, and is called with times,
-variable ids and, if not all columns are wanted, fields. It differs from the built-in ones in that
-mistakes (an unknown variable, a time outside of the data, missing credentials) are an
-`InputError` instead of a log entry and an empty frame.
+A source is a `DataFrameSource` of Earth2Studio: it has a `SCHEMA` and is called with times,
+variable ids and, optionally, the columns to return. Earth2Studio's own sources log an error and
+return an empty frame; these raise an `InputError` when a variable is unknown, a time lies outside
+the data or credentials are missing.
 
-Earth2Studio is imported when a source is first called: that takes several seconds.
+Importing Earth2Studio takes several seconds, so it is imported on the first call.
 """
 
 import asyncio
 import hashlib
+import json
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -35,18 +36,23 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import check_units
 
 Times = datetime | list[datetime] | np.ndarray
-Tolerance = Any  # a timedelta, or a pair of them: before and after
+Tolerance = Any  # a timedelta, or a pair of timedeltas (before, after)
 Window = tuple[np.datetime64, np.datetime64]
 Keep = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 
 HALF_HOUR = np.timedelta64(30, "m")
 
 _BACKOFF = 2.0  # seconds before the second try, doubled before each further one
-_ENOUGH_TO_JUDGE = 20  # rows of a variable; in fewer, a gross error could be the median
+_MOST_LISTED = 30  # columns in a message
+_ENOUGH_TO_JUDGE = 20  # rows of a variable; among fewer, gross errors could move the quartiles
 
 
 def needed(module: str, extra: str = "observations") -> ModuleType:
     """Import a package that only some sources need.
+
+    Args:
+        module: Name of the module.
+        extra: The extra of this project that installs it, for the message.
 
     Raises:
         InputError: If it is not installed.
@@ -60,8 +66,78 @@ def needed(module: str, extra: str = "observations") -> ModuleType:
         ) from error
 
 
+def data_utils() -> Any:  # noqa: ANN401 - imported late
+    """Import `earth2studio.data.utils`.
+
+    Raises:
+        InputError: If Earth2Studio is not installed.
+    """
+    return needed("earth2studio.data.utils", "earth2")
+
+
+async def retried(
+    call: Callable[..., Awaitable[Any]],
+    *arguments: Any,  # noqa: ANN401 - passed on to `call`
+    retries: int,
+) -> Any:  # noqa: ANN401 - what `call` returns
+    """Await `call(*arguments)`, and try again after errors of the connection."""
+    return await data_utils().async_retry(call, *arguments, retries=retries, backoff=_BACKOFF)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+
+
+def days_of(windows: Sequence[Window]) -> set[pd.Timestamp]:
+    """The days, UTC, that the time windows touch."""
+    return {
+        day
+        for start, end in windows
+        for day in pd.date_range(pd.Timestamp(start).normalize(), end, freq="D")
+    }
+
+
+def pick_columns(
+    table: pd.DataFrame,
+    candidates: Mapping[str, Sequence[str]],
+    required: Sequence[str],
+    where: str,
+    remedy: str,
+) -> pd.DataFrame:
+    """Select columns from a table in which they may have one of several names.
+
+    Args:
+        table: The table.
+        candidates: Our name of a column -> its possible names, in order of preference.
+        required: Our names of the columns that the table must have.
+        where: Where the table comes from, for the message.
+        remedy: What to do if a required column is missing, for the message.
+
+    Returns:
+        The columns under our names; an absent one is all missing.
+
+    Raises:
+        InputError: If a required column is missing.
+    """
+    picked = {}
+    for name, options in candidates.items():
+        found = next((option for option in options if option in table.columns), None)
+        if found is None and name in required:
+            present = ", ".join(map(str, table.columns[:_MOST_LISTED]))
+            more = ", ..." if len(table.columns) > _MOST_LISTED else ""
+            raise InputError(f"{where}: no column {options[0]}; it has {present}{more}. {remedy}")
+        picked[name] = table[found] if found else pd.Series(None, table.index, object)
+    return pd.DataFrame(picked)
+
+
 def with_description(schema: pa.Schema, **descriptions: str) -> pa.Schema:
-    """The schema with other descriptions of some fields."""
+    """Replace the descriptions of some fields of a schema."""
     for name, text in descriptions.items():
         index = schema.get_field_index(name)
         schema = schema.set(index, schema.field(name).with_metadata({"description": text}))
@@ -69,19 +145,20 @@ def with_description(schema: pa.Schema, **descriptions: str) -> pa.Schema:
 
 
 class ObservationSource(ABC):
-    """A source of observations at stations, on levels or in pixels.
+    """A source of observations: of stations, of upper-air levels or of satellite pixels.
 
     Args:
-        time_tolerance: How far from a requested time an observation may be: a timedelta, either
-            way, or a pair `(before, after)`, of which the first is negative or zero.
-        cache: Keep what was downloaded or decoded for the next call, in Earth2Studio's cache for
-            data (`$EARTH2STUDIO_DATA_CACHE`).
-        retries: How often to try again what failed on the way, after 2, 4, 8, ... seconds.
-        async_timeout: Seconds after which a call is given up.
+        time_tolerance: How far an observation may be from a requested time: a timedelta, which
+            holds in both directions, or a pair `(before, after)` whose first is negative or zero.
+        cache: Keep downloaded and decoded data for later calls, in Earth2Studio's data cache
+            (`$EARTH2STUDIO_DATA_CACHE`).
+        retries: How often to retry after an error of the connection: after 2, 4, 8, ... seconds.
+        async_timeout: Time limit of a call, in seconds.
 
     Attributes:
-        SOURCE_ID: Name of the source, kept in the attribute `source` of its frames.
-        SCHEMA: Columns and their types; the description of `quality` tells what its marks mean.
+        SOURCE_ID: Name of the source; each frame has it as its attribute `source`.
+        SCHEMA: Columns and their types. The description of `quality` explains the provider's
+            marks.
     """
 
     SOURCE_ID: ClassVar[str]
@@ -102,29 +179,30 @@ class ObservationSource(ABC):
 
     @abstractmethod
     def _load(self, windows: Sequence[Window], variables: list[str]) -> pd.DataFrame:
-        """Get the observations of `variables` in some windows of time, and maybe of other times.
+        """Load the observations of `variables` in some time windows.
 
-        Runs in a thread of its own. An `OSError` or `TimeoutError` is tried again.
+        Runs in a thread. The call is retried after an `OSError` or `TimeoutError`.
 
         Returns:
-            Rows with columns of `SCHEMA`, of any types and in any order.
+            Rows with columns of `SCHEMA`, of any type and in any order. Rows at other times may be
+            among them; the caller drops them.
         """
 
     @property
     @abstractmethod
     def _where(self) -> str:
-        """What holds the observations, for messages."""
+        """Where the observations come from, for messages: a path or the name of a service."""
 
     @property
     def _is_whole(self) -> bool:
-        """Whether `_load` gives all that there is, so that other times are outside of the data."""
+        """Whether `_load` returns all data, so that no other times can be requested."""
         return True
 
     def variables(self) -> tuple[str, ...]:
-        """The ids that can be asked for; where they are `t` and the like, `t850` as well."""
+        """The ids that can be requested; an upper-air `t` stands for `t850` and so on as well."""
         return (*SURFACE_VARIABLES, *UPPER_AIR_VARIABLES)
 
-    def _knows(self, variable: str) -> bool:
+    def _offers(self, variable: str) -> bool:
         return variable in self.variables() or parse_variable(variable) is not None
 
     def __call__(
@@ -133,24 +211,24 @@ class ObservationSource(ABC):
         variable: str | list[str] | np.ndarray,
         fields: str | list[str] | pa.Schema | None = None,
     ) -> pd.DataFrame:
-        """Get observations near some times.
+        """Get the observations near some times.
 
         Args:
             time: Times, UTC.
             variable: Variable ids.
-            fields: Columns wanted; None for all of `SCHEMA`.
+            fields: Columns to return; None for all of `SCHEMA`.
 
         Returns:
-            One row for each observation, sorted by time. No rows, if the data cover the times but
-            hold nothing near enough to any.
+            One row for each observation, sorted by time. The frame is empty if the data cover the
+            times but have no observation within `time_tolerance` of any.
 
         Raises:
-            InputError: If a variable is not known or not there, the times lie outside of the
-                data, or the data cannot be had or read; the message tells how to mend it.
+            InputError: If a variable is unknown or not in the data, the times lie outside the
+                data, or the data cannot be downloaded or read.
         """
-        host = needed("earth2studio.data.utils", "earth2")
+        utils = data_utils()
         try:
-            return host._sync_async(self.fetch, time, variable, fields, timeout=self.async_timeout)
+            return utils._sync_async(self.fetch, time, variable, fields, timeout=self.async_timeout)
         finally:
             self._forget()
 
@@ -160,24 +238,18 @@ class ObservationSource(ABC):
         variable: str | list[str] | np.ndarray,
         fields: str | list[str] | pa.Schema | None = None,
     ) -> pd.DataFrame:
-        """Get observations near some times, without blocking; see :meth:`__call__`."""
-        host = needed("earth2studio.data.utils", "earth2")
-        times, variables = host.prep_data_inputs(time, variable)
+        """Get the observations near some times without blocking; see :meth:`__call__`."""
+        times, variables = data_utils().prep_data_inputs(time, variable)
         schema = self.resolve_fields(fields)
         self._check(times, variables)
         windows = self._windows(times)
         try:
-            rows = await host.async_retry(
-                asyncio.to_thread,
-                self._load,
-                windows,
-                variables,
-                retries=self._retries,
-                backoff=_BACKOFF,
+            rows = await retried(
+                asyncio.to_thread, self._load, windows, variables, retries=self._retries
             )
         except (OSError, TimeoutError) as error:
             raise InputError(
-                f"{self._where}: cannot be had ({type(error).__name__}: {error}), tried "
+                f"{self._where}: cannot be loaded ({type(error).__name__}: {error}), tried "
                 f"{self._retries + 1} times; check the connection and try again"
             ) from error
         frame = self._selected(rows, windows, variables)
@@ -187,10 +259,10 @@ class ObservationSource(ABC):
 
     @classmethod
     def resolve_fields(cls, fields: str | list[str] | pa.Schema | None) -> pa.Schema:
-        """Give the schema of the columns wanted.
+        """Resolve the columns to return into a schema.
 
         Raises:
-            InputError: If the source has no such column, or one of another type.
+            InputError: If the source has no such column, or has it with another type.
         """
         if fields is None:
             return cls.SCHEMA
@@ -213,12 +285,12 @@ class ObservationSource(ABC):
     def _check(self, times: Sequence[datetime], variables: Sequence[str]) -> None:
         if not times or not variables:
             raise InputError(f"{type(self).__name__}: give at least one time and one variable")
-        unknown = [name for name in variables if not self._knows(name)]
+        unknown = [name for name in variables if not self._offers(name)]
         if unknown:
             raise InputError(
-                f"{type(self).__name__}: unknown variable {', '.join(unknown)}; known are "
+                f"{type(self).__name__}: unknown variable {', '.join(unknown)}; choose among "
                 f"{', '.join(self.variables())}"
-                + (", and levels in hPa as t850" if "t" in self.variables() else "")
+                + (", and levels in hPa, e.g. t850" if "t" in self.variables() else "")
             )
 
     def _windows(self, times: Sequence[datetime]) -> list[Window]:
@@ -228,7 +300,7 @@ class ObservationSource(ABC):
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"time_tolerance is {self._time_tolerance!r} ({error}); give a timedelta, or a "
-                "pair of them"
+                "pair (before, after) of timedeltas"
             ) from error
         before, after = pd.Timedelta(before), pd.Timedelta(after)
         instants = pd.DatetimeIndex(np.array(times, "datetime64[ns]")).unique().sort_values()
@@ -237,10 +309,10 @@ class ObservationSource(ABC):
     def _selected(
         self, rows: pd.DataFrame, windows: Sequence[Window], variables: Sequence[str]
     ) -> pd.DataFrame:
-        """The rows within the windows, in the order of time, of plausible units."""
+        """The rows within the time windows, sorted by time; refuse implausible units."""
         if rows.empty:
             raise InputError(
-                f"{self._where}: no observations of {', '.join(variables)}; ask for what is there"
+                f"{self._where}: no observations of {', '.join(variables)}; choose other variables"
             )
         time = pd.to_datetime(rows["time"]).astype("datetime64[ns]")
         lon = rows["lon"].to_numpy(np.float32) % np.float32(360)
@@ -253,7 +325,7 @@ class ObservationSource(ABC):
         if self._is_whole and all(end < first or start > last for start, end in windows):
             raise InputError(
                 f"{self._where}: holds {first} to {last} UTC, nothing from {windows[0][0]} to "
-                f"{windows[-1][1]}; choose times within, or a larger time_tolerance"
+                f"{windows[-1][1]}; choose times within these, or a larger time_tolerance"
             )
         near = np.zeros(len(rows), bool)
         for start, end in windows:
@@ -263,19 +335,18 @@ class ObservationSource(ABC):
     # -- cache ------------------------------------------------------------------------------------
 
     def _folder(self) -> Path:
-        """Where to keep files; made if need be."""
-        host = needed("earth2studio.data.utils", "earth2")
+        """The folder of the cache; created if it does not exist."""
         name = "ddo_" + type(self).__name__.removesuffix("Source").lower()
-        return Path(host.datasource_cache_dir(name, self._cached, self._temporary))
+        return Path(data_utils().datasource_cache_dir(name, self._cached, self._temporary))
 
     def _forget(self) -> None:
         if not self._cached:
             shutil.rmtree(self._folder(), ignore_errors=True)
 
     def _kept(self, key: str, suffix: str, write: Callable[[Path], object]) -> Path:
-        """The file of a key, which `write` makes if it is not in the cache yet.
+        """The cached file of a key; `write` creates it if it is not in the cache yet.
 
-        A file is there either whole or not at all: it is written under another name.
+        It is written under a temporary name and then renamed, so a file in the cache is complete.
         """
         path = self._folder() / (hashlib.sha256(key.encode()).hexdigest() + suffix)
         if not path.exists():
@@ -287,12 +358,19 @@ class ObservationSource(ABC):
                 part.unlink(missing_ok=True)
         return path
 
+    def _retrieved(
+        self, request: dict[str, Any], suffix: str, retrieve: Callable[[dict[str, Any], Path], None]
+    ) -> Path:
+        """The file that answers a request to a service, from the cache or from `retrieve`."""
+        key = json.dumps(request, sort_keys=True)
+        return self._kept(key, suffix, lambda part: retrieve(request, part))
+
     def _kept_frame(self, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The frame of a key, from the cache or from `make`."""
+        """The cached frame of a key; `make` computes it if it is not in the cache yet."""
         path = self._kept(key, ".parquet", lambda part: make().to_parquet(part))
         try:
             return pd.read_parquet(path)
-        except (OSError, ValueError):  # a damaged disk, or a cache of another program
+        except (OSError, ValueError):  # damaged, or written by another program
             path.unlink()
             return pd.read_parquet(self._kept(key, ".parquet", lambda p: make().to_parquet(p)))
 
@@ -318,13 +396,13 @@ class FileSource(ObservationSource):
 
 
 def file_key(path: Path, *more: object) -> str:
-    """A key for the cache that changes when the file does."""
+    """A cache key of a file that changes whenever the file does."""
     stat = path.stat()
     return "|".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, *more)))
 
 
 def _typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """The columns of a schema with its types; those that are not there are missing throughout."""
+    """Convert to the columns and types of a schema; an absent column becomes all missing."""
     columns: dict[str, Any] = {}
     for field in schema:
         values = frame.get(field.name, pd.Series(None, frame.index, object))

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Earth2Studio's cache, away from the user's."""
+    """A temporary folder as Earth2Studio's cache."""
     pytest.importorskip("earth2studio")
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +115,7 @@ def synop_archive(synop_reports, tmp_path_factory):
             "TOCC": 0.0,
         }
     )
-    # A second day, so that whole days have to be told from the hours wanted.
+    # A second day, so that selection within a day is tested.
     later = table.assign(OBS_TIMESTAMP=table["OBS_TIMESTAMP"] + pd.Timedelta("14h"))
     archive = Archive(tmp_path_factory.mktemp("archive"))
     archive.add("conv-adpsfc-NC000001", pd.concat([table, later], ignore_index=True))

@@ -39,7 +39,7 @@ def test_a_whole_hour_of_the_globe(shared_data):
 
 @pytest.mark.shared_data
 def test_reports_are_pdbufrs_own(synop_file):
-    """What is passed over and remembered for speed changes nothing."""
+    """Skipping messages and caching keys do not change the reports."""
     import pdbufr
 
     columns = "stnid latlon elevation time t2m td2m wind10m mslp pressure".split()
@@ -95,7 +95,7 @@ def modern_file(tmp_path):
 
 
 def test_coordinates_are_pdbufrs_own(modern_file):
-    """Heights, times and significances hold for what follows; measured values do not."""
+    """Heights, times and significances are coordinates; measured values are not."""
     from pdbufr.high_level_bufr.bufr import BufrFile
 
     from ddo_modulus.earth2.sources.messages import messages
@@ -238,7 +238,7 @@ def test_damaged_files_are_refused(synop_file, tmp_path):
 def test_what_is_no_bufr_file_is_refused(tmp_path):
     other = tmp_path / "x.bufr"
     other.write_bytes(b"GRIB and so on")
-    with pytest.raises(InputError, match=r"x\.bufr: no BUFR file .*GRIB"):
+    with pytest.raises(InputError, match=r"x\.bufr: not a BUFR file .*GRIB"):
         BufrSource(other)(NOON, "t2m")
     with pytest.raises(InputError, match="no such file"):
         BufrSource(tmp_path / "none.bufr")(NOON, "t2m")
@@ -247,7 +247,7 @@ def test_what_is_no_bufr_file_is_refused(tmp_path):
 @pytest.mark.shared_data
 def test_requests_that_cannot_be_met(synop_file):
     source = BufrSource(synop_file)
-    with pytest.raises(InputError, match="unknown variable tcw2.*known are t2m.*t850"):
+    with pytest.raises(InputError, match="unknown variable tcw2; choose among t2m.*t850"):
         source(NOON, ["t2m", "tcw2"])
     with pytest.raises(InputError, match="holds 2018-11-02 12:00:00 to .*nothing from 2018-11-03"):
         source(np.datetime64("2018-11-03T12:00"), "t2m")

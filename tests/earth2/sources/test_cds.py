@@ -154,9 +154,9 @@ def test_two_instruments_at_a_station_are_two_observations(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="units 'f' of t; known are degc"):
+    with pytest.raises(InputError, match="units 'f' of t; convert the table to one of degc"):
         CdsSource(made(tmp_path, units=["F", "F"]))(NOON, "t2m")
-    with pytest.raises(InputError, match="no column units; has"):
+    with pytest.raises(InputError, match="no column units; it has report_timestamp"):
         CdsSource(made(tmp_path, units=None))(NOON, "t2m")
     with pytest.raises(InputError, match="unknown variable t850"):
         CdsSource(made(tmp_path))(NOON, "t850")

@@ -99,7 +99,7 @@ def stores(monkeypatch):
 
     for name in ("ARCO_ERA5", "WB2ERA5", "NCAR_ERA5"):
         monkeypatch.setattr(getattr(data, name), "fetch", answer(name))
-    monkeypatch.setattr("ddo_modulus.earth2.sources.era5._BACKOFF", 0.01)
+    monkeypatch.setattr("ddo_modulus.earth2.sources.source._BACKOFF", 0.01)
     return answers, asked
 
 

@@ -114,7 +114,7 @@ def test_a_refusal_is_passed_on_and_leaves_nothing_behind(key, monkeypatch, cach
         open(target, "w").close()
 
     monkeypatch.setattr(api.ECMWFService, "execute", nothing)
-    with pytest.raises(InputError, match="has nothing for the request"):
+    with pytest.raises(InputError, match="has no data for the request"):
         MarsSource()(NOON + np.timedelta64(400, "D"), "t2m")
     assert not list(cache.rglob("*.part"))
 

@@ -57,7 +57,7 @@ def test_days_are_loaded_whole_and_selected_by_time(synop_archive):
     both = source(np.concatenate([NOON, later]), "t2m")
     assert sorted(both["time"].unique()) == [NOON[0], later[0]]
     assert len(both) == 2 * len(source(NOON, "t2m"))
-    # Half past noon is within half an hour of noon, but the window may also be one-sided.
+    # Half past noon is within half an hour of noon, but the time window may also be one-sided.
     half_past = NOON + np.timedelta64(30, "m")
     assert len(source(half_past, "t2m")) == len(both) / 2
     early = NnjaSource(
@@ -192,14 +192,16 @@ def test_requests_that_cannot_be_met(synop_archive, tmp_path):
         NnjaSource(["metar"], base_path=folder)(NOON, "t2m")
     with pytest.raises(InputError, match="unknown variable t850"):
         NnjaSource(["synop"], base_path=folder)(NOON, "t850")
-    with pytest.raises(InputError, match="networks: buoys; known are synop"):
+    with pytest.raises(InputError, match="networks: buoys; choose among synop"):
         NnjaSource(["buoys"])
-    with pytest.raises(InputError, match="mirror is 'aws'"):
+    with pytest.raises(InputError, match="mirror is 'aws'; choose gcp_nodd or gcp_brightband"):
         NnjaSource(mirror="aws")
     with pytest.raises(InputError, match=r"catalog\.json: no such file"):
         NnjaSource(base_path=tmp_path)(NOON, "t2m")
     (tmp_path / "catalog.json").write_text("{}}")
-    with pytest.raises(InputError, match=r"catalog\.json: no catalogue"):
+    with pytest.raises(
+        InputError, match=r"catalog\.json: not a complete catalogue of NNJA-AI .*copy it again"
+    ):
         NnjaSource(base_path=tmp_path)(NOON, "t2m")
 
 
@@ -215,7 +217,7 @@ def test_damaged_table_is_refused(archive):
 
 
 def test_wrong_units_are_not_hidden(archive):
-    """A table in Celsius is a mistake that no row-wise check would tell from cold."""
+    """A table in Celsius is a mistake that no check of single rows can distinguish from cold."""
     size = 40
     celsius = pd.DataFrame(
         {
@@ -232,7 +234,7 @@ def test_wrong_units_are_not_hidden(archive):
 
 @pytest.mark.shared_data
 def test_a_bucket_is_asked_once_and_again_after_an_error(synop_archive, monkeypatch):
-    """The catalogue of a mirror, with the bucket's address turned to the local archive."""
+    """The catalogue of a mirror, with the bucket's address replaced by the local archive."""
     import nnja_ai.catalog
     from nnja_ai import io
 

@@ -36,7 +36,8 @@ def feedback(tmp_path):
             "final_obs_error@errstat": np.full(size, 0.5),
         }
         path = tmp_path / name
-        frame = pd.DataFrame({k.replace("__", "@"): v for k, v in (common | columns).items()})
+        named = common | {k.replace("__", "@"): v for k, v in columns.items()}
+        frame = pd.DataFrame({k: v for k, v in named.items() if v is not None})
         pyodc.encode_odb(frame, str(path))
         return path
 
@@ -90,7 +91,7 @@ def test_kinds_of_data_levels_and_missing_values(feedback):
     assert (rows["observation_error"] == 0.5).all()
 
 
-def test_pressure_at_sea_level_is_told_from_that_at_the_station(feedback):
+def test_pressure_at_sea_level_and_at_the_station_are_distinguished(feedback):
     path = feedback(
         varno__body=[110, 110, 108],
         obsvalue__body=[98e3, 101e3, 102e3],
@@ -100,6 +101,13 @@ def test_pressure_at_sea_level_is_told_from_that_at_the_station(feedback):
     found = OdbSource(path)(NOON, ["sp", "msl"]).set_index("station")
     assert found["variable"].to_dict() == {"00000": "sp", "00001": "msl", "00002": "msl"}
     assert found["elev"]["00000"] == pytest.approx(250.0)
+
+
+def test_a_file_without_stations_has_no_names_of_stations(feedback):
+    path = feedback(varno__body=[39, 39], obsvalue__body=[280.0, 281.0], statid__hdr=None)
+    rows = OdbSource(path)(NOON, ["t2m"])
+    assert rows["observation"].tolist() == [280.0, 281.0]
+    assert rows["station"].isna().all() and rows["type"].isna().all()
 
 
 def test_speed_and_direction_of_one_report_make_components(feedback):
@@ -123,11 +131,13 @@ def test_what_cannot_be_read_is_refused(shared_data, tmp_path, feedback):
     with pytest.raises(InputError, match=r"cut\.odb: damaged or cut short"):
         read_odb(tmp_path / "cut.odb")
     (tmp_path / "other.odb").write_bytes(b"BUFR")
-    with pytest.raises(InputError, match="no ODB-2 file"):
+    with pytest.raises(InputError, match="not an ODB-2 file"):
         read_odb(tmp_path / "other.odb")
     with pytest.raises(InputError, match="no such file"):
         OdbSource(tmp_path / "none.odb")(NOON, "t2m")
-    with pytest.raises(InputError, match="no column varno@body"):
+    with pytest.raises(
+        InputError, match="no_varno.odb: no column varno@body; it has .*hdr and body"
+    ):
         read_odb(feedback("no_varno.odb", obsvalue__body=[1.0, 2.0]))
     with pytest.raises(InputError, match="no observations of t850"):
         OdbSource(shared_data / "pyodc_data1.odb")(NOON, "t850")

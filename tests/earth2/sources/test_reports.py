@@ -35,7 +35,7 @@ def test_names_and_types_are_earth2studios():
         assert variable in lexicon.E2STUDIO_VOCAB, variable
 
 
-def test_variables_are_told_apart():
+def test_a_variable_id_is_split_into_quantity_and_level():
     assert parse_variable("t850") == ("t", 85000.0)
     assert parse_variable("z") == ("z", None)
     quantity, level = parse_variable("t2m")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all observation sources share, on one that makes its rows up."""
+"""The base class of observation sources, with a source of synthetic rows."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ DAY = np.datetime64("2020-01-01", "ns")
 
 
 class Hourly(ObservationSource):
-    """A temperature an hour for a day, with longitudes of either sign."""
+    """Hourly temperatures of one day, with negative and positive longitudes."""
 
     SOURCE_ID = "hourly"
     _where = "the day"
@@ -42,7 +42,7 @@ def hours(frame):
     return frame["time"].dt.hour.tolist()
 
 
-def test_windows_of_several_times_are_united():
+def test_time_windows_of_several_times_are_united():
     source = Hourly(np.timedelta64(90, "m"))
     times = DAY + np.array([3, 4, 12]) * np.timedelta64(1, "h")
     assert hours(source(times, "t2m")) == [2, 3, 4, 5, 11, 12, 13]
@@ -54,7 +54,7 @@ def test_columns_have_the_types_of_the_schema():
     frame = Hourly(np.timedelta64(1, "D"))(DAY, "t2m")
     assert frame["lon"].between(0, 360, inclusive="left").all()
     assert frame["quality"].dtype == "UInt16"
-    # -1 is no mark that fits, and one is missing.
+    # -1 does not fit the type, and one mark is missing.
     assert frame["quality"].isna().sum() == 2
     table = pa.Table.from_pandas(frame, preserve_index=False)
     for field in Hourly.SCHEMA:
@@ -89,7 +89,7 @@ def test_it_can_be_awaited():
     pd.testing.assert_frame_equal(frame, Hourly()(DAY, "t2m"))
 
 
-def test_a_missing_host_is_named_with_its_extra(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "earth2studio.data.utils", None)
     with pytest.raises(
         InputError, match=r"needs earth2studio.*pip install 'ddo-modulus\[earth2\]'"
@@ -111,8 +111,8 @@ def test_names_load_late_and_without_the_packages_they_need():
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
-def test_ecCodes_and_pygrib_end_in_peace():  # noqa: N802 - it is the name
-    """Loaded in the other order, the interpreter crashes at its end."""
+def test_eccodes_and_pygrib_do_not_crash_on_exit():
+    """If ecCodes is loaded before pygrib, the interpreter crashes on exit."""
     pytest.importorskip("pygrib")
     code = "import ddo_modulus.data.source, eccodes, pygrib"
     root = Path(__file__).parents[3]
