@@ -479,7 +479,7 @@ def test_what_the_parser_says_is_told(stand_in, tmp_path):
         ("runtime", InputError, "cannot use this GPU or its driver"),
         ("build", InputError, "built no plan of .*smaller batch="),
         ("load", InputError, "cannot load the plan .*smaller batch="),
-        ("type", InputError, "something else than fp32"),
+        ("type", InputError, "inputs or outputs not in fp32"),
     ],
 )
 def test_failures_to_open_are_told(fails, kind, words, opened, stand_in):
