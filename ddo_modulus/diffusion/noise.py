@@ -166,7 +166,7 @@ def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float
         low, high = float(ends[0]), float(ends[1])
         if 0 <= low <= high:
             return low, high
-    raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
+    raise InputError(f"{name}={levels!r} must be two noise levels, the smallest and the largest")
 
 
 def within(levels: Float[Tensor, " S"], bounds: tuple[float, float] | None) -> Bool[Tensor, " S"]:

@@ -15,7 +15,7 @@ the whole trajectory, and windows give only the deviation from their own linear 
 .. math:: D(x)_i = W_L(x)_i + \left[D_P(x_w) - W_P(x_w)\right]_{i - w}, \qquad w
     \text{ the window around frame } i .
 
-This is exact for Gaussian processes whose law is determined by that of a window. With
+This is exact for Gaussian processes that are determined by the covariance of a window. With
 ``joint=False`` it is the composition of Rozet and Louppe. The result is a prior, for every sampler
 and every posterior.
 
@@ -92,7 +92,7 @@ class TrajectoryPrior(Differentiable):
         prior = window.linear.prior
         if not isinstance(prior, CoupledField) or window.channels % frames:
             raise InputError(
-                f"an operator of {window.channels} channels without a coupled prior knows no "
+                f"an operator of {window.channels} channels without a coupled prior has no "
                 f"windows of {frames} frames; train one with data.frames={frames}"
             )
         if length < frames:

@@ -374,7 +374,7 @@ class TensorRTEngine(GraphEngine):
                 raise RuntimeError(f"TensorRT refused {name} of shape {tuple(tensor.shape)}")
         for name, tensor in {**inputs, **outputs}.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise RuntimeError(f"TensorRT knows no tensor {name}; export the graphs again")
+                raise RuntimeError(f"the plan has no tensor {name}; export the graphs again")
 
     def _launch(self, context: tensorrt.IExecutionContext) -> None:
         """Launch on the current stream."""

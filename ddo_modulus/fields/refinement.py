@@ -33,7 +33,7 @@ from ddo_modulus.fields.basis import Basis
 
 # The fit leaves out the largest scales: this share of the band, in wavenumber.
 _LARGE = 1 / 3
-# Least slope of the variance where the band ends, so that the scales beyond hold finite energy.
+# Least slope of the variance where the band ends, so that the smaller scales have finite energy.
 _LEAST = 3.0
 # The fitted law gives the variance of the aliases, and is then fitted again without them.
 _ROUNDS = 8

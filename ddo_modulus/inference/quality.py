@@ -122,7 +122,7 @@ class QualityControl:
             object.__setattr__(self, "accept", tuple(float(mark) for mark in self.accept))
             if len(self.accept) != 2 or not self.accept[0] <= self.accept[1]:
                 raise InputError(
-                    f"accept={list(self.accept)} must be two marks, the least and the largest"
+                    f"accept={list(self.accept)} must be two marks, the smallest and the largest"
                 )
 
     @classmethod

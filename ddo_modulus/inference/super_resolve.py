@@ -165,7 +165,7 @@ def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool 
             f"within {name} {border.min():g} to {border.max():g}. Leave the others out"
         )
     if periodic and 2 * half * len(coarse) > count + 1e-6:
-        raise InputError(f"the coarse cells overlap: {name} goes round more than once")
+        raise InputError(f"the coarse cells overlap: {name} covers more than one period")
     share = np.zeros((len(coarse), count))
     for turn in (-count, 0, count) if periodic else (0,):
         share += overlaps(low, high, np.arange(count + 1) + turn - 0.5)
@@ -286,7 +286,7 @@ def super_resolve(
     if (cells is None) != (package.task.coarse is not None):
         raise InputError(
             f"the package's condition is {package.task.condition!r}: it takes "
-            + ("coarse cells" if cells is None else "no coarse cells, since it knows its own")
+            + ("coarse cells" if cells is None else "no coarse cells, since its own are part of it")
         )
     grid, members = _grid_at(package, shape), len(generators[0])
     counter = StepCounter(config.steps * members * len(times), progress)

@@ -177,7 +177,7 @@ def test_what_it_cannot_compose_is_refused(window):
     with pytest.raises(InputError, match="shorter than a window"):
         TrajectoryPrior(window, FRAMES, 2)
     single = DiffusionOperator(list(SHAPE), network={"widths": [8], "depths": [1], "modes": [3]})
-    with pytest.raises(InputError, match="knows no windows"):
+    with pytest.raises(InputError, match="has no windows of"):
         TrajectoryPrior(single, 5, 10)
     with pytest.raises(InputError, match="needs joint=True"):
         TrajectoryPrior(window, FRAMES, LENGTH, joint=False, balance=0.5)

@@ -303,7 +303,7 @@ def test_mistakes_are_told_before_work(untrained, change, message):
 
 def test_each_package_goes_one_way(trained, untrained):
     cells = CoarseGrid.of(trained.grid, 2)
-    with pytest.raises(InputError, match="no coarse cells, since it knows its own"):
+    with pytest.raises(InputError, match="no coarse cells, since its own are part of it"):
         super_resolve(trained, TIMES[:1], torch.zeros(1, 3, 1, 4, 4), generators(1, 1), cells=cells)
     with pytest.raises(InputError, match="prior of single states"):
         conditioned(trained, TIMES[:1], torch.zeros(1, 1, 4, 4), cells)
