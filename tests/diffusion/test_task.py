@@ -63,7 +63,7 @@ def test_the_hour_is_a_circle():
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "message"),
     [
         (lambda: CoarseWindow(0.5), "from 1 up"),
         (lambda: CoarseWindow(float("nan")), "from 1 up"),
@@ -75,6 +75,6 @@ def test_the_hour_is_a_circle():
         (lambda: Task(1, "none", CoarseWindow(2)), "belongs to condition=coarse"),
     ],
 )
-def test_mistakes_are_told(build, told):
-    with pytest.raises(InputError, match=told):
+def test_mistakes_are_named(build, message):
+    with pytest.raises(InputError, match=message):
         build()

@@ -329,7 +329,7 @@ def test_a_denoiser_that_looks_at_values_runs_without_a_graph(on_gpu):
     torch.testing.assert_close(found, expected)
     assert captured.failure
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # told once
+        warnings.simplefilter("error")  # it warns only once
         torch.testing.assert_close(captured(x, sigma.expand(4)), expected)
     assert torch.randn(2, device="cuda").isfinite().all()  # torch's generator is as it was
     graph = Captured(on_gpu)  # and the next capture is not spoilt

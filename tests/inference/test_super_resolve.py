@@ -239,7 +239,7 @@ def test_inflation_widens_where_the_field_is_far_from_the_prior(untrained):
 
 
 def test_progress_counts_to_its_total(untrained):
-    package, told = untrained(), []
+    package, calls = untrained(), []
     cells = CoarseGrid.of(package.grid, 2)
     coarse = torch.full((2, 1, 1, *cells.shape), 283.0)
     super_resolve(
@@ -249,9 +249,9 @@ def test_progress_counts_to_its_total(untrained):
         generators(2, 3),
         cells=cells,
         posterior={"steps": 2, "batch": 2},
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert told[-1] == (12, 12) and [d for d, _ in told] == sorted(d for d, _ in told)
+    assert calls[-1] == (12, 12) and [d for d, _ in calls] == sorted(d for d, _ in calls)
 
 
 # ---- a package that was trained for it --------------------------------------------------------
