@@ -30,6 +30,7 @@ from torch import Tensor
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.fields.basis import Basis, CosineBasis, FourierBasis
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern, WhiteField
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid
@@ -40,16 +41,16 @@ from ddo_modulus.posterior import MomentMatching
 RESULTS = Path(__file__).parent / "results" / "closed_form.md"
 
 
-class Counted:
-    """A denoiser that counts what it costs: 1 a forward pass, 2 a vector-Jacobian product."""
+class Counted(Differentiable):
+    """A Gaussian prior that counts its cost: 1 a forward pass, 2 a vector-Jacobian product."""
 
     def __init__(self, denoiser: GaussianDenoiser) -> None:
-        self.denoiser, self.linear, self.cost = denoiser, denoiser, 0
+        self.linear, self.noise, self.cost = denoiser, denoiser.noise, 0
 
     def __call__(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """The denoiser itself."""
         self.cost += 1
-        clean = self.denoiser(x, sigma)
+        clean = self.linear(x, sigma)
         if clean.requires_grad:
             clean.register_hook(self._backward)
         return clean

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from ddo_modulus.data.loader import Symmetry, TensorLoader
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.task import CoarseWindow
-from ddo_modulus.inference.generate import Sampler
 from ddo_modulus.inference.super_resolve import CoarseGrid, super_resolve
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import log_spectrum_distance, rank_histogram, score
@@ -145,9 +145,7 @@ def zero_shot(prior: Package, truth: Tensor, package: Package, members: int, bat
         means[:, None],
         [[noise] * members] * len(truth),
         cells=CoarseGrid.blocks(prior.grid, window),
-        inflation="none",
-        covariance="jacobian",
-        sampler=Sampler(batch=batch),
+        posterior=PosteriorConfig(inflation="none", covariance="jacobian", batch=batch),
     )
     drawn = statistics.normalize(states.flatten(0, 1))[:, 0].unflatten(0, (-1, members))
     return drawn.transpose(0, 1).to(truth)
@@ -182,7 +180,7 @@ def main() -> None:
     assert condition is not None
     truth, rows = state[:, 0], []
 
-    def tell(name: str, members: Tensor, seconds: float, note: str) -> None:
+    def add(name: str, members: Tensor, seconds: float, note: str) -> None:
         error = (members.mean(0) - truth).abs().mean()
         drawn = members.flatten(0, 1).double()
         distance = log_spectrum_distance(drawn, truth.double(), basis)
@@ -204,24 +202,24 @@ def main() -> None:
     began = time.perf_counter()
     means = coarse.view(truth[:, None])
     bicubic = nn.functional.interpolate(means, (size, size), mode="bicubic")[:, 0]
-    tell("bicubic interpolation", bicubic[None], time.perf_counter() - began, "")
+    add("bicubic interpolation", bicubic[None], time.perf_counter() - began, "")
     began = time.perf_counter()
     linear = package.operator.conditional_mean(condition, state)
     assert isinstance(linear, Tensor)
-    tell("linear regression", linear[:, 0][None], time.perf_counter() - began, "")
+    add("linear regression", linear[:, 0][None], time.perf_counter() - began, "")
 
     weights = count_weights(package.operator.network)
     began = time.perf_counter()
-    levels = package.sampling.steps if options.steps is None else options.steps
+    levels = package.posterior.steps if options.steps is None else options.steps
     members = ensemble_of(package, condition, options.members, levels, options.batch)
     note = f"{weights / 1e6:.2f} M weights, {options.members} members"
-    tell("**conditional operator**", members, time.perf_counter() - began, note)
+    add("**conditional operator**", members, time.perf_counter() - began, note)
     s = score(members.cpu(), truth.cpu(), label="", units="std")
     if options.prior is not None:
         prior = Package.load(options.prior, DEVICE)
         began = time.perf_counter()
         drawn = zero_shot(prior, truth, package, options.members, options.batch)
-        tell("prior, block means observed", drawn, time.perf_counter() - began, "zero-shot")
+        add("prior, block means observed", drawn, time.perf_counter() - began, "zero-shot")
     verdict = ""
     if options.seconds:
         torch.set_float32_matmul_precision("high")  # its speed; it has nothing to lose by TF32
@@ -233,7 +231,7 @@ def main() -> None:
             estimate = torch.cat([network(part)[:, 0] for part in condition.split(64)])
         millions = count_weights(network) / 1e6
         note = f"{millions:.2f} M weights, {steps} steps, {options.seconds:.0f} s"
-        tell("U-NO, deterministic", estimate[None], time.perf_counter() - began, note)
+        add("U-NO, deterministic", estimate[None], time.perf_counter() - began, note)
         ratio = s.crps / float((estimate - truth).abs().mean())
         verdict = (
             f"CRPS of the conditional operator over the U-NO's mean absolute error: {ratio:.3f}."

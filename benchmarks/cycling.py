@@ -64,11 +64,11 @@ from report import machine, publish
 from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
+from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser
+from ddo_modulus.diffusion.prior import FunctionPrior, Prior
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField, MeasuredSpectrum
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.posterior import Background, MomentMatching
@@ -246,15 +246,14 @@ class _Start(FieldNoiseScheduler):
         return self.states / SIGMA_MAX
 
 
-class _HalfPrecision:
+def half_precision(operator: DiffusionOperator) -> Prior:
     """The operator with its network in bfloat16, as it was trained."""
 
-    def __init__(self, operator: Denoiser, linear: GaussianDenoiser) -> None:
-        self.operator, self.linear = operator, linear
-
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return self.operator(x, sigma, condition)
+            return operator(x, sigma, condition)
+
+    return FunctionPrior(denoise, operator.noise, operator.linear)
 
 
 class LearnedPrior:
@@ -283,10 +282,9 @@ class LearnedPrior:
     ) -> None:
         operator = package.operator
         self.linear, self.noise = operator.linear, operator.noise
-        self.denoiser: Denoiser = self.linear
+        self.prior: Prior = self.linear
         if network:
-            half = options.device == "cuda"
-            self.denoiser = _HalfPrecision(operator, self.linear) if half else operator
+            self.prior = half_precision(operator) if options.device == "cuda" else operator
         self.package, self.options = package, options
         self.share, self.bridge, self.radius = share, bridge, radius
         self.background = background
@@ -301,8 +299,8 @@ class LearnedPrior:
         """Analysis members."""
         if not self.background:
             # So far up the prior is as good as Gaussian.
-            prior = self.climate.expand(len(forecast), -1)
-            return self._draw(self.denoiser, prior, self._white(forecast), index, values)
+            variance = self.climate.expand(len(forecast), -1)
+            return self._draw(self.prior, variance, self._white(forecast), index, values)
         forecast = self._inflated(forecast, index, values)
         members = forecast.shape[1]
         mean = forecast.mean(1)
@@ -310,19 +308,19 @@ class LearnedPrior:
         anomalies = anomalies.view(len(forecast), members, -1)
         share = self._share(anomalies)
         # The mean of the members misses a state that is like them by 1 / E more.
-        known = (share * (1 + 1 / members)).clamp_max(0.95) * self.climate
-        error = 1 / (1 / known - 1 / self.climate)
-        centre = self.noise.whiten(mean).double() * (error / known)
+        variance = (share * (1 + 1 / members)).clamp_max(0.95) * self.climate
+        error = 1 / (1 / variance - 1 / self.climate)
+        centre = self.noise.whiten(mean).double() * (error / variance)
         spectrum = MeasuredSpectrum(self.noise.basis, (error * self.scale)[None])
         background = Background(
-            self.denoiser,
+            self.prior,
             self.noise.color(centre.float()),
             GaussianField(self.noise.basis, spectrum),
         )
         own = anomalies / (share * self.climate).sqrt().to(anomalies)
         white = self._white(forecast)
         latents = math.sqrt(self.share) * own + math.sqrt(1 - self.share) * white
-        analysis = self._draw(background, known.expand(len(mean), -1), latents, index, values)
+        analysis = self._draw(background, variance.expand(len(mean), -1), latents, index, values)
         if self.bridge > 0:
             count, error = len(forecast), ERROR / math.sqrt(self.bridge)
             rest = TransformFilter([self.radius] * count, [1.0] * count, error)
@@ -334,8 +332,8 @@ class LearnedPrior:
         members = forecast.flatten(2)
         observed = members.gather(2, index[:, None].expand(-1, members.shape[1], -1))
         innovation = (values - observed.mean(1)).square().mean(1) - ERROR**2
-        spread = observed.var(1).mean(1) * (1 + 1 / members.shape[1])
-        asked = (innovation / spread).clamp(0.3, 3.0)
+        variance = observed.var(1).mean(1) * (1 + 1 / members.shape[1])
+        asked = (innovation / variance).clamp(0.3, 3.0)
         old = torch.ones_like(asked) if self.inflation is None else self.inflation
         self.inflation = (old * (asked / old) ** 0.15).clamp(0.7, 3.0)
         return inflate(members, self.inflation.sqrt()).view(forecast.shape)
@@ -360,7 +358,7 @@ class LearnedPrior:
 
     def _draw(
         self,
-        denoiser: Denoiser,
+        prior: Prior,
         variance: Tensor,
         latents: Tensor,
         index: Tensor,
@@ -373,18 +371,18 @@ class LearnedPrior:
         )
         observations = Observations(operator, values, ERROR**2 / (1 - self.bridge))
         # Where all is noise, a posterior is the mean; the linear part's needs no sampling.
-        linear = MomentMatching(denoiser.linear, observations, covariance="linear")  # type: ignore[attr-defined]
+        linear = MomentMatching(prior.linear, observations, covariance="linear")
         blank = torch.zeros_like(values[:, :1, None, None]).expand(-1, 1, *SHAPE)
         mean = linear(blank, torch.full_like(values[:, 0], 1e5))
         deviation = (variance + SIGMA_MAX**2).sqrt().to(latents)[:, None]
         states = mean[:, None] + self.noise.color(latents * deviation)[:, :, None]
         posterior = MomentMatching(
-            denoiser,
+            prior,
             observations,
             covariance=self.covariance,  # type: ignore[arg-type]
             iterations=max(self.options.iterations, 1),
         )
-        start = _Start(self.noise, self.package.sampling.sigma_min, states.flatten(0, 1))
+        start = _Start(self.noise, self.package.posterior.sigma_min, states.flatten(0, 1))
         x = sample(posterior, start, count * members, steps=self.options.steps, device=mean.device)
         return x.view(count, members, 1, *SHAPE)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.fields.covariance import distances_km
 from ddo_modulus.fields.grid import LatLonGrid
 from ddo_modulus.inference.assimilate import assimilate
@@ -168,10 +169,9 @@ def diffusion(
             )
         )
     table = read_table(pd.concat(rows))
-    analysis = assimilate(
-        package, table, times[TEST], ensemble=MEMBERS, seed=seed, inflation="adaptive"
-    )
-    values = analysis["t2m"].transpose("ensemble", "time", "lat", "lon").values
+    config = PosteriorConfig(inflation="adaptive")
+    result = assimilate(package, table, times[TEST], ensemble=MEMBERS, seed=seed, posterior=config)
+    values = result.dataset["t2m"].transpose("ensemble", "time", "lat", "lon").values
     return torch.from_numpy(np.ascontiguousarray(values))[:, :, None]
 
 

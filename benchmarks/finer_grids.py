@@ -33,7 +33,8 @@ from report import machine, publish
 from torch import Tensor
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.inference.generate import generate
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import compare
 from ddo_modulus.verification.structure import basis_of, rms_log_ratio, shell_power
@@ -85,7 +86,7 @@ def draw(package: Package, size: int, count: int, batch: int) -> tuple[Tensor, f
             ensemble=members,
             resolution=(size, size),
             seed=3,
-            sampler=Sampler(batch=share),
+            posterior=PosteriorConfig(batch=share),
         )
         return torch.from_numpy(found[package.channels[0]].values[:, 0])
 
@@ -149,8 +150,8 @@ def main() -> None:
             "# A prior on finer grids",
             "",
             f"{machine()}; `{options.package}`, {options.samples} draws of "
-            f"{package.sampling.steps} steps against {len(truths[options.sizes[0]])} states of the "
-            "solver. "
+            f"{package.posterior.steps} steps against {len(truths[options.sizes[0]])} states of "
+            "the solver. "
             "`python benchmarks/finer_grids.py`",
             "",
             "| grid | log-spectrum distance | truth's own | its 95 % | F2ID | truth's own "

@@ -11,6 +11,7 @@ members and noise. This is how `guidance_interval` and `iterations` of a package
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ import torch
 from report import command, machine, publish
 
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.engines.speed import Method, Twin
+from ddo_modulus.engines.speed import Twin, evaluations
 from ddo_modulus.verification import score
 
-RANGES = [(0.1, 20.0), (0.2, 20.0), (0.4, 10.0)]
+INTERVALS = [(0.1, 20.0), (0.2, 20.0), (0.4, 10.0)]
 
 
 def methods(package: Package) -> dict[str, dict[str, Any]]:
@@ -30,15 +31,15 @@ def methods(package: Package) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"as packaged": {}, "none": {"covariance": "linear"}}
     for n in (1, 2):
         own = {"covariance": "jacobian", "iterations": n}
-        found[f"{n} at all levels"] = own | {"guidance_interval": None}
-        for low, high in RANGES:
+        found[f"{n} at all levels"] = own | {"guidance_interval": (0.0, math.inf)}
+        for low, high in INTERVALS:
             found[f"{n} from {low:g} to {high:g}"] = own | {"guidance_interval": (low, high)}
     same = [n for n, o in found.items() if o and o == _own(package, o)]
     return {name: options for name, options in found.items() if name not in same}
 
 
 def _own(package: Package, options: dict[str, Any]) -> dict[str, Any]:
-    return {name: getattr(package.sampling, name) for name in options}
+    return {name: getattr(package.posterior, name) for name in options}
 
 
 def main() -> None:
@@ -57,18 +58,17 @@ def main() -> None:
         "# Where the derivative pays",
         "",
         f"{machine()}; {options.analyses} truths drawn from `{Path(options.package).name}`, "
-        f"{options.members} members, {package.sampling.steps} steps. {command(__file__)}.",
+        f"{options.members} members, {package.posterior.steps} steps. {command(__file__)}.",
         "",
         "| observations | derivative | NFE | RMSE | spread/RMSE | CRPS |",
         "|---:|---|---:|---:|---:|---:|",
     ]
     for number in options.observations:
-        twin = Twin.draw(package.operator, scheduler, options.analyses, number, device=device)
+        twin = Twin.simulate(package.operator, scheduler, options.analyses, number, device=device)
         for name, other in methods(package).items():
-            own = Method.of(package.sampling, ensemble=options.members)
-            method = replace(own, **other)
-            posterior = method.posterior(package.operator, package.operator.noise, twin)
-            ensemble = method.draw(posterior, scheduler, twin)
+            config = replace(package.posterior, **other)
+            posterior = twin.posterior(package.operator, config)
+            ensemble = twin.ensemble(posterior, config, posterior.noise, options.members)
             s = score(
                 ensemble.transpose(0, 1).cpu(),
                 twin.truth.cpu(),
@@ -77,7 +77,7 @@ def main() -> None:
                 mask=twin.unobserved.cpu(),
             )
             lines.append(
-                f"| {number} | {name} | {method.evaluations(scheduler)} | {s.rmse:.4f} "
+                f"| {number} | {name} | {evaluations(config, scheduler)} | {s.rmse:.4f} "
                 f"| {s.ratio:.3f} | {s.crps:.4f} |"
             )
             print(lines[-1], flush=True)

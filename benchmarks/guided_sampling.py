@@ -38,12 +38,12 @@ import torch
 from report import command, machine, publish
 from torch import Tensor, nn
 
-from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import DEFAULTS, PosteriorConfig
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.engines.options import Precision
-from ddo_modulus.engines.speed import Method, Twin, difference, idle_share, measure
+from ddo_modulus.engines.speed import Twin, difference, evaluations, idle_share, measure
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.observations import LinearOperator
 from ddo_modulus.verification import score
@@ -74,6 +74,16 @@ class Case:
         """Whether scores mean something."""
         return not self.name[0].isdigit()
 
+    @property
+    def members(self) -> int:
+        """Size of each ensemble; small without a GPU."""
+        return 32 if DEVICE.type == "cuda" else 4
+
+    @property
+    def steps(self) -> int:
+        """Noise levels; few without a GPU."""
+        return 32 if DEVICE.type == "cuda" else 3
+
 
 CASES = [
     Case("kolmogorov64", 16, 123, 24, 64),
@@ -83,7 +93,7 @@ CASES = [
     Case("256x512", 1, 400, 32, 32),
 ]
 DERIVATIVES: dict[str, dict[str, Any]] = {
-    "2 iterations at all levels": {"iterations": 2, "guidance_interval": None},
+    "2 iterations at all levels": {"iterations": 2, "guidance_interval": (0.0, math.inf)},
     "derivative from .4 to 10": {"guidance_interval": (0.4, 10.0)},
 }
 SMALL = [Case("uk_t2m", 2, 20, 8, 8), Case("8x12", 2, 10, 4, 8)]
@@ -150,27 +160,27 @@ def untrained(shape: tuple[int, int]) -> DiffusionOperator:
     return operator.eval().requires_grad_(False)
 
 
-def load(case: Case) -> tuple[DiffusionOperator, FieldNoiseScheduler, Method, Tensor | None]:
-    """Operator, noise, how it is sampled, and the condition of each analysis."""
+def load(case: Case) -> tuple[DiffusionOperator, PosteriorConfig, Tensor | None]:
+    """Operator, how it is sampled, and the condition of each analysis."""
     if not case.trained:
         height, width = (int(n) for n in case.name.split("x"))
         operator = untrained((height, width)).to(DEVICE)
-        method = Method.of(Package.load("kolmogorov64").sampling, steps=32)
-        return operator, FieldNoiseScheduler(operator.noise), method, None
+        own = Package.load("kolmogorov64").posterior
+        levels = {name: getattr(DEFAULTS, name) for name in ("sigma_min", "sigma_max", "rho")}
+        return operator, replace(own, steps=case.steps, **levels), None
     package = Package.load(case.name, DEVICE)
-    method = Method.of(package.sampling, steps=32)
     hours = np.datetime64("2019-03-27T00", "ns") + np.arange(case.analyses) * np.timedelta64(6, "h")
     condition = package.conditions(hours)
     condition = None if condition is None else condition.to(DEVICE)
-    return package.operator, package.scheduler(), method, condition
+    return package.operator, replace(package.posterior, steps=case.steps), condition
 
 
 def derivative() -> str:
     """Where ours take it."""
-    own = Package.load("kolmogorov64").sampling
-    low, high = own.guidance_interval or (0.0, math.inf)
+    own = Package.load("kolmogorov64").posterior
+    low, high = own.guidance_interval
     return (
-        "Unless told otherwise, `kolmogorov64`, and the untrained operator like it, take the "
+        "Unless stated otherwise, `kolmogorov64`, and the untrained operator like it, take the "
         f"derivative in {own.iterations} iteration at noise levels from {low:g} to {high:g}; "
         "`uk_t2m` takes none."
     )
@@ -214,7 +224,7 @@ def equal_width(channels: int, modes: int, target: int) -> int:
 
 
 def azula(
-    backbone: nn.Module, twin: Twin, method: Method, iterations: int = 1
+    backbone: nn.Module, twin: Twin, members: int, steps: int, iterations: int = 1
 ) -> Callable[[], Tensor]:
     """MMPS of azula with its default solver, ready to be run."""
     from azula.denoise import KarrasDenoiser
@@ -226,8 +236,8 @@ def azula(
     operator = twin.observations.operator
     assert isinstance(operator, LinearOperator)
     assert isinstance(twin.observations.variance, Tensor)
-    index = operator.index[..., 0].repeat_interleave(method.ensemble, 0)
-    y = twin.observations.values.repeat_interleave(method.ensemble, 0)
+    index = operator.index[..., 0].repeat_interleave(members, 0)
+    y = twin.observations.values.repeat_interleave(members, 0)
     denoiser = KarrasDenoiser(backbone, VPSchedule()).to(DEVICE).requires_grad_(False)
     posterior = MMPSDenoiser(
         denoiser,
@@ -236,7 +246,7 @@ def azula(
         DiagonalCovariance(twin.observations.variance.expand_as(twin.observations.values)[0]),
         iterations=iterations,
     )
-    sampler = DDIMSampler(posterior, steps=method.steps, silent=True)
+    sampler = DDIMSampler(posterior, steps=steps, silent=True)
     shape = (len(y), *twin.truth.shape[1:])
     # Compiled code would write over what it kept for a second way back.
     patch = torch._functorch.config.patch(donated_buffer=False)
@@ -256,7 +266,7 @@ class Variant:
     compiled: bool | str
     graphs: bool
     fused: bool = False
-    derivative: str = ""  # as the method says, or otherwise
+    derivative: str = ""  # as the package says, or otherwise
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -271,12 +281,12 @@ class Variant:
         derivative = [self.derivative] if self.derivative else []
         return ", ".join(["ours", *how, self.precision, *derivative])
 
-    def of(self, method: Method) -> Method:
-        """The method that is run."""
-        return replace(method, **self.other)
+    def of(self, config: PosteriorConfig) -> PosteriorConfig:
+        """How the posterior is sampled."""
+        return replace(config, **self.other)
 
 
-def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool) -> list[Variant]:
+def variants(config: PosteriorConfig, *, compiled: bool | str, thorough: bool) -> list[Variant]:
     """Those of a case, eager first; what takes long to compile only if asked for."""
     cuda = DEVICE.type == "cuda"
     found = [Variant("fp32", False, False)]
@@ -285,7 +295,7 @@ def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool
     found.append(Variant("bf16", compiled, cuda))
     if cuda:
         found.append(Variant("bf16", compiled, True, fused=True))
-    if method.covariance == "jacobian":
+    if config.covariance == "jacobian":
         for derivative, other in DERIVATIVES.items():
             found.append(replace(found[-1], derivative=derivative, other=other))
     return found
@@ -293,21 +303,22 @@ def variants(case: Case, method: Method, *, compiled: bool | str, thorough: bool
 
 def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> Iterator[Row]:
     """Rows of one case: ours, eager first, and the peer's."""
-    operator, scheduler, method, condition = load(case)
-    if DEVICE.type == "cpu":
-        method = replace(method, steps=3, ensemble=4)
-    twin = Twin.draw(
+    operator, config, condition = load(case)
+    scheduler = config.scheduler(operator.noise)
+    twin = Twin.simulate(
         operator, scheduler, case.analyses, case.observations, condition=condition, device=DEVICE
     )
-    label = f"{case.name}, {case.analyses} x {method.ensemble}"
-    blank = Row(label, "", numbers(operator.network), method.evaluations(scheduler))
+    label = f"{case.name}, {case.analyses} x {case.members}"
+    blank = Row(label, "", numbers(operator.network), evaluations(config, scheduler))
     reference: Tensor | None = None
     eager = math.nan
-    for variant in variants(case, method, compiled=compiled, thorough=thorough):
-        own = variant.of(method)
-        row = replace(blank, method=variant.name, evaluations=own.evaluations(scheduler))
+    for variant in variants(config, compiled=compiled, thorough=thorough):
+        own = variant.of(config)
+        row = replace(blank, method=variant.name, evaluations=evaluations(own, scheduler))
         try:
-            row, ensemble, seconds = measured(row, variant, operator, scheduler, own, twin, repeats)
+            row, ensemble, seconds = measured(
+                row, variant, operator, own, twin, case.members, repeats
+            )
         except Exception as error:  # noqa: BLE001 - the other rows are still worth having
             traceback.print_exc()
             yield replace(row, note=_first_line(error))
@@ -329,16 +340,16 @@ def ours(case: Case, repeats: int, *, compiled: bool | str, thorough: bool) -> I
         yield row
         del ensemble
         _free()
-    yield from peers(case, twin, method, label, blank.parameters, eager, repeats, thorough)
+    yield from peers(case, twin, label, blank.parameters, eager, repeats, thorough)
 
 
 def measured(
     row: Row,
     variant: Variant,
     operator: DiffusionOperator,
-    scheduler: FieldNoiseScheduler,
-    method: Method,
+    config: PosteriorConfig,
     twin: Twin,
+    members: int,
     repeats: int,
 ) -> tuple[Row, Tensor, float]:
     """Cost of one variant: the row, the ensemble and the seconds of a run."""
@@ -352,17 +363,18 @@ def measured(
     )
 
     def draw(steps: int) -> Callable[[], Tensor]:
-        posterior = engine.captured(method.posterior(engine, operator.noise, twin))
-        return partial(replace(method, steps=steps).draw, posterior, scheduler, twin)
+        posterior = engine.captured(twin.posterior(engine, config))
+        own = replace(config, steps=steps)
+        return partial(twin.ensemble, posterior, own, operator.noise, members)
 
-    whole = draw(method.steps)
+    whole = draw(config.steps)
     cost = measure(whole, DEVICE, repeats=repeats, warm_up=None if variant.graphs else draw(2))
     row = replace(
         row,
-        member=1e3 * cost.seconds / (len(twin.truth) * method.ensemble),
+        member=1e3 * cost.seconds / (len(twin.truth) * members),
         first=cost.first,
         memory=math.nan if cost.memory is None else cost.memory,
-        note=_told(whole.args[0]),  # type: ignore[attr-defined]
+        note=_failure(whole.args[0]),  # type: ignore[attr-defined]
     )
     del whole
     if DEVICE.type == "cuda":
@@ -375,7 +387,6 @@ def measured(
 def peers(
     case: Case,
     twin: Twin,
-    method: Method,
     label: str,
     size: int,
     eager: float,
@@ -402,24 +413,24 @@ def peers(
             label,
             f"azula MMPS, U-NO of equal {equal}, {how}, fp32",
             numbers(backbone),
-            5 * method.steps,
+            5 * case.steps,
         )
         try:
             cost = measure(
-                azula(backbone, twin, method),
+                azula(backbone, twin, case.members, case.steps),
                 DEVICE,
                 repeats=repeats,
-                warm_up=azula(backbone, twin, replace(method, steps=1)),
+                warm_up=azula(backbone, twin, case.members, 1),
             )
             row = replace(
                 row,
-                member=1e3 * cost.seconds / (len(twin.truth) * method.ensemble),
+                member=1e3 * cost.seconds / (len(twin.truth) * case.members),
                 speedup=eager / cost.seconds,
                 first=cost.first,
                 memory=math.nan if cost.memory is None else cost.memory,
             )
             if DEVICE.type == "cuda" and not compiled:
-                short = azula(backbone, twin, replace(method, steps=4))
+                short = azula(backbone, twin, case.members, 4)
                 row = replace(row, idle=idle_share(short))
         except Exception as error:  # noqa: BLE001 - whatever a peer fails with belongs in the table
             row = replace(row, note=_first_line(error))
@@ -433,7 +444,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:80]
 
 
-def _told(posterior: object) -> str:
+def _failure(posterior: object) -> str:
     """Why a posterior could not be recorded, if so."""
     failure = getattr(posterior, "failure", None)
     return f"no graph: {failure}" if failure else ""
@@ -530,11 +541,11 @@ def main(arguments: list[str] | None = None) -> None:
         present = [name for name, module in _PEERS.items() if find_spec(module)]
         steps = "32 steps" if DEVICE.type == "cuda" else "3 steps, small"
         how = f"{machine(*present)}. {command(__file__, arguments)}, {steps}."
-        known = [
+        plain = [
             {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(r).items()}
             for r in rows
         ]
-        parts = [{"how": how, "rows": known}]
+        parts = [{"how": how, "rows": plain}]
     rows = [
         Row(**{k: math.nan if v is None else v for k, v in row.items()})
         for part in parts

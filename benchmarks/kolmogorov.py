@@ -24,12 +24,11 @@ from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.diffusion.prior import Denoiser
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.observations import LinearOperator, Observations
-from ddo_modulus.posterior import MomentMatching
-from ddo_modulus.posterior.moment_matching import spanned
+from ddo_modulus.posterior import AnalysisSystem, MomentMatching
 from ddo_modulus.simulators import KolmogorovFlow
 from ddo_modulus.verification import Scores, rank_histogram, score
 
@@ -79,9 +78,8 @@ def interpolate(linear: GaussianDenoiser, case: Case, members: int, seed: int = 
     """Members of the exact Gaussian posterior ``(E, T, 1, H, W)``, by perturbed observations."""
     truth, observations = case.truth, case.observations
     generator = torch.Generator().manual_seed(seed)
-    rows = spanned(observations.operator.linearize(truth), linear, truth)
-    variance = linear.variance.to(truth)
-    error = observations.error_covariance(truth)
+    system = AnalysisSystem(observations, linear.noise).at(truth, linear)
+    rows, error, variance = system.rows, system.error, linear.variance.to(truth)
     matrix = ((rows * variance) @ rows.mT + error).double()
     background = torch.randn(members, *rows.shape[::2], generator=generator).to(truth)
     background = background * variance.sqrt()
@@ -94,7 +92,7 @@ def interpolate(linear: GaussianDenoiser, case: Case, members: int, seed: int = 
 
 
 def assimilate(
-    denoiser: Denoiser,
+    prior: Prior,
     scheduler: FieldNoiseScheduler,
     case: Case,
     members: int,
@@ -121,7 +119,7 @@ def assimilate(
             if case.observations.variance.ndim == 2  # type: ignore[union-attr]
             else case.observations.variance,
         )
-        posterior = MomentMatching(denoiser, part, **options)
+        posterior = MomentMatching(prior, part, **options)
         x = sample(
             posterior,
             scheduler,
@@ -145,7 +143,7 @@ def at_all_levels(iterations: int) -> dict[str, Any]:
 
 def as_packaged(package: Package) -> dict[str, Any]:
     """Options of `MomentMatching` that the maker of a package found to be enough."""
-    own = package.sampling
+    own = package.posterior
     names = ("covariance", "iterations", "guidance_interval")
     return {name: getattr(own, name) for name in names}
 

@@ -32,11 +32,11 @@ def command(script: str, arguments: Sequence[str] | None = None) -> str:
         script: Its file.
         arguments: Of the command line, if not the process's own.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--out" in given:
-        place = given.index("--out")
-        del given[place : place + 2]
-    return f"`{' '.join(['python', f'benchmarks/{Path(script).name}', *given])}`"
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return f"`{' '.join(['python', f'benchmarks/{Path(script).name}', *words])}`"
 
 
 def publish(lines: Sequence[str], out: Path | None) -> None:

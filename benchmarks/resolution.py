@@ -69,7 +69,7 @@ def spectra(package: Package, count: int, shape: tuple[int, int], seed: int) -> 
             operator,
             scheduler,
             len(batch),
-            steps=package.sampling.steps,
+            steps=package.posterior.steps,
             generator=generator,
             shape=shape,
         )
@@ -94,7 +94,7 @@ def report(package: Package, states: int, samples: int) -> str:
     """Both tables as Markdown."""
     began = time.perf_counter()
     agreeing = agreement(package, states)
-    steps = package.sampling.steps
+    steps = package.posterior.steps
     # The coarse run is repeated with other noise: what differs then is sampling error alone.
     coarse, fine, again = (
         spectra(package, samples, shape, seed)

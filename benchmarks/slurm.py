@@ -36,7 +36,7 @@ from cluster import Cluster, missing  # noqa: E402
 
 def arguments(data: Path, steps: int) -> list[str]:
     """A small operator on an 8 x 8 torus."""
-    given = {
+    options = {
         "experiment": "kolmogorov64",
         "data.path": data,
         "data.validation.trajectories": 1,
@@ -56,19 +56,19 @@ def arguments(data: Path, steps: int) -> list[str]:
         "trainer.figure": "false",
         "half": "false",
     }
-    return [f"{key}={value}" for key, value in given.items()]
+    return [f"{key}={value}" for key, value in options.items()]
 
 
 def follow(cluster: Cluster, job: str) -> list[str]:
     """States of a job and when they began, until it ends."""
     began, seen = time.monotonic(), []
     while True:
-        known = cluster.show(job)
-        state = f"{known['JobState']}, {known['Restarts']} restarts"
+        shown = cluster.show(job)
+        state = f"{shown['JobState']}, {shown['Restarts']} restarts"
         if not seen or seen[-1].split(": ")[1] != state:
             seen.append(f"{time.monotonic() - began:4.0f} s: {state}")
             print(seen[-1], file=sys.stderr, flush=True)
-        if known["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
+        if shown["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
             return seen
         time.sleep(0.5)
 
@@ -99,19 +99,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Cluster() as cluster:
         folder = Path(name)
         flow.to_dataset(frames, seed=0).to_netcdf(folder / "flow.nc")
-        given = arguments(folder / "flow.nc", options.steps)
+        keys = arguments(folder / "flow.nc", options.steps)
         variables = {
             "SAVE_DIR": folder / "runs",
             "VENV": sys.prefix,
             "GLOO_SOCKET_IFNAME": "lo",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        runs, told = [], []
+        runs, logs = [], []
         for limit in (LIMIT, ()):
-            job = cluster.submit(SCRIPT, *given, options=[*RANKS, *limit], cwd=folder, **variables)
-            told.append("\n".join(follow(cluster, job)))
+            job = cluster.submit(SCRIPT, *keys, options=[*RANKS, *limit], cwd=folder, **variables)
+            logs.append("\n".join(follow(cluster, job)))
             runs.append(folder / "runs" / "kolmogorov64" / job)
-            if "COMPLETED" not in told[-1]:
+            if "COMPLETED" not in logs[-1]:
                 sys.exit((folder / f"ddo-{job}.log").read_text())
         log = (folder / f"ddo-{runs[0].name}.log").read_text().replace(str(folder), "FOLDER")
         difference = largest_difference(*runs)
@@ -131,9 +131,9 @@ def main() -> None:
         "",
     ]
     for title, text in (
-        ("What Slurm did:", told[0]),
+        ("What Slurm did:", logs[0]),
         ("The job's log:", log.strip()),
-        ("The run without interruption:", told[1]),
+        ("The run without interruption:", logs[1]),
     ):
         lines += [title, "", "```", text, "```", ""]
     publish(lines[:-1], options.out)

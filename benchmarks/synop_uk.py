@@ -25,10 +25,11 @@ from report import machine, publish
 
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2.sources.bufr import decode_bufr
 from ddo_modulus.fields.grid import LatLonGrid
 from ddo_modulus.inference.assimilate import assimilate
-from ddo_modulus.inference.quality import average_duplicates
+from ddo_modulus.inference.quality import QualityControl, average_duplicates
 from ddo_modulus.observations.table import read_table
 
 TIME = np.datetime64("2018-11-02T12", "ns")
@@ -67,16 +68,12 @@ def analysed(
     package: Package, grid: LatLonGrid, kept: pd.DataFrame, withheld: pd.DataFrame, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance at the withheld stations by the prior's analysis."""
-    analysis = assimilate(
-        package,
-        read_table(kept),
-        [TIME],
-        ensemble=MEMBERS,
-        seed=seed,
-        default_error=STATION_ERROR,
-        gross_error=None,  # they are gone already
+    # Gross errors are gone already.
+    quality = QualityControl(gross_error=None, default_error=STATION_ERROR)
+    result = assimilate(
+        package, read_table(kept), [TIME], ensemble=MEMBERS, seed=seed, quality=quality
     )
-    members = analysis["t2m"].values[:, 0].reshape(MEMBERS, -1).astype(float)
+    members = result.dataset["t2m"].values[:, 0].reshape(MEMBERS, -1).astype(float)
     members = members @ interpolation(grid, withheld).T
     return members.mean(0), members.var(0, ddof=1)
 
@@ -98,9 +95,8 @@ def main() -> None:
     grid = package.grid
     assert isinstance(grid, LatLonGrid)
 
-    left_out: list[pd.DataFrame] = []
-    assimilate(package, table, [TIME], ensemble=1, steps=2, rejected=left_out.append)
-    gross = left_out[0][left_out[0]["reason"] == "gross error"]
+    checked = assimilate(package, table, [TIME], ensemble=1, posterior=PosteriorConfig(steps=2))
+    gross = checked.rejected[checked.rejected["reason"] == "gross error"]
     frame = table.frame[(table.frame["variable"] == "t2m") & (table.frame["time"] == TIME)]
     frame = frame[grid.contains(frame["lat"], frame["lon"])].assign(observation_error=STATION_ERROR)
     places = set(zip(gross["lat"], gross["lon"], strict=True))
@@ -140,16 +136,17 @@ def main() -> None:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, (rmse, bias, expected, low) in sorted(average.items(), key=lambda item: -item[1][0]):
-        told = "" if np.isnan(expected) else f"{expected:.2f}"
+        deviation = "" if np.isnan(expected) else f"{expected:.2f}"
         lines.append(
-            f"| {name} | {rmse:.3f} | {rmse / best:.3f} | {low:.3f} | {bias:+.2f} | {told} |"
+            f"| {name} | {rmse:.3f} | {rmse / best:.3f} | {low:.3f} | {bias:+.2f} | {deviation} |"
         )
     listed = [
         f"| {r.variable} | {r.observation:.1f} | {r.lat:.2f} | {r.lon:.2f} | {r.station} |"
         for r in wrong.sort_values("variable").itertuples()
     ]
     local = [
-        f"| {r.observation:.1f} | {r.lat:.2f} | {r.lon:.2f} | {r.elev:.0f} | {r.departure:+.1f} |"
+        f"| {r.observation:.1f} | {r.lat:.2f} | {r.lon:.2f} | {r.elev:.0f} "
+        f"| {r.normalized_innovation:+.1f} |"
         for r in gross.itertuples()
     ]
     publish(
@@ -177,7 +174,7 @@ def main() -> None:
             "Gross errors against the prior (5 standard deviations, widened to the innovations of "
             "the day), over the United Kingdom:",
             "",
-            "| t2m [K] | lat | lon | height [m] | departure |",
+            "| t2m [K] | lat | lon | height [m] | innovation over its expected deviation |",
             "|---:|---:|---:|---:|---:|",
             *(local or ["| none | | | | |"]),
         ],

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.prior import Denoiser
 from ddo_modulus.diffusion.samplers import sample
 from ddo_modulus.diffusion.trajectory import TrajectoryPrior
@@ -69,12 +70,10 @@ def unseen(package: Package, count: int, frames: int, spin_up: float) -> Tensor:
 
 
 def levels(
-    package: Package, denoiser: TrajectoryPrior, sigma_max: float | None
+    package: Package, prior: TrajectoryPrior, sigma_max: float | None
 ) -> FieldNoiseScheduler:
     """Noise and its levels: the package's, but for the largest if that is given."""
-    own = package.sampling
-    largest = own.sigma_max if sigma_max is None else sigma_max
-    return FieldNoiseScheduler(denoiser.noise, own.sigma_min, largest, own.rho)
+    return PosteriorConfig(sigma_max=sigma_max).resolve(package).scheduler(prior.noise)
 
 
 def draw(scheduler: FieldNoiseScheduler, denoiser: Denoiser, count: int, steps: int) -> Tensor:
@@ -143,10 +142,10 @@ def observed(
 
     def find(case: Case, balance: float, iterations: int) -> tuple[Tensor, float]:
         began, length = time.perf_counter(), case.truth.shape[1] + 2 * margin
-        denoiser = TrajectoryPrior(package.operator, frames, length, balance=balance)
+        prior = TrajectoryPrior(package.operator, frames, length, balance=balance)
         members = assimilate(
-            denoiser,
-            levels(package, denoiser, options.sigma_max),
+            prior,
+            levels(package, prior, options.sigma_max),
             widened(case, margin),
             options.members,
             at_all_levels(iterations),

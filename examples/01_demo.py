@@ -94,10 +94,10 @@ def main() -> None:
         observations = Observations(PointOperator(grid, lat, lon), values, ERROR**2)
 
         # The prior's linear part alone makes optimal interpolation; with the network, the
-        # posterior of the diffusion model. Either is a denoiser, and any sampler takes it.
-        def draw(denoiser: MomentMatching, label: str) -> Tensor:
+        # posterior of the diffusion model. Either is a prior again, and any sampler takes it.
+        def draw(posterior: MomentMatching, label: str) -> Tensor:
             return sample(
-                denoiser,
+                posterior,
                 package.scheduler(),
                 members,
                 steps=options.steps,

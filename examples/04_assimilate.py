@@ -28,8 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ddo_modulus import Package, PointOperator
-from ddo_modulus.inference.assimilate import assimilate, usable
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.inference.assimilate import assimilate
 from ddo_modulus.inference.generate import generate
+from ddo_modulus.inference.quality import QualityControl
+from ddo_modulus.inference.reports import usable
 from ddo_modulus.observations.table import read_table
 from ddo_modulus.plots.figures import PointValues, estimate_panel
 
@@ -74,30 +77,28 @@ def main() -> None:
     if len(rows) < 10:
         away[:] = False  # too few to spare any
 
-    left_out: list[pd.DataFrame] = []
-    analysis = assimilate(
+    result = assimilate(
         package,
         read_table(rows[~away]),
         [when.to_datetime64()],
         ensemble=options.members,
         seed=options.seed,
-        steps=options.steps,
-        duplicates="average",
-        thinning_km=options.thinning_km,
-        rejected=left_out.append,
+        posterior=PosteriorConfig(steps=options.steps),
+        quality=QualityControl(duplicates="average", thinning_km=options.thinning_km),
     )
+    analysis, left_out = result.dataset, result.rejected
 
-    rejected = Table(title="Left out", box=box.SIMPLE)
+    listed = Table(title="Left out", box=box.SIMPLE)
     for name in ("reason", "lat", "lon", "t2m [K]"):
-        rejected.add_column(name, justify="left" if name == "reason" else "right")
-    for report in left_out[0].itertuples():
+        listed.add_column(name, justify="left" if name == "reason" else "right")
+    for report in left_out.itertuples():
         numbers = (f"{v:.2f}" for v in (report.lat, report.lon, report.observation))
-        rejected.add_row(str(report.reason), *numbers)
-    if len(left_out[0]):
-        console.print(rejected)
+        listed.add_row(str(report.reason), *numbers)
+    if len(left_out):
+        console.print(listed)
     for name in ("inflation", "chi2", "t2m_omb", "t2m_oma"):
-        told = analysis[name]
-        console.print(f"{name} {float(told[0]):.2f}: {told.attrs['long_name']}")
+        diagnostic = analysis[name]
+        console.print(f"{name} {float(diagnostic[0]):.2f}: {diagnostic.attrs['long_name']}")
 
     members = torch.from_numpy(analysis["t2m"].values)[:, 0]  # E H W
     if away.any():
@@ -109,10 +110,11 @@ def main() -> None:
             f"{float(misfit.abs().median()):.2f} K (median), the spread is "
             f"{float(at.std(0).median()):.2f} K."
         )
-    known = ["lat", "lon", "observation"]
-    bad = left_out[0][known].assign(bad=True) if len(left_out[0]) else rows[known].iloc[:0]
-    used = rows[~away].merge(bad, "left", on=known) if len(bad) else rows[~away].assign(bad=None)
-    used = used[used["bad"].isna()]
+    used = rows[~away]
+    if len(left_out):
+        place = ["lat", "lon", "observation"]
+        used = used.merge(left_out[place].assign(bad=True), "left", on=place)
+        used = used[used["bad"].isna()]
     figure = estimate_panel(
         PointValues(used["lat"], (used["lon"] + 180) % 360 - 180, used["observation"]),
         members,

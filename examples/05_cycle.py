@@ -3,11 +3,12 @@
 
 A week of temperatures at noon from a few stations, once with each analysis by itself and once in a
 cycle: an Earth2Studio prognostic carries the members from one analysis to the next, where they are
-the background beside prior and observations. The prognostic is Earth2Studio's ``Persistence``,
-which needs no download; any other over the domain takes its place. The truth is invented: an
-anomaly that changes slowly, drawn from the prior, on the climate of the hour (from one hour to
-another the daily cycle would spoil persistence). Analyses and the record of their departures go to
-``outputs/cycle``; a run that was interrupted is continued by the same command.
+the background, in addition to prior and observations. The prognostic is Earth2Studio's
+``Persistence``, which needs no download; any other that covers the domain can replace it. The truth
+is synthetic: an anomaly that changes slowly, drawn from the prior, added to the climate of the hour
+(at different hours the daily cycle would spoil persistence). Analyses and their record, with
+innovations and residuals of the observations, are written to ``outputs/cycle``; the same command
+continues an interrupted run.
 
     pip install ddo-modulus[earth2]
     python examples/05_cycle.py [--members 8] [--stations 15] [--overwrite]
@@ -35,8 +36,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ddo_modulus import Package, PointOperator, sample
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2 import DDOAssimilation
-from ddo_modulus.earth2.run import assimilation, cycle
+from ddo_modulus.earth2.run import RecordFolder, assimilation, cycle
+from ddo_modulus.inference.backgrounds import BackgroundConfig
 
 OUT = Path("outputs/cycle")
 STEP = np.timedelta64(24, "h")
@@ -51,7 +54,7 @@ class Stations:
 
     Args:
         truth: ``(T, H, W)`` K at ``TIMES``.
-        package: Tells where they are.
+        package: Whose domain they are in.
         count: Stations, at random places.
         seed: Of places and errors.
     """
@@ -96,7 +99,7 @@ def true_states(package: Package, seed: int) -> Tensor:
         package.operator,
         package.scheduler(),
         2,
-        steps=package.sampling.steps,
+        steps=package.posterior.steps,
         generator=generator,
         condition=condition,
     )
@@ -107,7 +110,7 @@ def true_states(package: Package, seed: int) -> Tensor:
 
 
 def main() -> None:
-    """Invent a week, analyse it both ways, compare."""
+    """Simulate a week, analyse it both ways, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--members", type=int, default=8, help="ensemble size, at least 2")
     parser.add_argument("--stations", type=int, default=15)
@@ -124,10 +127,9 @@ def main() -> None:
         package,
         output="members",
         number_of_samples=options.members,
-        background_error=BACKGROUND_ERROR,
-        covariance="linear",
-        steps=options.steps,
         seed=options.seed,
+        posterior=PosteriorConfig(covariance="linear", steps=options.steps),
+        background=BackgroundConfig(BACKGROUND_ERROR),
     )
     domain = OrderedDict(lat=package.grid.lat, lon=model.longitudes(package.grid.lon))
     prognostic = Persistence("t2m", domain, dt=STEP)
@@ -138,8 +140,8 @@ def main() -> None:
             str(OUT / f"{name}.zarr"), backend_kwargs={"overwrite": options.overwrite}
         )
 
-    device, more = torch.device("cpu"), {"overwrite": options.overwrite}
-    alone = assimilation(TIMES, model, stations, store("alone"), device=device, **more)
+    device, record = torch.device("cpu"), RecordFolder(overwrite=options.overwrite)
+    alone = assimilation(TIMES, model, stations, store("alone"), record=record, device=device)
     cycled = cycle(
         TIMES,
         prognostic,
@@ -147,8 +149,8 @@ def main() -> None:
         stations,
         store("cycled"),
         keep_background=True,
+        record=record,
         device=device,
-        **more,
     )
 
     def rmse(io: ZarrBackend, name: str) -> np.ndarray:
@@ -172,7 +174,7 @@ def main() -> None:
     console.print(table)
     statistics = pd.read_parquet(OUT / "cycled.record" / "statistics.parquet").iloc[-1]
     console.print(
-        f"Departures of {statistics['count']} reports: O-B {statistics['omb_rms']:.2f} K, O-A "
+        f"RMS of {statistics['count']} reports: O-B {statistics['omb_rms']:.2f} K, O-A "
         f"{statistics['oma_rms']:.2f} K. Desroziers' estimates: errors of the stations "
         f"{statistics['observation_error']:.2f} K (they have {ERROR}), of the forecasts "
         f"{statistics['background_error']:.2f} K."

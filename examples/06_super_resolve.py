@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ddo_modulus import LatLonGrid, Package, PointOperator
 from ddo_modulus.data.source import open_dataset
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.earth2 import DDOSuperResolution
 from ddo_modulus.inference.generate import generate
 from ddo_modulus.plots.figures import PointValues, analysis_panel
@@ -66,8 +67,8 @@ def main() -> None:
         coarse_lat=LAT,
         coarse_lon=LON,
         number_of_samples=options.members,
-        steps=options.steps,
         seed=options.seed,
+        posterior=PosteriorConfig(steps=options.steps),
     )
     grid, valid = model.package.grid, np.datetime64(options.time, "ns")
     truth = true_field(model.package, valid, options.era5)
@@ -101,7 +102,7 @@ def main() -> None:
     table.add_row(scores.label, f"{scores.rmse:.3f}", f"{scores.crps:.3f}", f"{scores.spread:.3f}")
     console.print(table)
     kept = (model.coarsen(ensemble) - coarse).square().mean().sqrt()
-    console.print(f"The members' means over the cells differ from the given ones by {kept:.3f} K.")
+    console.print(f"The members' means over the cells differ from the input by {kept:.3f} K.")
 
     rows, columns = np.meshgrid(LAT, LON, indexing="ij")
     figure = analysis_panel(

@@ -25,6 +25,7 @@ from ddo_modulus.console import notify, progress_bar, show
 from ddo_modulus.data.orography import read_orography
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.store import check_output, replacing, write_store
+from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.engines import EngineOptions, open_engine, pick_precision
@@ -40,7 +41,7 @@ _ROWS_SHOWN = 24
 
 
 def run(config: DictConfig) -> None:
-    """Assimilate a table of observations; keys in ``conf/assimilate.yaml``.
+    """Assimilate a table of observations; the keys are those of ``conf/assimilate.yaml``.
 
     Raises:
         InputError: If an argument, the package or the table cannot be used, or the store exists.
@@ -69,13 +70,7 @@ def run(config: DictConfig) -> None:
     options: dict[str, Any] = {
         "ensemble": integer(config, "ensemble"),
         "seed": integer(config, "seed", 0),
-        "posterior": PosteriorConfig.of(
-            {
-                **plain(config.posterior),
-                "inflation": config.inflation,
-                "batch": integer(config, "batch"),
-            }
-        ),
+        "posterior": _posterior(config),
         "quality": quality,
         "background": _background(config, package),
         "grid": _grid(config, package),
@@ -116,8 +111,8 @@ def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
     if config.time is not None:
         if not all(config[key] is None for key in ("start", "end", "step")):
             raise InputError("give either time, or start, end and step")
-        given = config.time if OmegaConf.is_list(config.time) else [config.time]
-        return np.array([parse_time(value, "time") for value in given], "datetime64[ns]")
+        listed = config.time if OmegaConf.is_list(config.time) else [config.time]
+        return np.array([parse_time(value, "time") for value in listed], "datetime64[ns]")
     if config.step is not None:
         step = _duration(config.step, "step")
         if start is None or end is None or step == NO_TOLERANCE:
@@ -140,7 +135,7 @@ def analysis_times(config: DictConfig, available: np.ndarray) -> np.ndarray:
 
 
 def summary(analysis: xr.Dataset) -> Table:
-    """Table for the terminal: a row for each of the first times, RMS spread by variable."""
+    """Table for the terminal: diagnostics and RMS spread for each of the first times."""
     times, members = analysis["time"].values, analysis.sizes["ensemble"]
     table = Table(title="analyses")
     table.add_column("time", no_wrap=True)
@@ -195,20 +190,32 @@ def _duration(value: object, key: str) -> np.timedelta64:
     return duration
 
 
+def _posterior(config: DictConfig) -> PosteriorConfig:
+    """How to sample; what is null is left to the package."""
+    options = plain(config.posterior)
+    for name in ("steps", "iterations"):
+        if options[name] is not None:
+            integer(config, f"posterior.{name}")
+    level_range(options["guidance_interval"], "posterior.guidance_interval")
+    batch = integer(config, "batch")
+    return PosteriorConfig.of({**options, "inflation": config.inflation, "batch": batch})
+
+
 def _background(config: DictConfig, package: Package) -> BackgroundConfig | None:
     """The forecast that a configuration names, with its errors."""
-    if (config.background is None) != (config.background_error is None):
-        raise InputError("a background needs background_error, its standard deviation by channel")
-    if config.background is None:
-        return None
     error = _errors(config.background_error, "background_error")
-    assert error is not None
     length = number(config, "background_length")
+    if config.background is None:
+        if error is not None:
+            raise InputError("background_error is that of a background: give background as well")
+        return None
+    if error is None:
+        raise InputError("a background needs background_error, its standard deviation by channel")
     return BackgroundConfig(error, length, open_dataset(config.background, package.channels))
 
 
 def _grid(config: DictConfig, package: Package) -> LatLonGrid | None:
-    """Grid that a region and a spacing make; what is not given is the package's."""
+    """Grid of ``grid.region`` and ``grid.spacing``; what is null is the package's own."""
     region, spacing = config.grid.region, config.grid.spacing
     if region is None and spacing is None:
         return None
@@ -252,8 +259,9 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
 
 
 def _errors(value: object, key: str) -> float | dict[str, float] | None:
-    plain = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
-    numbers = list(plain.values()) if isinstance(plain, dict) else [plain]
-    if plain is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
-        raise InputError(f"{key}={plain} must be a positive number, or one by variable")
-    return plain  # type: ignore[return-value]
+    """Standard deviations of a configuration: one for all variables, or by variable."""
+    errors = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
+    numbers = list(errors.values()) if isinstance(errors, dict) else [errors]
+    if errors is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
+        raise InputError(f"{key}={errors} must be a positive number, or one by variable")
+    return errors  # type: ignore[return-value]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo benchmark``: what posterior ensembles cost on this machine, engine by engine."""
+"""``ddo benchmark``: time and memory of posterior ensembles on this machine, by engine."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Measurement:
 
     Attributes:
         engine: Name of the engine.
-        precision: Of its network.
-        analyses: Computed together.
-        ensemble: Members of each.
+        precision: Precision of its network.
+        analyses: Number of analyses computed together.
+        ensemble: Members of each analysis.
         steps: Noise levels.
-        evaluations: NFE of a member.
-        seconds: Of a run: latency.
+        evaluations: Evaluations of the network for each member (NFE).
+        seconds: Latency: median time of a run.
         members_per_second: Throughput.
-        member_milliseconds: Its inverse.
-        first_seconds: Of the first run, with what happens once.
+        member_milliseconds: Inverse of the throughput.
+        first_seconds: Time of the first run, which includes compilation and the like.
         memory_gib: Peak of the GPU's memory.
-        mean_difference: Relative, of the ensemble means from those of engine=torch.
-        spread_difference: The same of the spreads.
-        failure: Why there is no measurement, or what it had to do without.
+        mean_difference: Relative difference of the ensemble means from those of engine=torch.
+        spread_difference: Relative difference of the spreads, likewise.
+        failure: Why there is no measurement, or which feature could not be used.
     """
 
     engine: str
@@ -67,7 +67,7 @@ class Measurement:
 
 
 def run(config: DictConfig) -> None:
-    """Measure and show; keys in ``conf/benchmark.yaml``.
+    """Measure the engines and show a table; the keys are those of ``conf/benchmark.yaml``.
 
     Raises:
         InputError: If an argument or the package cannot be used, or the table exists.
@@ -101,7 +101,7 @@ def run(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """What is measured: a package, its twin experiment, and how it is sampled."""
+    """What is measured: a twin experiment with a package, and how its posterior is sampled."""
 
     package: Package
     twin: Twin
@@ -115,7 +115,7 @@ def _compare(
     chosen: Sequence[str],
     precisions: Sequence[Precision],
 ) -> Iterator[Measurement]:
-    """Rows of one size: every engine against the operator itself, which is always run."""
+    """Rows of one case. Every engine is compared with engine=torch, which is always run."""
     device, noise = case.package.operator.device, case.package.operator.noise
     reference: Tensor | None = None
     for name, precision in [("torch", "fp32"), *itertools.product(chosen, precisions)]:
@@ -132,7 +132,7 @@ def _compare(
         notify(f"benchmark {name} {precision}, {row.analyses} x {row.ensemble}, {row.steps} steps")
         try:
             cost, note = _measure(case, config, name, pick_precision(precision))
-        # What is not installed or does not fit belongs in the table, beside what does.
+        # An engine that is not installed or runs out of memory gets a row that says so.
         except (InputError, ImportError, RuntimeError, NotImplementedError) as error:
             if name == "torch":
                 raise
@@ -163,7 +163,7 @@ def _compare(
 def _measure(
     case: _Case, config: DictConfig, name: str, precision: Precision
 ) -> tuple[Cost, str | None]:
-    """Cost of one engine, and what it had to do without."""
+    """Cost of one engine, and which feature it could not use."""
     folder = None if config.engines is None else Path(config.engines)
     members = len(case.twin.truth) * case.ensemble
     options = EngineOptions(folder, precision, batch=members, report=notify)
@@ -184,7 +184,7 @@ def _measure(
 
 
 def _twin(package: Package, config: DictConfig, analyses: int) -> Twin:
-    """Truths at times six hours apart."""
+    """A twin experiment whose truths are six hours apart."""
     device = package.operator.device
     times = np.datetime64("2000-01-01", "ns") + np.arange(analyses) * np.timedelta64(6, "h")
     condition = package.conditions(times)
@@ -201,7 +201,7 @@ def _twin(package: Package, config: DictConfig, analyses: int) -> Twin:
 
 
 def table(rows: Sequence[Measurement], package: str) -> Table:
-    """For the terminal."""
+    """Measurements as a table for the terminal."""
     found = Table(title=f"posterior ensembles of {package}", caption=_machine())
     for i, name in enumerate(_COLUMNS):
         found.add_column(name, justify="left" if i < 2 else "right", no_wrap=True)
@@ -247,7 +247,7 @@ def _cells(row: Measurement) -> list[str]:
 
 
 def _document(rows: Sequence[Measurement], package: str, suffix: str) -> str:
-    """Markdown or JSON."""
+    """Measurements as Markdown or JSON, by the suffix."""
     if suffix == ".json":
         content = {"package": package, "machine": _machine(), "rows": [asdict(r) for r in rows]}
         return json.dumps(content, indent=2) + "\n"
@@ -279,7 +279,7 @@ def _numbers(config: DictConfig, key: str) -> list[int]:
     """One or several whole numbers of a configuration, each at least one.
 
     Raises:
-        InputError: If there is none, or one is something else.
+        InputError: If there is none, or a value is not a whole number from one up.
     """
     found = _several(config[key])
     bad = [n for n in found if isinstance(n, bool) or not isinstance(n, int) or n < 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo export``: the graphs of a package for inference engines."""
+"""``ddo export``: ONNX graphs of a package, for inference engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddo_modulus.errors import InputError
 
 
 def run(config: DictConfig) -> None:
-    """Export a package; keys in ``conf/export.yaml``.
+    """Export a package; the keys are those of ``conf/export.yaml``.
 
     Raises:
         InputError: If an argument or the package cannot be used, or the folder exists.
@@ -51,7 +51,7 @@ def _shape(resolution: object) -> tuple[int, int] | None:
     if resolution is None:
         return None
     both = resolution if isinstance(resolution, ListConfig) else [resolution, resolution]
-    given = [n for n in both if isinstance(n, int) and not isinstance(n, bool) and n >= 2]
-    if len(both) != 2 or len(given) != 2:
+    sizes = [n for n in both if isinstance(n, int) and not isinstance(n, bool) and n >= 2]
+    if len(both) != 2 or len(sizes) != 2:
         raise InputError(f"resolution={resolution} must be a number of points, or [rows,columns]")
-    return given[0], given[1]
+    return sizes[0], sizes[1]

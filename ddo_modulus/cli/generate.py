@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ddo generate``: draws of a package's prior, of trajectories, or of states given coarse fields.
+"""``ddo generate``: samples of a prior, of trajectories, or of states given coarse fields.
 
 Axes: ``T`` times, ``P`` frames around each, ``C`` variables, ``H W`` grid, ``h w`` coarse grid.
 """
@@ -33,7 +33,7 @@ _EPOCH = np.datetime64("2000-01-01", "ns")
 
 
 def run(config: DictConfig) -> None:
-    """Draw fields and write them to a zarr store; keys in ``conf/generate.yaml``.
+    """Draw fields and write them to a zarr store; the keys are those of ``conf/generate.yaml``.
 
     Raises:
         InputError: On a value that is out of range or does not fit the package, or if the store
@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
     posterior = posterior_of(config)
     package = Package.load(config.package, pick_device(config.device))
     resolution = _resolution(config.resolution)
-    shown = None
+    frames = None
     if package.task.coarse is None:
         if config.data.path is not None:
             raise InputError(
@@ -53,8 +53,8 @@ def run(config: DictConfig) -> None:
             )
         times, coarse = drawn_times(config, package), None
     else:
-        shown = open_frames(config, package)
-        times, coarse = shown.times, shown.coarse
+        frames = open_frames(config, package)
+        times, coarse = frames.times, frames.coarse
     with progress_bar("generate") as progress:
         dataset = generate(
             package,
@@ -67,16 +67,16 @@ def run(config: DictConfig) -> None:
             posterior=posterior,
             progress=progress,
         )
-    if shown is not None:
-        dataset = dataset.assign(shown.variables(package))
-        dataset.attrs |= {k: v for k, v in shown.attributes.items() if k not in dataset.attrs}
+    if frames is not None:
+        dataset = dataset.assign(frames.variables(package))
+        dataset.attrs |= {k: v for k, v in frames.attributes.items() if k not in dataset.attrs}
     dataset.attrs["package"] = str(config.package)
     write_store(dataset, out, overwrite=overwrite)
     print(f"{out}: {', '.join(f'{n} {name}' for name, n in dataset.sizes.items())}")
 
 
 def posterior_of(config: DictConfig) -> PosteriorConfig:
-    """How a configuration asks to sample; what is null is the package's own.
+    """How to sample; what is null in the configuration is left to the package.
 
     Raises:
         InputError: On a value that is out of range.
@@ -95,7 +95,9 @@ def posterior_of(config: DictConfig) -> PosteriorConfig:
 
 
 def drawn_times(config: DictConfig, package: Package) -> np.ndarray:
-    """Times of what is drawn without data: those given, or steps from an arbitrary origin.
+    """Times of fields that are drawn without data: those of the configuration, or frame numbers.
+
+    Frames are the package's interval apart (a second if it has none) and start at 2000-01-01.
 
     Raises:
         InputError: If the package needs times and there are none, or keys contradict each other.
@@ -103,11 +105,11 @@ def drawn_times(config: DictConfig, package: Package) -> np.ndarray:
     if config.time is not None:
         if config.frames is not None:
             raise InputError("give either time or frames")
-        given = config.time if OmegaConf.is_list(config.time) else [config.time]
-        return np.array([parse_time(value, "time") for value in given], "datetime64[ns]")
+        listed = config.time if OmegaConf.is_list(config.time) else [config.time]
+        return np.array([parse_time(value, "time") for value in listed], "datetime64[ns]")
     if package.task.condition == "hour_of_day":
         raise InputError(
-            "the package knows the hour of the day: give time=2019-03-27T12, or a list"
+            "the package's prior depends on the hour of the day: give time=2019-03-27T12, or a list"
         )
     count = package.task.frames if config.frames is None else integer(config, "frames")
     interval = 1.0 if package.interval is None else package.interval
@@ -115,14 +117,14 @@ def drawn_times(config: DictConfig, package: Package) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a package with a coarse view is shown.
+class CoarseFrames:
+    """Coarse fields as the condition of a package, and where they come from.
 
     Attributes:
-        times: ``(T,)`` of the states to draw.
-        coarse: Views of the frames around each time, physical units.
-        truth: The fine fields themselves, if there are any, as they are in the data.
-        attributes: Of the data.
+        times: ``(T,)`` times of the states to draw.
+        coarse: Coarse views of the ``P`` frames around each time, in physical units.
+        truth: The fine fields of the data, if there are any.
+        attributes: Attributes of the data.
     """
 
     times: np.ndarray
@@ -131,10 +133,10 @@ class Shown:
     attributes: dict[str, Any]
 
     def variables(self, package: Package) -> dict[str, Any]:
-        """``<variable>_lowres`` and ``<variable>_truth``, to stand beside what is drawn.
+        """``<variable>_lowres`` and ``<variable>_truth``, for the dataset of the samples.
 
-        Coarse axes, ``lat_lowres`` and ``lon_lowres``, hold the centres of cells. The truth is left
-        out where its grid is not that of the draws.
+        The coarse axes ``lat_lowres`` and ``lon_lowres`` hold the centres of cells. The truth is
+        left out if its grid is not that of the samples.
         """
         middle = self.coarse[:, self.coarse.shape[1] // 2].numpy()
         assert package.task.coarse is not None
@@ -157,14 +159,14 @@ class Shown:
         return data
 
 
-def open_frames(config: DictConfig, package: Package) -> Shown:
-    """The data that a configuration names, as a package's coarse view shows them.
+def open_frames(config: DictConfig, package: Package) -> CoarseFrames:
+    """Coarse fields of the data that a configuration names.
 
-    Fine data lie on the package's grid, or on the finer one that is drawn on; coarse data on the
-    grid of the view.
+    Fine data are on the package's grid, or on that of the samples; their coarse view is taken.
+    Coarse data are on the grid of that view.
 
     Raises:
-        InputError: If they cannot be read, lie on another grid or do not reach far enough in time.
+        InputError: If the data cannot be read, are on another grid or have too few times.
     """
     coarse = package.task.coarse
     assert coarse is not None
@@ -197,7 +199,7 @@ def open_frames(config: DictConfig, package: Package) -> Shown:
     steps = np.diff(dataset["time"].values) / np.timedelta64(1, "s")
     if package.interval is not None and not np.allclose(steps, package.interval, rtol=1e-3):
         raise InputError(
-            f"{path} has frames every {steps.min():g} s, the package knows such of every "
+            f"{path} has frames every {steps.min():g} s, the package is for frames every "
             f"{package.interval:g} s"
         )
     fields = np.stack([dataset[name].values for name in package.channels], 1)
@@ -205,7 +207,7 @@ def open_frames(config: DictConfig, package: Package) -> Shown:
     view = x if shape == small else CoarseWindow(shape[0] / small[0]).view(x)
     frames = torch.arange(wanted)[:, None] + torch.arange(span)
     middle = dataset.isel(time=slice(reach, reach + wanted))
-    return Shown(
+    return CoarseFrames(
         middle["time"].values,
         view[frames],
         middle if shape == drawn else None,
@@ -227,8 +229,8 @@ def _one_run(dataset: xr.Dataset, config: DictConfig, path: str) -> xr.Dataset:
 def _resolution(value: object) -> tuple[int, int] | None:
     if value is None:
         return None
-    given = value if isinstance(value, ListConfig) else [value, value]
-    sizes = [n for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 1]
-    if len(given) != 2 or len(sizes) != 2:
+    both = value if isinstance(value, ListConfig) else [value, value]
+    sizes = [n for n in both if isinstance(n, int) and not isinstance(n, bool) and n > 1]
+    if len(both) != 2 or len(sizes) != 2:
         raise InputError(f"resolution={value} must be a whole number from 2 up, or [rows, columns]")
     return sizes[0], sizes[1]

@@ -38,7 +38,7 @@ class PosteriorConfig:
         covariance: ``"jacobian"`` or ``"linear"``; see :class:`.MomentMatching`.
         iterations: GMRES iterations, one derivative each.
         guidance_interval: Smallest and largest noise level at which the derivative is taken;
-            ``(0, inf)`` for all levels.
+            ``(0, inf)`` for all levels. JSON has no infinity; there the largest is None.
         inflation: Factor on the prior covariance: a number, ``"none"``, or ``"adaptive"`` for the
             most probable factor of each analysis, given its innovations.
         batch: Number of states computed together; it bounds the memory.
@@ -68,7 +68,10 @@ class PosteriorConfig:
         _check_choice("solver", self.solver, SOLVERS)
         _check_choice("discretization", self.discretization, DISCRETIZATIONS)
         _check_choice("covariance", self.covariance, ("jacobian", "linear"))
-        found = level_range(self.guidance_interval, "guidance_interval")
+        interval: Any = self.guidance_interval
+        if isinstance(interval, list | tuple) and len(interval) == 2 and interval[1] is None:
+            interval = (interval[0], math.inf)
+        found = level_range(interval, "guidance_interval")
         object.__setattr__(self, "guidance_interval", found)
         _check_inflation(self.inflation)
 
@@ -83,7 +86,10 @@ class PosteriorConfig:
             return options
         chosen = checked_names(cls, options, "posterior")
         if isinstance(chosen.get("churn"), Mapping):
-            chosen["churn"] = Churn(**checked_names(Churn, chosen["churn"], "churn"))
+            churn = checked_names(Churn, chosen["churn"], "churn")
+            if "amount" not in churn:
+                raise InputError("churn needs an amount, as in churn={'amount': 20}")
+            chosen["churn"] = Churn(**{k: v for k, v in churn.items() if v is not None})
         return cls(**chosen)
 
     def resolve(self, package: Package) -> PosteriorConfig:
@@ -108,9 +114,11 @@ class PosteriorConfig:
     def to_json(self) -> dict[str, Any]:
         """The options that are set, for JSON, which has neither infinity nor tuples."""
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
-        interval = chosen.pop("guidance_interval", None)
-        if interval is not None and math.isfinite(interval[1]):
-            chosen["guidance_interval"] = list(interval)
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            chosen["guidance_interval"] = [low, high if math.isfinite(high) else None]
+        if self.churn is not None and math.isinf(self.churn.high):
+            chosen["churn"]["high"] = None
         return chosen
 
 

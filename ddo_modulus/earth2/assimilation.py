@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assimilation of point observations as an assimilation model of Earth2Studio's.
+"""Assimilation of point observations, as an assimilation model of Earth2Studio.
 
-Axes: ``T`` request times, ``E`` samples, ``C`` variables, ``H W`` grid. See
-:mod:`ddo_modulus.inference.assimilate` for what is done.
+Axes: ``T`` request times, ``E`` samples, ``C`` variables, ``H W`` grid. The analyses themselves are
+made by :mod:`ddo_modulus.inference.assimilate`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from earth2studio.utils.type import CoordSystem, FrameSchema
 
 Output = Literal["mean", "spread", "members"]
-# Defaults of quality control that differ from those of :class:`.QualityControl`.
+# Defaults that differ from those of :class:`.QualityControl`.
 _QUALITY = {"tolerance": "10min", "duplicates": "average", "missing": "prior"}
 
 Frame = Any  # a frame of pandas or cuDF
@@ -50,47 +50,49 @@ _TYPES = {"time": "datetime64[ns]", **dict.fromkeys(("lat", "lon", "observation"
 
 
 class DDOAssimilation(PackagedModel):
-    """Ensembles of states given observations: a prior, conditioned anew at each request time.
+    """Ensembles of states given observations, at each request time independently.
 
-    Takes a frame of observations (pandas or cuDF) with the columns ``time, lat, lon, observation,
-    variable`` as :func:`earth2studio.data.fetch_dataframe` gives it: the times wanted are in
-    ``frame.attrs["request_time"]``. Columns that are used if they are there: ``observation_error``
-    (standard deviation, same unit), ``elev``, ``pres``, ``sensor_index``, ``quality``. The frame
-    is not written to.
+    The input is a frame of observations (pandas or cuDF) with the columns ``time, lat, lon,
+    observation, variable``, as :func:`earth2studio.data.fetch_dataframe` returns it; the analysis
+    times are in ``frame.attrs["request_time"]``. Optional columns that are used:
+    ``observation_error`` (standard deviation, in the unit of the observation), ``elev``, ``pres``,
+    ``sensor_index``, ``quality``. The frame is not modified.
 
-    Reports of the package's variables count, and of what follows from them (see
-    :mod:`ddo_modulus.observations.reports`). Those that are flawed, in another place or gross
-    errors are left out: :attr:`rejected` lists them, the attribute ``dropped`` of the result counts
-    them. At a time without any, the result is a draw of what is known without them, as of
-    Earth2Studio's own models.
+    Reports are used if they observe the package's variables, or quantities that follow from these
+    (see :mod:`ddo_modulus.observations.reports`). Reports with missing values, outside the domain
+    or with gross errors are left out: :attr:`rejected` lists them, and the attribute ``dropped`` of
+    the result counts them. At a time without reports the result is drawn from the prior (or from
+    the background), as Earth2Studio's own models do.
 
-    Nothing is carried from one call to the next. For a cycle, hand over a forecast.
+    A call does not depend on earlier calls. In a cycle, each call gets a forecast as background.
 
     Args:
         package: A prior of single states on latitudes and longitudes.
         output: ``"mean"`` or ``"spread"`` (standard deviation) of the ensemble, on ``(time,
             variable, lat, lon)``; or ``"members"``, on ``(time, sample, variable, lat, lon)``.
-        number_of_samples: Members of the ensemble.
-        lat: Latitudes of the result inside the package's domain, evenly spaced; the package's own
-            if None. On a finer grid the prior is drawn at a finer resolution.
-        lon: Longitudes, of any branch, also across its seam.
-        variables: Variables of the reports that are used; None for all that say something about the
-            package's (and :meth:`input_coords` asks for the package's own).
+        number_of_samples: Members of the ensemble, at least two for the spread.
+        lat: Latitudes of the result, evenly spaced, inside the package's domain; the package's own
+            if None. If they are closer than the package's, the prior is sampled at a resolution as
+            fine.
+        lon: Longitudes of the result, likewise; from -180 to 180 or from 0 to 360 degrees.
+        variables: Variables whose reports are used. If None, all that the package can be compared
+            with; :meth:`input_coords` then asks for the package's own.
         fields: Further columns that :meth:`input_coords` asks for, such as ``["elev"]``.
-        seed: Of all noise. If None, each call draws one from torch's global generator.
+        seed: Seed of all noise. If None, each call draws one from torch's global generator.
         posterior: How to sample, as :class:`.PosteriorConfig` or a mapping of its options; the
             package's own where None.
         quality: Which reports are used, as :class:`.QualityControl` or a mapping of its options.
-            By default those within 10 minutes of the request time, one for each place and time;
-            a time without any is a draw from what is known without them.
-        background: Errors of the forecasts that are handed over as backgrounds, as
-            :class:`.BackgroundConfig` or a mapping of its options; needed to take a background.
+            In a mapping the defaults are ``tolerance="10min"`` (around the request time),
+            ``duplicates="average"`` and ``missing="prior"``.
+        background: Errors of the backgrounds that calls are given, as :class:`.BackgroundConfig`
+            without a forecast, or a mapping of its options. None: calls take no background.
         engine: What evaluates the prior, one of :data:`ddo_modulus.engines.ENGINES`, or a mapping
-            with ``name``, ``precision`` of the network (``"fp32"``, ``"fp16"`` or ``"bf16"``) and
-            ``folder`` that ``ddo export`` wrote (the cache if None).
+            with its ``name``, the ``precision`` of the network (``"fp32"``, ``"fp16"`` or
+            ``"bf16"``) and the ``folder`` that ``ddo export`` wrote (the cache if None).
 
     Raises:
-        InputError: If the package is of another kind, or an option is out of range.
+        InputError: If the package is not a prior of single states on latitudes and longitudes, or
+            an option is unknown or out of range.
     """
 
     def __init__(
@@ -108,10 +110,10 @@ class DDOAssimilation(PackagedModel):
         background: BackgroundConfig | Mapping[str, Any] | None = None,
         engine: str | Mapping[str, Any] = "torch",
     ) -> None:
+        if quality is None or isinstance(quality, Mapping):
+            quality = {**_QUALITY, **(quality or {})}
         self._posterior = PosteriorConfig.of(posterior)
-        self._control = QualityControl.of(
-            quality if isinstance(quality, QualityControl) else {**_QUALITY, **(quality or {})}
-        )
+        self._control = QualityControl.of(quality)
         self._background = BackgroundConfig.of(background)
         super().__init__(
             package,
@@ -144,7 +146,9 @@ class DDOAssimilation(PackagedModel):
                 f"{', '.join((ERROR, *NUMBERS, *LABELS))}"
             )
         if self._background is not None:
-            self._background.field(package)  # says now if an error is missing
+            if self._background.forecast is not None:
+                raise InputError("a forecast belongs to a call: leave background.forecast out")
+            self._background.field(package)  # raises if a channel has no error
         self._axes, self._grid = self._output_grid(lat, lon)
         self._rejected = pd.DataFrame()
 
@@ -152,47 +156,50 @@ class DDOAssimilation(PackagedModel):
         task = package.task
         if task.frames > 1 or task.coarse is not None:
             raise InputError(
-                "the package is no prior of single states; take one that `ddo assimilate` takes"
+                "the package is not a prior of single states; choose one for `ddo assimilate`"
             )
         if not isinstance(package.grid, LatLonGrid):
             raise InputError(
                 "the package lives on a box; Earth2Studio has latitudes and longitudes"
             )
-        operators = report_operators(package)
-        for variable in self._variables or ():
-            if not operators.observable(variable):
-                raise InputError(
-                    f"observations of {variable} say nothing of the package's variables, "
-                    f"{', '.join(package.channels)}"
-                )
+        self._check_observable(self._variables or ())
+
+    def _check_observable(self, variables: Sequence[str]) -> None:
+        operators = report_operators(self.package)
+        unrelated = [str(v) for v in variables if not operators.observable(str(v))]
+        if unrelated:
+            raise InputError(
+                f"observations of {', '.join(unrelated)} say nothing about the package's "
+                f"variables, {', '.join(self.package.channels)}"
+            )
 
     def _output_grid(
         self, lat: Sequence[float] | np.ndarray | None, lon: Sequence[float] | np.ndarray | None
     ) -> tuple[tuple[np.ndarray, np.ndarray], LatLonGrid | None]:
-        """Axes of the result as they are labelled, and the grid that they make, if not our own."""
+        """Coordinates of the result; and its grid, if that is not the package's own."""
         own = self.package.grid
         if lat is None and lon is None:
             return (own.lat.copy(), self.longitudes(own.lon)), None
         rows = own.lat if lat is None else np.asarray(lat, float)
         columns = own.lon if lon is None else np.unwrap(np.asarray(lon, float), period=360.0)
         grid = LatLonGrid(rows, columns)
-        working_shape(own, grid)  # says if it is not inside
+        working_shape(own, grid)  # raises if the grid is not inside the domain
         labels = self.longitudes(own.lon) if lon is None else np.asarray(lon, float)
         return (grid.lat.copy(), labels), grid
 
     @property
     def rejected(self) -> pd.DataFrame:
-        """Reports that the last call left out: their columns and the ``reason``."""
+        """Reports that the last call left out: their columns, and the ``reason``."""
         return self._rejected.copy()
 
     # ---- coordinates -----------------------------------------------------------------------------
 
     def init_coords(self) -> None:
-        """Nothing is needed to begin with."""
+        """None: the model needs no initial state."""
         return None
 
     def input_coords(self) -> tuple[FrameSchema | CoordSystem, ...]:
-        """Columns of a frame of observations; and a forecast's axes, if errors of it are known."""
+        """Columns of the observations; and axes of the background, if the model takes one."""
         schema = OrderedDict((name, np.empty(0, kind)) for name, kind in _TYPES.items())
         schema["variable"] = np.array(self._variables or self.package.channels, str)
         for name in self._fields:
@@ -210,25 +217,19 @@ class DDOAssimilation(PackagedModel):
         """Axes of the result.
 
         Args:
-            input_coords: As :meth:`input_coords` gives them.
-            request_time: Times wanted.
-            **kwargs: Other attributes of a frame; of no influence.
+            input_coords: As :meth:`input_coords` returns them.
+            request_time: Analysis times.
+            **kwargs: Other attributes of a frame; ignored.
 
         Raises:
-            InputError: If a column is missing, or a variable says nothing of the package's.
+            InputError: If a column is missing, or a variable does not depend on the package's.
         """
         if not input_coords:
             raise InputError("give the input coordinates: those of input_coords()")
         schema = input_coords[0]
         if missing := [name for name in CORE_COLUMNS if name not in schema]:
             raise InputError(f"the input coordinates have no {', '.join(missing)}")
-        operators = report_operators(self.package)
-        unknown = [str(v) for v in schema["variable"] if not operators.observable(str(v))]
-        if unknown:
-            raise InputError(
-                f"observations of {', '.join(unknown)} say nothing of the package's variables, "
-                f"{', '.join(self.package.channels)}"
-            )
+        self._check_observable(schema["variable"])
         times = np.empty(0, "datetime64[ns]") if request_time is None else _times(request_time)
         return (self._axes_of(times, members=self.output == "members"),)
 
@@ -252,18 +253,20 @@ class DDOAssimilation(PackagedModel):
         """Analyse the observations of each request time.
 
         Args:
-            obs: Observations, with ``attrs["request_time"]``. None, with a background, for none.
+            obs: Observations, with ``attrs["request_time"]``. It may be None if there is a
+                background, whose times are then the analysis times.
             background: Forecast valid at the request times, in physical units, on ``(time,
-                variable, lat, lon)`` of any grid that covers the package's; with ``sample`` (or
-                ``ensemble``) each member of the result has a member of its own, in turn. Its
-                longitudes may be of any branch, a ``lead_time`` of one value adds to its time.
-            seed: Of this call, instead of the model's.
+                variable, lat, lon)`` of any grid that covers the package's. With an axis ``sample``
+                (or ``ensemble``) member ``i`` of the result has member ``i`` of the forecast as its
+                background, counted in a circle. Longitudes may be from -180 to 180 or from 0 to
+                360; a single ``lead_time`` is added to the time.
+            seed: Seed of this call, instead of the model's.
 
         Returns:
             The result on the axes of :meth:`output_coords`, float32 in physical units, on the
-            device of the model (cuPy on a GPU where it is installed). Attributes: the ``seed``; for
-            each time the number of ``observations`` and the ``inflation``; ``dropped``, the number
-            of reports left out by reason.
+            device of the model (CuPy on a GPU, if it is installed). Attributes: the ``seed``; for
+            each time the number of ``observations`` and the ``inflation``; and ``dropped``, the
+            number of reports left out, by reason.
 
         Raises:
             InputError: If a column or the request times are missing, values are in wrong units, or
@@ -309,32 +312,32 @@ class DDOAssimilation(PackagedModel):
     def create_generator(
         self,
     ) -> Generator[xr.DataArray | None, pd.DataFrame | tuple | None, None]:
-        """Generator of analyses, each by itself.
+        """Generator of analyses, which are independent of each other.
 
         Yields:
             None at first, then the analysis of what was sent.
 
         Receives:
-            A frame of observations, or a pair of one (or None) and a background.
+            A frame of observations; or a pair of a frame (or None) and a background.
         """
-        given = yield None
+        sent = yield None
         try:
             while True:
-                pair = given if isinstance(given, tuple) else (given,)
-                given = yield self(*pair)
+                arguments = sent if isinstance(sent, tuple) else (sent,)
+                sent = yield self(*arguments)
         except GeneratorExit:
             return
 
     def _request_times(self, obs: Frame | None, background: xr.DataArray | None) -> np.ndarray:
-        given = None if obs is None else getattr(obs, "attrs", {}).get("request_time")
-        if given is None and background is not None:
+        times = None if obs is None else getattr(obs, "attrs", {}).get("request_time")
+        if times is None and background is not None:
             return _dataset(background)["time"].values
-        if given is None:
+        if times is None:
             raise InputError(
-                "the time of the analysis is unknown: set obs.attrs['request_time'], as "
+                "there is no analysis time: set obs.attrs['request_time'], as "
                 "earth2studio.data.fetch_dataframe does, to an array of datetime64"
             )
-        return _times(given)
+        return _times(times)
 
     def _table(self, obs: Frame | None) -> ObservationTable:
         if obs is None:
@@ -345,7 +348,7 @@ class DDOAssimilation(PackagedModel):
         return read_table(obs, self._variables, required=False)
 
     def _with_forecast(self, background: xr.DataArray) -> BackgroundConfig:
-        """The background with its errors."""
+        """A background and its errors."""
         if self._background is None:
             raise InputError(
                 "a background needs the standard deviation of its errors: give the model "
@@ -364,19 +367,19 @@ class DDOAssimilation(PackagedModel):
             return cupy.asarray(result.to(self.device))
 
 
-def _times(given: object) -> np.ndarray:
+def _times(request: object) -> np.ndarray:
     """Request times as an array of ``datetime64[ns]``."""
     try:
-        times = np.atleast_1d(np.asarray(given, "datetime64[ns]")).reshape(-1)
+        times = np.atleast_1d(np.asarray(request, "datetime64[ns]")).reshape(-1)
     except (ValueError, TypeError) as error:
-        raise InputError(f"request_time={given!r} are no times: give datetime64") from error
+        raise InputError(f"request_time={request!r} must be times: give datetime64") from error
     if not len(times) or np.isnat(times).any():
-        raise InputError(f"request_time={given!r} holds no time")
+        raise InputError(f"request_time={request!r} holds no time, or NaT")
     return times
 
 
 def _dataset(background: xr.DataArray) -> xr.Dataset:
-    """A forecast with a variable for each of its values along ``variable``, on the CPU."""
+    """A forecast on the CPU, with the entries of its axis ``variable`` as variables."""
     data = background.data
     if hasattr(data, "get"):  # cuPy
         background = background.copy(data=data.get())
@@ -387,7 +390,9 @@ def _dataset(background: xr.DataArray) -> xr.Dataset:
         )
     if "lead_time" in background.dims:
         if background.sizes["lead_time"] != 1:
-            raise InputError("the background has several lead times; choose the one that is valid")
+            raise InputError(
+                "the background has several lead times; choose the one that is valid at its time"
+            )
         background = background.isel(lead_time=0)
     if "lead_time" in background.coords:
         lead = background["lead_time"].values

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state that a cycle carries: a prognostic model's, into which analyses are put.
+"""The state of a cycle: that of a prognostic model, into which analyses are inserted.
 
 The state may hold more variables, a larger domain and more times (the model's history) than an
-analysis. What the analysis covers is replaced, all else is the forecast's.
+analysis. The analysis replaces what it covers; everything else remains the forecast's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ddo_modulus.earth2.departures import MEMBERS, as_tensor, members_of
+from ddo_modulus.earth2.feedback import MEMBERS, as_tensor, members_of
 from ddo_modulus.earth2.host import needs_earth2studio
 from ddo_modulus.errors import InputError
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Forecast:
-    """The state of a prognostic model and its way from one analysis to the next.
+    """The state of a prognostic model, and its forecasts from one analysis to the next.
 
-    Axes of the state: ``ensemble`` (if there are members), ``time`` (one), ``lead_time`` (the
-    model's history, the last is now), and the model's own.
+    Axes of the state: ``ensemble`` (if there are members), ``time`` (of length one), ``lead_time``
+    (the model's history, whose last entry is the present), and the model's own.
 
     Args:
         prognostic: The model, on its device.
@@ -71,7 +71,7 @@ class Forecast:
             )
 
     def begin(self, data: DataSource, when: np.datetime64) -> None:
-        """Take the state of a source."""
+        """Start from the state of a source."""
         x, coords = fetch_data(
             data, np.array([when]), self.domain["variable"], self.history, device=self.device
         )
@@ -80,7 +80,7 @@ class Forecast:
         self.x, self.now = x.permute([list(coords).index(k) for k in order]), when
 
     def saved(self) -> dict[str, np.ndarray]:
-        """The state, to be restored."""
+        """The state, for :meth:`restore`."""
         assert self.x is not None
         return {
             "x": self.x.cpu().numpy(),
@@ -89,13 +89,13 @@ class Forecast:
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from what was saved."""
+        """Continue from a saved state."""
         self.x = torch.as_tensor(state["x"]).to(self.device)
         self.order = state["order"].tolist()
         self.now = np.datetime64(int(state["now"].astype("int64")), "ns")
 
     def advance(self, when: np.datetime64) -> None:
-        """Forecast to a time; nothing if it is there."""
+        """Forecast to a time; do nothing if it is reached."""
         assert self.x is not None and self.now is not None
         steps = int((when - self.now) / self.step)
         if not steps:
@@ -107,7 +107,7 @@ class Forecast:
         self.now = when
 
     def _forecast(self, x: Tensor, steps: int) -> Tensor:
-        """Some members ``(B, lead_time, ...)`` so many steps on, with their history."""
+        """Members ``(B, lead_time, ...)`` a number of steps later, with their history."""
         assert self.now is not None
         coords = OrderedDict(
             {
@@ -128,7 +128,7 @@ class Forecast:
         return torch.cat(frames[-len(self.history) :], 1)
 
     def on(self, grid: CoordSystem) -> xr.DataArray:
-        """The state now, on the variables and domain of an analysis."""
+        """The present state on the variables and domain of an analysis."""
         assert self.x is not None and self.now is not None
         index = self._places(grid)
         x = self.x.select(-len(self.domain) - 1, -1)
@@ -141,7 +141,12 @@ class Forecast:
         return labelled_array(x, OrderedDict({**lead, **grid})).transpose(*self.order)
 
     def take(self, analysis: xr.DataArray, when: np.datetime64) -> None:
-        """Put an analysis into the state."""
+        """Insert an analysis into the state.
+
+        Raises:
+            InputError: If the two do not share their axes or points, or the analysis leaves values
+                of the state undefined.
+        """
         self.order = [str(d) for d in analysis.dims]
         axis = members_of(analysis)
         lead = ["time"] if axis is None else [axis, "time"]
@@ -153,7 +158,7 @@ class Forecast:
             if not whole or len(self.history) > 1:
                 raise InputError(
                     f"{type(self.prognostic).__name__} needs more than the analysis holds (other "
-                    "variables, points or times): give data=, to start from"
+                    "variables, points or times): give data=, an initial state"
                 )
             sizes = [len(v) for v in self.domain.values()]
             self.x = new.new_full((*new.shape[: -len(index)], 1, *sizes), torch.nan)
@@ -166,12 +171,12 @@ class Forecast:
         if not bool(target.isfinite().all()):
             raise InputError(
                 f"the analysis at {when} leaves values open (NaN) and there is no background to "
-                "fill them: give data=, to start from"
+                "fill them: give data=, an initial state"
             )
         self.x, self.now = state, when
 
     def _places(self, grid: CoordSystem) -> list[Tensor]:
-        """Index of an analysis' coordinates in the state's."""
+        """Indices of the coordinates of an analysis in those of the state."""
         index = []
         for name, own in self.domain.items():
             if name not in grid:
@@ -183,7 +188,7 @@ class Forecast:
 
 
 def _find(name: str, wanted: np.ndarray, own: np.ndarray) -> Tensor:
-    """Where the values of one axis stand on another."""
+    """Indices of the values of one axis on another."""
     if np.issubdtype(own.dtype, np.number):
         apart = np.abs(wanted.astype(float)[:, None] - own.astype(float))
         if name == "lon":
@@ -191,9 +196,9 @@ def _find(name: str, wanted: np.ndarray, own: np.ndarray) -> Tensor:
         places, step = apart.argmin(1), np.abs(np.diff(own)).min() if len(own) > 1 else 1.0
         missing = wanted[apart.min(1) > 1e-3 * step]
     else:
-        known = {str(v): i for i, v in enumerate(own)}
-        missing = np.array([v for v in wanted if str(v) not in known])
-        places = np.array([known.get(str(v), 0) for v in wanted])
+        index = {str(v): i for i, v in enumerate(own)}
+        missing = np.array([v for v in wanted if str(v) not in index])
+        places = np.array([index.get(str(v), 0) for v in wanted])
     if len(missing):
         raise InputError(
             f"the prognostic has no {name} {missing[0]} ({len(missing)} of {len(wanted)} of the "
@@ -203,5 +208,5 @@ def _find(name: str, wanted: np.ndarray, own: np.ndarray) -> Tensor:
 
 
 def labelled_array(x: Tensor, coords: CoordSystem) -> xr.DataArray:
-    """A tensor with its coordinates, in main memory."""
+    """A tensor with its coordinates, on the CPU."""
     return xr.DataArray(x.cpu().numpy(), dict(coords), list(coords))

@@ -10,9 +10,9 @@ A field is :math:`\sum_{lm} \sqrt{s_l}\, z_{lm} Y_{lm}` with real orthonormal ha
     \sum_l (2l + 1)\, s_l = 1,
 
 the Matérn field on the sphere (Lindgren, Rue & Lindström 2011, J. R. Stat. Soc. B 73, 423). By the
-addition theorem the covariance of two points depends on their distance alone, and the variance is
-one everywhere. The harmonics are evaluated at the points of the state, so a region is a window of
-the same field on the globe.
+addition theorem the covariance of two points depends only on their distance, and the variance is
+one everywhere. The harmonics are evaluated at the points of the state, so a region shows a part of
+the same global field.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ with needs_earth2studio():
 if TYPE_CHECKING:
     from earth2studio.utils.type import CoordSystem
 
-# Share of the variance that may be left out at the smallest scales.
+# Share of the variance that may be omitted at the smallest scales.
 _LEFT_OUT = 1e-3
 
-# Fields that are synthesised together; bounds the memory.
+# Fields synthesised together, which bounds the memory.
 _TOGETHER = 32
 
 
 @dataclass
 class _GaussianFieldState:
-    """What a checkpoint of a forecast keeps."""
+    """What Earth2Studio keeps in a checkpoint of a forecast."""
 
     generator_state: torch.Tensor | None = None
 
 
 class GaussianFieldPerturbation:
-    """Adds Matérn random fields to a state; a perturbation of Earth2Studio's.
+    """Adds Matérn random fields to a state; a perturbation of Earth2Studio.
 
-    Fields of different variables, times, members and other leading dimensions are independent, but
-    for lead times (see `time_scale`). The grid may be global or a region, with latitudes in either
-    direction, with or without the poles, and longitudes of any branch; it has one-dimensional
-    ``lat`` and ``lon``, the last two dimensions.
+    Fields of different variables, times, members and other leading dimensions are independent;
+    those of different lead times are correlated if `time_scale` is set. The last two dimensions
+    must be a one-dimensional ``lat`` and ``lon``, of the globe or a region: latitudes in either
+    direction, with or without the poles, longitudes from -180 to 180 or from 0 to 360.
 
-    The random numbers are drawn on the CPU: a seed gives the same fields on every device. Scales
-    are left out that the grid cannot show, or that hold the last thousandth of the variance; the
-    variance is one all the same. The harmonics are evaluated at the first call and kept: their
-    memory grows with the number of rows times the square of the largest degree that is left,
-    ``max_degree`` at most. On the globe at 0.25 degrees, 500 km and a smoothness of 1.5 take degree
-    220 and .3 GiB (1.4 GiB on the way).
+    The random numbers are drawn on the CPU, so a seed gives the same fields on every device. Scales
+    that the grid does not resolve are omitted, and so are the smallest scales with a thousandth of
+    the variance; the field is rescaled to a variance of one. The harmonics are evaluated in the
+    first call and kept. Their memory grows with the number of rows times the square of the largest
+    degree, ``max_degree`` at most. On the globe at 0.25 degrees, a length of 500 km and a
+    smoothness of 1.5 need degree 220 and .3 GiB (1.4 GiB while they are computed).
 
     Args:
         noise_amplitude: Standard deviation of the perturbation, in the units of the state: a
-            number, or a tensor that broadcasts with the state, such as ``(C, 1, 1)`` for one of
-            each variable.
+            number, or a tensor that broadcasts with the state, such as ``(C, 1, 1)`` for a value
+            for each variable.
         length_scale: Correlation length in km: at this distance the correlation is about .48 for
             a smoothness of 1.5.
         smoothness: 1/2 for an exponential covariance; larger is smoother.
-        time_scale: Hours after which fields of two lead times of a state have a correlation of
-            1/e; None to perturb each by itself.
+        time_scale: Hours between lead times at which their fields have a correlation of 1/e; None
+            for independent fields.
         max_degree: Largest degree of the harmonics.
-        seed: Of all draws, one after another; a random one if None.
+        seed: Seed of the sequence of draws; a random one if None.
 
     Raises:
         InputError: If a number is out of range.
@@ -121,8 +121,8 @@ class GaussianFieldPerturbation:
 
         Raises:
             KeyError: If there is no ``lat`` or ``lon``.
-            ValueError: If they are not last; an InputError, which is one, if they are not
-                one-dimensional, do not fit the state, or the amplitude does not.
+            ValueError: If they are not last; and an InputError, which is a ValueError, if they are
+                not one-dimensional, or they or the amplitude do not fit the state.
         """
         handshake_dim(coords, "lat", -2)
         handshake_dim(coords, "lon", -1)
@@ -160,7 +160,7 @@ class GaussianFieldPerturbation:
             )
 
     def _field_at(self, lat: np.ndarray, lon: np.ndarray) -> GaussianField:
-        """The random field at the points of a grid; remembered for the last one."""
+        """The random field at the points of a grid; cached for the last grid."""
         places = lat.tobytes(), lon.tobytes()
         if self._field is None or places != self._places:
             basis = _HarmonicsAt(lat, lon, self._degree(lat, lon))
@@ -171,7 +171,8 @@ class GaussianFieldPerturbation:
         """Largest degree of the harmonics."""
         nu = self.spectrum.smoothness
         kappa2 = 2 * nu / self.spectrum.length_scale**2
-        # Of the integral of (1 + u / kappa2)^-(nu + 1), u = l (l + 1), what is beyond.
+        # Beyond this degree, u = l (l + 1), is a share of _LEFT_OUT of the integral of
+        # (1 + u / kappa2)^-(nu + 1).
         needed = math.sqrt(kappa2 * math.expm1(-math.log(_LEFT_OUT) / nu))
         steps = [np.abs(np.diff(axis)).min() for axis in (lat, lon) if len(axis) > 1]
         shown = 180.0 / max(min(steps, default=180.0), 1e-3)
@@ -179,7 +180,7 @@ class GaussianFieldPerturbation:
         return max(1, math.ceil(min(needed, shown, most)))
 
     def _correlate(self, z: Tensor, axis: int, lead_time: np.ndarray) -> Tensor:
-        """Make white coefficients of different lead times depend on each other."""
+        """Correlate the white coefficients of different lead times."""
         assert self.time_scale is not None
         hours = np.asarray(lead_time) / np.timedelta64(1, "h")
         if len(np.unique(hours)) != len(hours):
@@ -201,9 +202,9 @@ class GaussianFieldPerturbation:
         return self.generator
 
     def _keep(self, before: Tensor, after: Tensor) -> None:
-        """Note in a checkpoint what a restart has to go on from, as the host's components do.
+        """Keep the state of the generator for a restart, as Earth2Studio's perturbations do.
 
-        A restarted ensemble member (level 1) draws its perturbation again, a resumed rollout
+        A restarted ensemble member (level 1) draws the same perturbation again, a resumed rollout
         (level 2) the next one.
         """
         if self.checkpoint.checkpoint_enabled:
@@ -214,12 +215,12 @@ class GaussianFieldPerturbation:
 
 
 class _HarmonicsAt(SphericalBasis):
-    """Harmonics up to a degree at the points of any latitude-longitude grid, to synthesise only.
+    """Harmonics up to a degree at the points of any latitude-longitude grid, for synthesis only.
 
     Args:
         lat: ``(H,)`` degrees north, in any order.
         lon: ``(W,)`` degrees east.
-        lmax: Largest degree, whether the grid resolves it or not.
+        lmax: Largest degree, which the grid need not resolve.
     """
 
     def __init__(self, lat: np.ndarray, lon: np.ndarray, lmax: int) -> None:
@@ -237,9 +238,9 @@ class _HarmonicsAt(SphericalBasis):
         return values
 
     def mean_square(self) -> Float[Tensor, " K"]:
-        """Ones, as on the whole sphere: all the field is scaled by, whatever part the grid is."""
+        """Ones, as on the whole sphere, so that the variance is the same on every region."""
         return torch.ones_like(self.eigenvalues)
 
     def resolves(self, shape: Sequence[int]) -> bool:
-        """False: a window of the sphere does not tell its functions apart."""
+        """False: on a part of the sphere the functions are not linearly independent."""
         return False

@@ -1,54 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record beside a run's analyses: what is done, where it stands, what the observations said.
+"""The record of a run, beside its analyses: which times are done, and feedback of observations.
 
 A folder::
 
-    state.json                      settings of the run, times done, name of the state
-    state-2019-03-27T12.npz         what a cycle goes on from
-    departures/2019-03-27T12.parquet   observations with O-B and O-A, one file a time
-    statistics.parquet              of the departures, by time and variable and over all times
+    state.json                         settings of the run, times done, name of the state file
+    state-2019-03-27T12.npz            what a cycle continues from
+    departures/2019-03-27T12.parquet   observations with O-B and O-A, one file for each time
+    statistics.parquet                 of O-B and O-A, by time and variable and over all times
 
-``pandas.read_parquet(folder / "departures")`` reads all departures at once. Every file is written
-whole or not at all, and ``state.json`` last, after the analysis itself: whatever ends a run, what
-it names is there.
+``pandas.read_parquet(folder / "departures")`` reads all feedback at once
+(:mod:`ddo_modulus.earth2.feedback`). Every file is written whole or not at all, and ``state.json``
+last, after the analysis itself. So however a run ends, everything that ``state.json`` names exists.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from ddo_modulus.earth2.feedback import statistics
 from ddo_modulus.errors import InputError
-from ddo_modulus.verification.departures import desroziers, reduced_chi_square
 
 FORMAT = 1
 
+# Folder of the feedback. The name is older than the word, and stays so that runs can be continued.
+_FEEDBACK = "departures"
+
+
+@dataclass(frozen=True)
+class RecordFolder:
+    """Where the record of a run is kept.
+
+    Attributes:
+        path: Its folder. ``"beside"`` is next to the store of the analyses (``x.zarr`` and
+            ``x.record``), or no record if the backend writes no file. None is no record, and the
+            run cannot be continued.
+        overwrite: Whether the record of another run in that folder is replaced.
+
+    Raises:
+        InputError: If an attribute is of another type.
+    """
+
+    path: str | Path | None = "beside"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.path is not None and not isinstance(self.path, str | Path):
+            raise InputError(
+                f"record={self.path!r} must be a folder, 'beside', None or a RecordFolder"
+            )
+        if not isinstance(self.overwrite, bool):
+            raise InputError(f"RecordFolder: overwrite={self.overwrite!r} must be True or False")
+
+    @classmethod
+    def of(cls, record: str | Path | RecordFolder | None) -> RecordFolder:
+        """From itself or a path.
+
+        Raises:
+            InputError: If it is something else.
+        """
+        return record if isinstance(record, RecordFolder) else cls(record)
+
+    def resolve(self, beside: Path | None) -> RecordFolder:
+        """The same, with a path in place of ``"beside"``."""
+        return RecordFolder(beside, self.overwrite) if self.path == "beside" else self
+
 
 class Record:
-    """Progress and departures of a run.
+    """Progress and feedback of a run.
 
     Args:
-        folder: Where it is kept; None keeps nothing, and nothing can be continued.
-        settings: What makes the run the same run: JSON.
-        overwrite: Whether another run's record there may be replaced.
+        place: Where it is kept (:meth:`RecordFolder.resolve`).
+        settings: What makes a run the same run; JSON.
 
     Raises:
         InputError: If the folder holds the record of a run with other settings, or something else.
     """
 
-    def __init__(
-        self, folder: Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
-    ) -> None:
-        self.folder = folder
+    def __init__(self, place: RecordFolder, settings: Mapping[str, Any]) -> None:
+        self.folder = folder = None if place.path is None else Path(place.path)
         self.settings = json.loads(json.dumps(settings))
         self.done: list[str] = []
         self._state: str | None = None
@@ -57,25 +95,34 @@ class Record:
         if not (folder / "state.json").is_file():
             if folder.is_dir() and not any(folder.iterdir()):
                 return
-            raise InputError(f"{folder} is there and is no record of a run; choose another place")
-        if overwrite:
+            raise InputError(f"{folder} exists and is no record of a run; choose another folder")
+        if place.overwrite:
             shutil.rmtree(folder)
             return
+        self.done, self._state = self._read(folder)
+
+    def _read(self, folder: Path) -> tuple[list[str], str | None]:
+        """Times done and name of the state file."""
         try:
             header = json.loads((folder / "state.json").read_text())
             saved, done, state = header["settings"], header["done"], header["state"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{folder}/state.json cannot be read ({error}); overwrite=True starts anew"
+                f"{folder}/state.json cannot be read ({error}); {self.restart} starts the run anew"
             ) from None
         other = [k for k in {**saved, **self.settings} if saved.get(k) != self.settings.get(k)]
         if other or header.get("format") != FORMAT:
             what = ", ".join(f"{k}: {saved.get(k)!r}, now {self.settings.get(k)!r}" for k in other)
             raise InputError(
                 f"{folder} is the record of another run ({what or 'another format'}); choose "
-                "another place, or replace it by overwrite=True"
+                f"another folder, or replace it by {self.restart}"
             )
-        self.done, self._state = done, state
+        return done, state
+
+    @property
+    def restart(self) -> str:
+        """The argument that replaces this record, for messages."""
+        return f"record=RecordFolder({str(self.folder)!r}, overwrite=True)"
 
     def saved(self, time: np.datetime64) -> bool:
         """Whether a time is done."""
@@ -84,24 +131,24 @@ class Record:
     def save(
         self,
         time: np.datetime64,
-        departures: pd.DataFrame | None,
+        feedback: pd.DataFrame | None,
         state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Note that the analysis of a time is written.
 
         Args:
             time: Analysis time.
-            departures: Its observations (:mod:`ddo_modulus.earth2.departures`), if there are.
+            feedback: Of its observations (:func:`.feedback`), if there are any.
             state: What the next time needs, if anything.
         """
         self.done.append(label(time))
         if self.folder is None:
             return
-        (self.folder / "departures").mkdir(parents=True, exist_ok=True)
-        if departures is not None:
-            path = self.folder / "departures" / f"{label(time)}.parquet"
+        (self.folder / _FEEDBACK).mkdir(parents=True, exist_ok=True)
+        if feedback is not None:
+            path = self.folder / _FEEDBACK / f"{label(time)}.parquet"
             temporary = path.with_suffix(".part")
-            departures.to_parquet(temporary, index=False)
+            feedback.to_parquet(temporary, index=False)
             os.replace(temporary, path)
         old, self._state = self._state, None
         if state is not None:
@@ -123,10 +170,10 @@ class Record:
             (self.folder / old).unlink(missing_ok=True)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What the last time saved left for the next.
+        """What the last time left for the next one.
 
         Raises:
-            InputError: If it is lost.
+            InputError: If it cannot be read.
         """
         path = (self.folder or Path()) / str(self._state)
         try:
@@ -134,14 +181,14 @@ class Record:
                 return dict(arrays)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{path} cannot be read ({error}); overwrite=True starts the run anew"
+                f"{path} cannot be read ({error}); {self.restart} starts the run anew"
             ) from None
 
     def finish(self) -> pd.DataFrame:
-        """Statistics of all departures so far; written beside them."""
+        """Statistics of all feedback so far, which are also written to the folder."""
         if self.folder is None:
             return statistics(pd.DataFrame())
-        files = [self.folder / "departures" / f"{name}.parquet" for name in self.done]
+        files = [self.folder / _FEEDBACK / f"{name}.parquet" for name in self.done]
         frames = [pd.read_parquet(path) for path in files if path.is_file()]
         table = statistics(pd.concat(frames) if frames else pd.DataFrame())
         if len(table):
@@ -152,56 +199,8 @@ class Record:
 
 
 def label(time: np.datetime64) -> str:
-    """A time as the record's files are named, no longer than it has to be."""
+    """A time as it stands in file names: ISO 8601 without colons and without trailing zeros."""
     text = str(time.astype("datetime64[s]")).replace(":", "")
     while text.endswith("00") and len(text) > len("2019-03-27T00"):
         text = text[:-2]
     return text
-
-
-def statistics(departures: pd.DataFrame) -> pd.DataFrame:
-    """Statistics of departures, by time and variable, and by variable over all times.
-
-    Args:
-        departures: Columns ``analysis_time, variable, omb, oma, expected_variance``; rows with a
-            departure that is not finite are left out, of ``expected_variance`` for ``chi2`` only.
-
-    Returns:
-        One row for each variable and time, and one with ``time`` NaT for each variable, last:
-        ``count``; ``omb_mean``, ``omb_rms``, ``oma_mean``, ``oma_rms``; Desroziers' estimates
-        ``observation_error`` and ``background_error``, standard deviations in the variable's unit
-        (NaN if negative, or of fewer than two); ``chi2``, the innovations' reduced chi-square.
-    """
-    rows = []
-    if len(departures):
-        by_time = departures.groupby(["analysis_time", "variable"], sort=True)
-        rows += [_row(time, variable, part) for (time, variable), part in by_time]
-        by_variable = departures.groupby("variable", sort=True)
-        rows += [_row(pd.NaT, variable, part) for variable, part in by_variable]
-    columns = ["time", "variable", "count", "omb_mean", "omb_rms", "oma_mean", "oma_rms"]
-    columns += ["observation_error", "background_error", "chi2"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _row(time: object, variable: object, part: pd.DataFrame) -> dict[str, object]:
-    oma, omb = (torch.tensor(part[name].to_numpy(float)) for name in ("oma", "omb"))
-    row: dict[str, object] = {"time": time, "variable": variable}
-    for name, values in (("omb", omb), ("oma", oma)):
-        finite = values[values.isfinite()]
-        row[f"{name}_mean"] = float(finite.mean())  # NaN of none
-        row[f"{name}_rms"] = float(finite.square().mean().sqrt())
-        row["count"] = len(finite)
-    both = omb.isfinite() & oma.isfinite()
-    row["observation_error"] = row["background_error"] = row["chi2"] = math.nan
-    if int(both.sum()) > 1:
-        estimate = desroziers(omb[both], oma[both])
-        for name, value in (
-            ("observation_error", estimate.observation),
-            ("background_error", estimate.background),
-        ):
-            row[name] = math.sqrt(value) if value >= 0 else math.nan
-    expected = torch.tensor(part["expected_variance"].to_numpy(float))
-    known = omb.isfinite() & expected.isfinite()
-    if bool(known.any()):
-        row["chi2"] = reduced_chi_square(omb[known], expected[known])
-    return row

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Workflows of assimilation, in the manner of ``earth2studio.run``.
+r"""Workflows of assimilation, modelled on ``earth2studio.run``.
 
-:func:`assimilation` makes an analysis at each of a list of times, each by itself. :func:`cycle`
-carries the analyses forward: a prognostic model forecasts from one to the next, the forecast is the
-background of the next analysis,
+:func:`assimilation` makes an analysis at each of a list of times, independently of the others.
+:func:`cycle` alternates forecasts and analyses: a prognostic model forecasts from each analysis to
+the next time, and this forecast is the background of the next analysis,
 
 .. math:: x_b^{i+1} = M(x_a^i), \qquad x_a^{i+1} = A(x_b^{i+1}, y^{i+1}) .
 
 Assimilation models, prognostics, sources of observations and IO backends are Earth2Studio's own or
-any that keep its protocols. A model whose ``input_coords`` ask for fields beside the table of
-observations, and whose call has an argument ``background``, is given one: an ``xr.DataArray`` on
-its own grid, with the members of the forecast if there are several. Others see the observations
-alone.
+any that implement its protocols. A model takes a background if its ``input_coords`` ask for fields
+besides the table of observations and its call has an argument ``background``. It then gets an
+``xr.DataArray`` on its own grid, with the members of the forecast if there are several. Other
+models get the observations only.
 
-Beside the analyses is a record (:mod:`ddo_modulus.earth2.record`) of what is done, so that a run
-that was cut short is continued by calling it again, and of the observations' departures from
-background and analysis, with Desroziers' estimates of their errors.
+A record beside the analyses (:mod:`ddo_modulus.earth2.record`) says which times are done, so that
+calling an interrupted run again continues it. It also holds innovations (O-B) and residuals (O-A)
+of the observations, with Desroziers' estimates of observation and background errors.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
-from ddo_modulus.earth2.departures import MEMBERS, as_tensor, departures
+from ddo_modulus.earth2.feedback import MEMBERS, as_tensor, feedback
 from ddo_modulus.earth2.forecast import Forecast, labelled_array
 from ddo_modulus.earth2.host import needs_earth2studio
-from ddo_modulus.earth2.record import Record
+from ddo_modulus.earth2.record import Record, RecordFolder
 from ddo_modulus.errors import InputError
 from ddo_modulus.observations.table import CORE_COLUMNS
 
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from earth2studio.models.px import PrognosticModel
     from earth2studio.utils.type import CoordSystem
 
+__all__ = ["RecordFolder", "assimilation", "cycle"]
+
 Times = Sequence[str] | Sequence[datetime] | Sequence[np.datetime64] | np.ndarray
-#: Where a record goes that is not told: beside the store, or nowhere if the backend has no file.
-Place = str | Path | Literal["beside"] | None
 
 
 def assimilation(
@@ -67,8 +67,7 @@ def assimilation(
     *,
     background: DataSource | None = None,
     output_coords: CoordSystem = OrderedDict({}),  # noqa: B006 - as in earth2studio.run
-    record: Place = "beside",
-    overwrite: bool = False,
+    record: str | Path | RecordFolder | None = "beside",
     device: torch.device | None = None,
     verbose: bool = True,
 ) -> IOBackend:
@@ -77,40 +76,39 @@ def assimilation(
     Args:
         time: Analysis times, UTC.
         model: The assimilation model.
-        observations: Their source; a sequence for a model that takes several tables, in its order.
-        io: Where the analyses go: an array on the model's axes for each variable.
-        background: Fields for a model that takes a background, and for observation minus
-            background: at the same times, nearest points.
+        observations: Source of the observations. For a model that takes several tables, a sequence
+            of sources in the same order.
+        io: Where the analyses are written: for each variable an array on the model's axes.
+        background: Fields at the same times, taken at the nearest points. They are the background
+            of a model that takes one, and of the innovations in the record.
         output_coords: Part of the domain or of the variables to keep, as in ``earth2studio.run``.
-        record: Folder of the record; ``"beside"``: next to the store (``x.zarr`` and ``x.record``),
-            none for a backend in memory. None: none, and the run cannot be continued.
-        overwrite: Whether the record of another run there is replaced (its store is the backend's
-            to replace).
-        device: Where the model computes; a GPU if there is one.
+        record: Folder of the record. ``"beside"`` is next to the store (``x.zarr`` and
+            ``x.record``), and no record for a backend in memory. None is no record: the run cannot
+            be continued. ``RecordFolder(path, overwrite=True)`` replaces the record of another
+            run; its store is replaced by options of the backend.
+        device: Where the model computes; a GPU by default, if there is one.
         verbose: Whether to show the progress.
 
     Returns:
         The backend.
 
     Raises:
-        InputError: If the model carries a forecast of its own (drive its generator instead), a
-            time has no observations, a table lacks a column, or the store or the record hold
-            something else already.
+        InputError: If the model carries a forecast of its own (use its generator instead), a time
+            has no observations, a table lacks a column, or the store or the record already hold
+            something else.
     """
-    run = _Run.start(
-        "assimilation", time, model, observations, io, output_coords, record, overwrite, device
-    )
+    run = _Run.start("assimilation", time, model, observations, io, output_coords, record, device)
     for when in run.remaining(verbose):
         frames = run.observe(when)
         if not any(len(frame) for frame in frames):
             raise InputError(
-                f"no observations at {when} from {run.sources}: leave this time out, or take a "
+                f"no observations at {when} from {run.sources}: leave this time out, or choose a "
                 "wider time tolerance of the source"
             )
         fields = None if background is None else run.fetch(background, when)
         analysis = run.analyse(frames, fields)
         run.write(analysis, when)
-        run.record.save(when, run.departures(frames, when, analysis, fields))
+        run.record.save(when, run.feedback(frames, when, analysis, fields))
     return run.finish()
 
 
@@ -125,49 +123,46 @@ def cycle(
     output_coords: CoordSystem = OrderedDict({}),  # noqa: B006 - as in earth2studio.run
     keep_background: bool = False,
     batch_size: int | None = None,
-    record: Place = "beside",
-    overwrite: bool = False,
+    record: str | Path | RecordFolder | None = "beside",
     device: torch.device | None = None,
     verbose: bool = True,
 ) -> IOBackend:
-    """Cycle: forecast, analysis, forecast.
+    """Alternate forecasts and analyses.
 
-    The prognostic's state may hold more variables and a larger domain than are analysed: an
-    analysis replaces what it covers, all else is the forecast's. The points of the analysis must be
-    points of the prognostic's grid. A time without observations keeps its background.
+    The prognostic's state may hold more variables and a larger domain than the analysis: an
+    analysis replaces what it covers, and everything else remains the forecast's. The points of the
+    analysis must be points of the prognostic's grid. Where a time has no observations, its
+    background is its analysis.
 
     Args:
         time: Analysis times, UTC, ascending, whole steps of the prognostic apart.
-        prognostic: The forecast model. The members of an analysis are forecast side by side.
+        prognostic: The forecast model. The members of an analysis are forecast as a batch.
         model: The assimilation model.
-        observations: Their source; a sequence for a model that takes several tables.
-        io: Where the analyses go: an array on the model's axes for each variable.
-        data: Initial state, the background of the first analysis. Needed if the state holds
-            more than the analysis, or several times; without it, the first analysis is made of the
-            observations alone.
+        observations: Source of the observations. For a model that takes several tables, a sequence
+            of sources in the same order.
+        io: Where the analyses are written: for each variable an array on the model's axes.
+        data: Initial state, the background of the first analysis. Needed if the state holds more
+            than the analysis, or several times. Without it the first analysis has no background.
         output_coords: Part of the domain or of the variables to keep.
-        keep_background: Whether the backgrounds go to the backend too, as
-            ``<variable>_background``.
+        keep_background: Whether the backgrounds are written too, as ``<variable>_background``.
         batch_size: Members that are forecast together; all if None.
         record: Folder of the record; see :func:`assimilation`.
-        overwrite: Whether the record of another run there is replaced.
-        device: Where both models compute; a GPU if there is one.
+        device: Where both models compute; a GPU by default, if there is one.
         verbose: Whether to show the progress.
 
     Returns:
         The backend.
 
     Raises:
-        InputError: If times are not whole steps apart, a table lacks a column, the state cannot
-            be made of what is given, grids do not fit, or the store or the record hold something
-            else already.
+        InputError: If times are not whole steps apart, a table lacks a column, the initial state
+            is incomplete, grids do not fit, or the store or the record already hold something else.
     """
     run = _Run.start(
-        "cycle", time, model, observations, io, output_coords, record, overwrite, device, prognostic
+        "cycle", time, model, observations, io, output_coords, record, device, prognostic
     )
     if not _takes_background(model):
         logger.warning(
-            f"{type(model).__name__} takes no background: its analyses do not know the forecasts"
+            f"{type(model).__name__} takes no background: its analyses do not use the forecasts"
         )
     forecast = Forecast(prognostic.to(run.device), run.device, batch_size)
     forecast.check(run.time)
@@ -189,19 +184,19 @@ def cycle(
         else:
             raise InputError(
                 f"no observations at {when} from {run.sources}, and no background: start at a time "
-                "that has some, or from data="
+                "that has observations, or give data="
             )
         forecast.take(analysis, when)
         run.write(analysis, when)
         if keep_background and before is not None:
             run.write(before, when, "_background")
-        run.record.save(when, run.departures(frames, when, analysis, before), forecast.saved())
+        run.record.save(when, run.feedback(frames, when, analysis, before), forecast.saved())
     return run.finish()
 
 
 @dataclass
 class _Run:
-    """What both workflows share: inputs, output, record."""
+    """What both workflows have in common: inputs, output and record."""
 
     kind: str
     time: np.ndarray
@@ -212,7 +207,7 @@ class _Run:
     record: Record
     device: torch.device
     _schemas: Sequence[Any] = field(default_factory=tuple)
-    _known: set[str] = field(default_factory=set)
+    _arrays: set[str] = field(default_factory=set)  # of the store, that this call has checked
 
     @classmethod
     def start(
@@ -223,18 +218,18 @@ class _Run:
         observations: Any,  # noqa: ANN401
         io: Any,  # noqa: ANN401
         output_coords: CoordSystem,
-        record: Place,
-        overwrite: bool,
+        record: str | Path | RecordFolder | None,
         device: torch.device | None,
         prognostic: object | None = None,
     ) -> _Run:
-        """Check all that can be known before the work."""
+        """Check the arguments, and open the record."""
+        folder = RecordFolder.of(record)
         times = np.asarray(to_time_array(time) if len(time) else [], "datetime64[ns]")
         if not len(times) or (np.diff(times) <= np.timedelta64(0)).any():
-            raise InputError("give analysis times that ascend, at least one")
+            raise InputError("give analysis times in ascending order, at least one")
         if model.init_coords() is not None:
             raise InputError(
-                f"{type(model).__name__} carries a forecast of its own: drive its generator "
+                f"{type(model).__name__} carries a forecast of its own: use its generator "
                 "(create_generator) instead"
             )
         schemas = [schema for schema in model.input_coords() if "observation" in schema]
@@ -247,7 +242,6 @@ class _Run:
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         logger.info(f"Running {kind} workflow on {device}")
-        place = _beside(io) if record == "beside" else record
         settings = {
             "workflow": kind,
             "model": type(model).__name__,
@@ -255,8 +249,9 @@ class _Run:
             "prognostic": None if prognostic is None else type(prognostic).__name__,
             "time": [str(t) for t in times],
         }
-        kept = Record(None if place is None else Path(place), settings, overwrite=overwrite)
-        return cls(kind, times, model.to(device), sources, io, output_coords, kept, device, schemas)
+        opened = Record(folder.resolve(_beside(io)), settings)
+        model = model.to(device)
+        return cls(kind, times, model, sources, io, output_coords, opened, device, schemas)
 
     @property
     def complete(self) -> bool:
@@ -266,7 +261,7 @@ class _Run:
     def remaining(self, verbose: bool) -> Iterator[np.datetime64]:
         """Times yet to be done, with a progress bar over all."""
         if self.complete:
-            logger.success("The run is complete already")
+            logger.success("The run is already complete")
             return
         done = sum(self.record.saved(t) for t in self.time)
         if done:
@@ -296,10 +291,10 @@ class _Run:
 
     def analyse(self, frames: list[pd.DataFrame], background: xr.DataArray | None) -> xr.DataArray:
         """The model's analysis."""
-        given = {}
         if background is not None and _takes_background(self.model):
-            given["background"] = background
-        result = self.model(*frames, **given)
+            result = self.model(*frames, background=background)
+        else:
+            result = self.model(*frames)
         # The protocol says tuple, the built-in models return the array itself.
         return result[0] if isinstance(result, tuple) else result
 
@@ -318,48 +313,48 @@ class _Run:
         x, coords = map_coords(x, coords, grid)
         return labelled_array(x, coords).isel(lead_time=0, drop=True)
 
-    def departures(
+    def feedback(
         self,
         frames: list[pd.DataFrame],
         when: np.datetime64,
         analysis: xr.DataArray,
         background: xr.DataArray | None,
     ) -> pd.DataFrame | None:
-        """Of all tables together; None of nothing."""
-        parts = [departures(f, when, analysis, background) for f in frames if len(f)]
+        """Feedback of all observations; None if there are none."""
+        parts = [feedback(f, when, analysis, background) for f in frames if len(f)]
         return pd.concat(parts, ignore_index=True) if parts else None
 
     def write(self, fields: xr.DataArray, when: np.datetime64, suffix: str = "") -> None:
-        """One time of the fields to the backend; at the first, make the arrays for all."""
+        """Write the fields of one time; the first time, create the arrays for all times."""
         coords = OrderedDict((str(d), fields[d].values) for d in fields.dims)
         if "time" not in coords:
-            raise InputError(f"{type(self.model).__name__} gave an analysis without time")
+            raise InputError(f"the analysis of {type(self.model).__name__} has no axis time")
         coords["time"] = np.array([when])
         x, coords = map_coords(as_tensor(fields), coords, self.output_coords)
         arrays, coords, names = split_coords(x, coords)
         names = [f"{name}{suffix}" for name in names]
-        new = [n for n in names if n not in self._known]
+        new = [n for n in names if n not in self._arrays]
         if new:
             there = [n for n in new if n in self.io]
             if there and not self.record.done:
                 raise InputError(
-                    f"the store holds {', '.join(there)} already; choose another, or open it so "
-                    "that it replaces what is there"
+                    f"the store already holds {', '.join(there)}; choose another store, or open it "
+                    "so that it is overwritten"
                 )
             if self.record.done and not there and not suffix:
                 raise InputError(
-                    "the record says that analyses are there, but the store holds none; "
-                    "overwrite=True starts the run anew"
+                    "the record lists analyses, but the store holds none; "
+                    f"{self.record.restart} starts the run anew"
                 )
             if not there:
                 self.io.add_array(OrderedDict({**coords, "time": self.time}), new)
-            self._known.update(new)
+            self._arrays.update(new)
         self.io.write(arrays, coords, names)
         if hasattr(self.io, "flush"):
             self.io.flush()
 
     def finish(self) -> Any:  # noqa: ANN401
-        """Statistics of the departures, and the backend."""
+        """Log the statistics of innovations and residuals; give the backend back."""
         table = self.record.finish()
         for row in table[table["time"].isna()].itertuples():
             logger.info(
@@ -378,7 +373,7 @@ def _takes_background(model: AssimilationModel) -> bool:
 
 
 def _beside(io: Any) -> Path | None:  # noqa: ANN401 - any backend
-    """Folder next to the file of a backend; None for one in memory."""
+    """Folder of a record next to the file of a backend; None for a backend in memory."""
     store = getattr(io, "store", None)
     place = getattr(store, "root", None)  # zarr's LocalStore
     if place is None and hasattr(getattr(io, "root", None), "filepath"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Super-resolution as a diagnostic model of Earth2Studio's.
+"""Super-resolution, as a diagnostic model of Earth2Studio.
 
 Axes: ``B`` batch, ``S`` samples, ``T`` times, ``L`` lead times, ``C`` variables, ``h w`` coarse
 grid, ``H W`` fine grid. See :mod:`ddo_modulus.inference.super_resolve` for the mathematics.
@@ -31,65 +31,67 @@ with needs_earth2studio():
 if TYPE_CHECKING:
     from earth2studio.utils.type import CoordSystem
 
-#: Coarse cells of a prior, in points of its grid along each axis, unless told.
+#: Points of a prior's grid to a coarse cell along each axis, by default.
 DEFAULT_FACTOR = 4.0
 
 _AXES = ("time", "lead_time", "variable", "lat", "lon")
 
 
 class DDOSuperResolution(PackagedModel):
-    """Ensembles of fine fields that belong to a coarse one.
+    """Ensembles of fine fields given a coarse field.
 
-    A package with a coarse condition (``ddo train experiment=kolmogorov_superres``) does what it
-    was trained for. Any prior of single states does it without training, from means over the cells
-    of a coarse grid (area-weighted, as conservative regridding gives them): by default cells of
-    four by four points over all of the package's domain, else those of ``coarse_factor``, or of
-    ``coarse_lat`` and ``coarse_lon``. Values that were picked at the nearest point are no means;
-    :meth:`coarsen` makes means of fine fields.
+    The package either was trained with a coarse condition (``ddo train
+    experiment=kolmogorov_superres``), or is any prior of single states. A prior takes means over
+    the cells of a coarse grid, weighted by area as in conservative regridding. By default the cells
+    are four by four points and cover the package's domain; ``coarse_factor``, or ``coarse_lat`` and
+    ``coarse_lon``, choose others. Values of the nearest point are not means; :meth:`coarsen`
+    computes means of fine fields.
 
-    Input is ``(batch, time, lead_time, variable, lat, lon)`` on the coarse grid; any dimensions
-    before ``time`` count as batch. Output is the same on the fine grid, with a dimension ``sample``
-    after ``batch`` if ``number_of_samples`` is more than one. For an ensemble without that
-    dimension, repeat the input along a leading one (``ensemble``): every place in the batch has
-    noise of its own.
+    Input is ``(batch, time, lead_time, variable, lat, lon)`` on the coarse grid; all dimensions
+    before ``time`` are batch dimensions. Output has the same dimensions on the fine grid, and
+    ``sample`` after ``batch`` if ``number_of_samples`` is more than one. For an ensemble without
+    the dimension ``sample``, repeat the input along a leading dimension (``ensemble``): each entry
+    of the batch gets its own noise.
 
-    ``earth2studio.run.diagnostic`` takes the points of the prognostic model that are nearest to the
-    centres of the cells, so give some of its own latitudes and longitudes. It knows no dimension
-    ``sample``: take one sample there, or loop yourself::
+    ``earth2studio.run.diagnostic`` selects the points of the prognostic model that are nearest to
+    the centres of the cells, so choose centres among its latitudes and longitudes. It does not
+    support the dimension ``sample``: draw one sample there, or write the loop::
 
         for x, coords in prognostic.create_iterator(x, coords):
             fine, fine_coords = model(*map_coords(x, coords, model.input_coords()))
             io.write(*split_coords(fine, fine_coords))
 
-    A package that sees ``reach`` frames before and after takes them as ``lead_time``, in order and
-    at its interval, and gives the middle one; ``run.diagnostic`` hands over one at a time and
-    cannot drive it.
+    A package whose coarse condition has ``reach`` frames before and after takes all of them along
+    ``lead_time``, in order and at its interval, and returns the middle frame. ``run.diagnostic``
+    passes one lead time at a time and cannot be used with it.
 
-    Longitudes are from 0 to 360, so those of a region across Greenwich start anew within it.
-    Packages on a box or torus have no latitudes: ``lat`` and ``lon`` are there the coordinates
-    along rows and columns, as in tables of observations.
+    Longitudes are from 0 to 360, so those of a region across Greenwich jump from 360 to 0 within
+    it. For packages on a box or torus ``lat`` and ``lon`` are the coordinates of rows and columns,
+    as in tables of observations.
 
     Args:
-        package: With a coarse condition, or a prior of single states.
+        package: A prior of single states, or a package with a coarse condition.
         coarse_factor: Points of the package's grid to a coarse cell along each axis; for a prior.
-        coarse_lat: Centres of the coarse cells, evenly spaced; with `coarse_lon`, for a prior. The
-            cells reach half a step from there and must lie in the package's domain.
-        coarse_lon: Of any branch.
-        resolution: Rows and columns of the output, on the package's domain; its own grid if None.
-            A package whose statistics are by point draws on its own grid only.
-        number_of_samples: Draws for each coarse field.
-        seed: A draw depends on this, its valid time and its place in the batch and among the
-            samples. If None, each call draws a seed from torch's global generator.
-        coarse_error: Standard deviation of a coarse value's error, in standard deviations of its
-            variable; for a prior.
-        posterior: How to sample, as :class:`.PosteriorConfig` or a mapping of its options; the
-            package's own where None.
+        coarse_lat: Latitudes of the centres of the coarse cells, evenly spaced; with `coarse_lon`,
+            for a prior. The cells extend half a step around the centres and must lie in the
+            package's domain.
+        coarse_lon: Longitudes of the centres, from -180 to 180 or from 0 to 360 degrees.
+        resolution: Rows and columns of the output on the package's domain; its own grid if None.
+            A package whose statistics vary from point to point allows its own grid only.
+        number_of_samples: Samples for each coarse field.
+        seed: A sample depends on this, its valid time, its position in the batch and its number. If
+            None, each call draws a seed from torch's global generator.
+        coarse_error: Standard deviation of the error of coarse values, in standard deviations of
+            their variable; for a prior.
+        posterior: How to sample, as :class:`.PosteriorConfig` or a mapping of its options. Where
+            it says nothing, the package's own options, and batches of 64 states.
         engine: What evaluates the prior, one of :data:`ddo_modulus.engines.ENGINES`, or a mapping
-            with ``name``, ``precision`` of the network (``"fp32"``, ``"fp16"`` or ``"bf16"``) and
-            ``folder`` that ``ddo export`` wrote (the cache if None).
+            with its ``name``, the ``precision`` of the network (``"fp32"``, ``"fp16"`` or
+            ``"bf16"``) and the ``folder`` that ``ddo export`` wrote (the cache if None).
 
     Raises:
-        InputError: If the package is of another kind, or an option is out of range or not for it.
+        InputError: If the package is of another kind, or an option is out of range or does not
+            apply to it.
     """
 
     def __init__(
@@ -149,25 +151,25 @@ class DDOSuperResolution(PackagedModel):
     def _coarse_grid(
         self, factor: float | None, axes: tuple[Sequence[float] | np.ndarray | None, ...]
     ) -> CoarseGrid:
-        grid, window = self.package.grid, self.package.task.coarse
-        given = [axis is not None for axis in axes]
-        if window is not None:
-            if factor is not None or any(given):
+        grid, coarse = self.package.grid, self.package.task.coarse
+        chosen = [axis is not None for axis in axes]
+        if coarse is not None:
+            if factor is not None or any(chosen):
                 raise InputError(
-                    "the package knows its coarse grid: leave coarse_factor, coarse_lat and "
+                    "the package has its own coarse grid: leave coarse_factor, coarse_lat and "
                     "coarse_lon out"
                 )
-            return CoarseGrid.blocks(grid, window)
-        if any(given) and (factor is not None or not all(given)):
+            return CoarseGrid.blocks(grid, coarse)
+        if any(chosen) and (factor is not None or not all(chosen)):
             raise InputError("give either coarse_factor or both coarse_lat and coarse_lon")
         if axes[0] is None or axes[1] is None:
             return CoarseGrid.of(grid, DEFAULT_FACTOR if factor is None else factor)
         cells = CoarseGrid(np.asarray(axes[0]), np.asarray(axes[1]))
-        cells.weights(grid)  # says which cells are outside
+        cells.weights(grid)  # raises if cells are outside
         return cells
 
     def input_coords(self) -> CoordSystem:
-        """Input coordinate system: the coarse grid; times are free."""
+        """Input coordinate system: variables and coarse grid; any times."""
         lead_time: np.ndarray = np.empty(0)
         if self._window > 1:
             step = np.timedelta64(round((self.package.interval or 0.0) * 1e9), "ns")
@@ -187,7 +189,7 @@ class DDOSuperResolution(PackagedModel):
 
         Raises:
             KeyError: If a dimension is missing.
-            ValueError: If one is in another place or has other coordinates.
+            ValueError: If a dimension is in another position or has other coordinates.
         """
         target = self.input_coords()
         for index, name in enumerate(_AXES, 1):
@@ -216,7 +218,7 @@ class DDOSuperResolution(PackagedModel):
         return output
 
     def coarsen(self, x: Float[Tensor, "*B H W"]) -> Float[Tensor, "*B h w"]:
-        """The coarse view of fields on the package's grid, such as this model takes."""
+        """Coarse fields, as this model takes them, of fields on the package's grid."""
         if self.package.task.coarse is not None:
             return self.package.task.coarse.view(x)
         return self._cells.means(x, self.package.grid)
@@ -236,14 +238,14 @@ class DDOSuperResolution(PackagedModel):
 
         Raises:
             KeyError: As :meth:`output_coords`.
-            ValueError: As :meth:`output_coords`; an InputError, which is one, if a coarse value is
-                missing or not plausible in its units, or there is no time.
+            ValueError: As :meth:`output_coords`; and an InputError, which is a ValueError, if a
+                coarse value is missing or implausible in its units, or there is no time.
         """
         output = self.output_coords(coords)
         if tuple(x.shape) != tuple(len(axis) for axis in coords.values()) or not x.numel():
             raise InputError(
                 f"the coarse fields have shape {tuple(x.shape)}, their coordinates "
-                f"{tuple(len(axis) for axis in coords.values())}; give fields for each"
+                f"{tuple(len(axis) for axis in coords.values())}; the two must agree"
             )
         # The caller may be in inference mode, whose tensors have no derivatives.
         with torch.inference_mode(False):
@@ -253,7 +255,7 @@ class DDOSuperResolution(PackagedModel):
         valid = coords["time"][:, None] + output["lead_time"]
         lots = (len(x), *valid.shape)  # B T L
         times = np.broadcast_to(valid, lots).reshape(-1).astype("datetime64[ns]")
-        # Lead times are the frames of one field to a package that sees several, else fields.
+        # Lead times are the frames of one input to a package of several frames, else inputs.
         frames = x.flatten(0, 1) if self._window > 1 else x.flatten(0, 2)[:, None]
         seed = self.seed if self.seed is not None else int(torch.randint(2**62, ()))
         first = np.repeat(np.arange(len(x)), valid.size) * self.number_of_samples

@@ -9,10 +9,8 @@ A basis is a finite set of eigenfunctions :math:`\phi_k` of the Laplacian,
 :math:`x = \sum_k c_k \phi_k` is determined by its coefficients on every grid, so Gaussian
 fields, spectral layers, preconditioners and spectra all work with the same coefficients.
 
-All functions are products of a row function and a column function. Transforms are therefore two
-plain matrix products with *real* matrices: nothing complex, no FFT (they do not export), no
-Hermitian symmetry to keep. On the sphere the row matrix depends on the zonal order, which makes
-the second product a batched one.
+All functions are products of a row and a column function, so a transform is two real matrix
+products, which export (FFTs do not). On the sphere the row matrix depends on the zonal order.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from torch import Tensor
 
 from ddo_modulus.compat import lasting
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.grid import as_pair
 from ddo_modulus.fields.linalg import Rounded
 
 Array = np.ndarray
@@ -491,15 +490,3 @@ def _multiplied(
 def _rounding_gains(x: Tensor) -> bool:
     """Whether rounded products are quicker. Compilers cannot look into them."""
     return x.is_cuda and not torch.compiler.is_compiling()
-
-
-def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    """Rows and columns of ``value``; a single number stands for both.
-
-    Raises:
-        InputError: Unless both are positive; ``name`` is what the message calls them.
-    """
-    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise InputError(f"{name} must be two positive integers, got {value!r}")
-    return pair[0], pair[1]

@@ -341,3 +341,19 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
             "heights are metres above sea level, geopotentials (z) m2/s2"
         )
     return heights
+
+
+def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Two positive integers, for rows and columns; a single number is used for both.
+
+    Args:
+        value: One or two numbers.
+        name: Name of the argument, for the message.
+
+    Raises:
+        InputError: If there are not one or two numbers, or one is not positive.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(f"{name} must be two positive integers, got {value!r}")
+    return pair[0], pair[1]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ddo_modulus.compat import lasting
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.basis import Array, Basis, FourierBasis, as_pair
+from ddo_modulus.fields.basis import Array, Basis, FourierBasis
+from ddo_modulus.fields.grid import as_pair
 
 
 class SphericalBasis(Basis):

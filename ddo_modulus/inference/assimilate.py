@@ -209,6 +209,8 @@ class _Run:
             "software": f"ddo_modulus {__version__}",
         }
         chosen = config.to_json()
+        if None in chosen["guidance_interval"]:  # without an upper end; attributes have no None
+            del chosen["guidance_interval"]
         names = ("steps", "solver", "covariance", "iterations", "guidance_interval")
         return options | {name: chosen[name] for name in names if name in chosen}
 

@@ -75,7 +75,7 @@ class BackgroundConfig:
         """
         if options is None or isinstance(options, BackgroundConfig):
             return options
-        return cls(**checked_names(cls, options, "background"))
+        return cls(**{"error": None, **checked_names(cls, options, "background")})
 
     def field(self, package: Package) -> GaussianField:
         """Error covariance, on the basis of a package's prior."""

@@ -95,6 +95,7 @@ class MomentMatching:
         self.guidance_interval = None if interval == (0.0, math.inf) else interval
         self._gaussian = gaussian_part(prior)
         self._factors: LevelFactors | None = None
+        self._schedule: tuple[tuple, Mapping[float, Prior]] | None = None
 
     @classmethod
     def configured(
@@ -183,18 +184,24 @@ class MomentMatching:
         """One prior for the levels at which the derivative is taken, and one for the others.
 
         Both share factors of the innovation covariance that are computed here for all levels,
-        unless these depend on the states.
+        unless these depend on the states. Calls with the same levels and the same kind of states
+        return the same priors, so that recorded graphs can be reused.
         """
         levels = levels.unique()
+        key = tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device)
+        if self._schedule is not None and self._schedule[0] == key:
+            return self._schedule[1]
         factors = self.system.factors(levels, self._gaussian.at(grid_of(like)), like)
         with_derivative, without = copy(self), copy(self)
         without.covariance = "linear"
         for one in (with_derivative, without):
-            one.guidance_interval, one._factors = None, factors
-        return {
+            one.guidance_interval, one._factors, one._schedule = None, factors, None
+        prepared: dict[float, Prior] = {
             float(level): with_derivative if self._takes_derivative(level) else without
             for level in levels
         }
+        self._schedule = key, prepared
+        return prepared
 
     def _takes_derivative(self, sigma: Float[Tensor, "*B"]) -> bool:
         """Whether the derivative is taken at any of these levels."""

@@ -26,7 +26,7 @@ def test_what_a_package_does_is_compared_once(benchmark):
 
 @pytest.mark.slow
 def test_the_table(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "RANGES", [])
+    monkeypatch.setattr(benchmark, "INTERVALS", [])
     out = tmp_path / "table.md"
     arguments = ["--analyses", "1", "--members", "2", "--observations", "50", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["guidance_interval.py", *arguments])

@@ -48,8 +48,8 @@ def test_stations_above_the_models_surface(ddo, files, tmp_path):
         out = tmp_path / f"{name}.zarr"
         result = ddo("assimilate", package=files.package, **keys, out=out, **QUICK)
         assert result.status == 0, result.err
-        told = f"t2m without correction for height: {len(table)} rows"
-        assert (told in result.out) == (name == "low")
+        note = f"t2m without correction for height: {len(table)} rows"
+        assert (note in result.out) == (name == "low")
         with xr.open_zarr(out, consolidated=False) as analysis:
             found.append(analysis["t2m"].values)
     np.testing.assert_allclose(*found, atol=2e-3)
@@ -151,7 +151,8 @@ def test_mistakes(refused, files, tmp_path):
     mistake("tolerance=-1h must not be negative", tolerance="-1h")
     mistake("ensemble=0", ensemble=0)
     mistake("inflation='lots'", inflation="lots")
-    mistake("inflation factors", inflation=-1)
+    mistake("inflation=-1 must be", inflation=-1)
+    mistake("batch=0 must be a whole number", batch=0)
     mistake("default_error", default_error="{t2m:-1}")
     mistake("gross_error=0", gross_error=0)
     mistake("either thinned or averaged", thinning__km=5, superob__km=5)
@@ -159,13 +160,16 @@ def test_mistakes(refused, files, tmp_path):
     mistake("rejected=r.txt: name a .parquet or .csv file", rejected="r.txt")
     mistake("needs background_error", background=files.truth)
     mistake("background_error=-1", background=files.truth, background_error=-1)
+    mistake("give background as well", background_error=1)
     mistake("no such file", background=tmp_path / "none.nc", background_error=1)
     mistake("reaches beyond", grid__region="[50,60,-5,0]")
     mistake("is no region", grid__region="[57,54,-5,0]")
     mistake("must be [south,north,west,east]", grid__region="[54,57]")
     mistake("'error' or 'prior'", missing="guess")
     mistake("unknown solver", posterior__solver="rk4")
-    mistake("covariance must be", posterior__covariance="full")
+    mistake("unknown covariance 'full'", posterior__covariance="full")
+    mistake("posterior.steps=0 must be", posterior__steps=0)
+    mistake("posterior.iterations=x must be", posterior__iterations="x")
     mistake("posterior.guidance_interval=[9, 1] must be two", posterior__guidance_interval="[9,1]")
     mistake("posterior.guidance_interval='x' must be two", posterior__guidance_interval="x")
     mistake("device=gpu9", device="gpu9")
@@ -178,7 +182,7 @@ def test_mistakes(refused, files, tmp_path):
     mistake("exists", out=existing)
 
 
-def test_mistakes_are_told_before_an_engine_is_made(refused, files, tmp_path, monkeypatch):
+def test_mistakes_are_refused_before_an_engine_is_made(refused, files, tmp_path, monkeypatch):
     def made(*_):
         raise AssertionError("long work")
 

@@ -16,7 +16,7 @@ from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.fields.coupled import CoupledField
 from ddo_modulus.fields.refinement import Refinement
 from ddo_modulus.inference.assimilate import member_generator
-from ddo_modulus.inference.generate import Sampler, generate
+from ddo_modulus.inference.generate import generate
 from ddo_modulus.simulators import KolmogorovFlow
 
 
@@ -63,12 +63,12 @@ def test_states(ddo, packages, tmp_path):
 def test_a_draw_depends_on_its_member_and_time_alone(packages):
     package = Package.load(packages["state"])
     times = np.array(["2000-01-01T00:00:00", "2000-01-01T00:00:01"], "datetime64[ns]")
-    some = generate(package, times, ensemble=3, sampler=Sampler(steps=3, batch=2))["vorticity"]
-    one = generate(package, times[1:], ensemble=2, sampler=Sampler(steps=3))["vorticity"]
+    some = generate(package, times, ensemble=3, posterior={"steps": 3, "batch": 2})["vorticity"]
+    one = generate(package, times[1:], ensemble=2, posterior={"steps": 3})["vorticity"]
     np.testing.assert_allclose(some.values[:2, 1:], one.values, rtol=1e-4, atol=1e-4)
-    other = generate(package, times[1:], ensemble=2, seed=1, sampler=Sampler(steps=3))
+    other = generate(package, times[1:], ensemble=2, seed=1, posterior={"steps": 3})
     assert not np.allclose(one.values, other["vorticity"].values, atol=0.1)
-    frozen = generate(package, times, ensemble=2, sampler=Sampler(steps=3, frozen=True))
+    frozen = generate(package, times, ensemble=2, frozen=True, posterior={"steps": 3})
     values = frozen["vorticity"].values
     np.testing.assert_allclose(values[:, 0], values[:, 1], rtol=1e-4, atol=1e-4)
 
@@ -106,26 +106,26 @@ def test_cell_means_of_the_data_stay_so_on_every_grid(packages, kind):
     package = Package.load(packages[kind])
     assert package.operator.refinement.cell_means
     tail = package.operator.linear.prior.spectrum.tail.rows[:1]  # the same for both laws
-    given, points = (
+    averaged, points = (
         replace(package, operator=package.operator.refined(Refinement(means, tail)))
         for means in (True, False)
     )
     times = np.datetime64("2000-01-01", "ns") + np.arange(5) * np.timedelta64(200, "ms")
     times, coarse = (times, None) if kind != "superres" else (times[:1], torch.zeros(1, 3, 1, 4, 4))
-    options = {"ensemble": 1, "coarse": coarse, "sampler": Sampler(steps=3)}
+    options = {"ensemble": 1, "coarse": coarse, "posterior": {"steps": 3}}
     for size in (16, 4):
         means, values = (
             generate(p, times, resolution=(size, size), **options)["vorticity"]
-            for p in (given, points)
+            for p in (averaged, points)
         )
         assert means.attrs["cell_methods"] == "lat: lon: mean"
         assert "cell_methods" not in values.attrs
         statistics = package.normalization
         x = statistics.normalize(torch.from_numpy(values.values[0])[:, None])
-        expected = statistics.denormalize(given.operator.cell_means(x))[:, 0].numpy()
+        expected = statistics.denormalize(averaged.operator.cell_means(x))[:, 0].numpy()
         np.testing.assert_allclose(means.values[0], expected, atol=2e-3 * float(expected.std()))
         assert float((expected - values.values[0]).std() / expected.std()) > 0.02
-    own = [generate(p, times, **options)["vorticity"].values for p in (given, points)]
+    own = [generate(p, times, **options)["vorticity"].values for p in (averaged, points)]
     np.testing.assert_array_equal(*own)
 
 
@@ -146,12 +146,12 @@ def test_frames_that_windows_reach_from_one_side_only_are_drawn_and_cut(packages
     """A window of three: two frames more at each end. A trajectory may be shorter than that."""
     package = Package.load(packages["window"])
     times = np.datetime64("2000-01-01", "ns") + np.arange(frames) * np.timedelta64(200, "ms")
-    drawn = generate(package, times, ensemble=1, seed=3, sampler=Sampler(steps=3))
+    drawn = generate(package, times, ensemble=1, seed=3, posterior={"steps": 3})
     assert drawn.attrs["trajectory"] == str(frames > 1).lower()
     denoiser = TrajectoryPrior(package.operator, 3, frames + 4, balance=1.0)
     whole = sample(
         denoiser,
-        Sampler().scheduler(package, denoiser.noise),
+        package.posterior.scheduler(denoiser.noise),
         1,
         steps=3,
         generator=[member_generator(3, times[0], 0)],
@@ -166,7 +166,7 @@ def test_a_long_trajectory_has_the_law_of_its_process(packages):
     for parameter in package.operator.network.parameters():
         parameter.zero_()
     times = np.datetime64("2000-01-01", "ns") + np.arange(7) * np.timedelta64(200, "ms")
-    drawn = generate(package, times, ensemble=400, sampler=Sampler(steps=24, batch=3000))
+    drawn = generate(package, times, ensemble=400, posterior={"steps": 24, "batch": 3000})
     x = torch.from_numpy(drawn["vorticity"].values)  # E T H W
     x = package.normalization.normalize(x.flatten(0, 1)[:, None])[:, 0].unflatten(0, (400, 7))
     prior = package.operator.linear.prior
@@ -191,7 +191,7 @@ def test_super_resolution(ddo, packages, torus, tmp_path):
     centres = found["lat"].values.reshape(4, 2).mean(1)
     np.testing.assert_allclose(found["lat_lowres"], centres)
     np.testing.assert_allclose(found["lon_lowres"], centres)
-    # The coarse fields alone tell as much.
+    # The coarse fields suffice.
     coarse = CoarseWindow(2).view(torch.from_numpy(data.values)[:, None])[:, 0]
     axes = {"time": data["time"], "lat": np.arange(4) / 4, "lon": np.arange(4) / 4}
     small = xr.Dataset({"vorticity": (("time", "lat", "lon"), coarse.numpy())}, axes)
@@ -248,7 +248,7 @@ def test_what_is_generated_is_verified_and_filmed(ddo, packages, torus, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys", "told"),
+    ("kind", "keys", "match"),
     [
         ("state", {"steps": 0}, "steps=0"),
         ("state", {"solver": "rk4"}, "unknown solver 'rk4'"),
@@ -269,6 +269,6 @@ def test_what_is_generated_is_verified_and_filmed(ddo, packages, torus, tmp_path
         ),
     ],
 )
-def test_mistakes_are_told(refused, packages, torus, tmp_path, kind, keys, told):
+def test_mistakes_are_refused(refused, packages, torus, tmp_path, kind, keys, match):
     keys = {key: torus if value == "TORUS" else value for key, value in keys.items()}
-    refused(told, "generate", tmp_path / "x.zarr", package=packages[kind], **keys)
+    refused(match, "generate", tmp_path / "x.zarr", package=packages[kind], **keys)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The assimilation model: its contract with Earth2Studio, and what it makes of observations."""
 
+import json
 import runpy
 from collections import OrderedDict
 from datetime import timedelta
@@ -16,6 +17,7 @@ from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid
 from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.inference.quality import QualityControl
 from ddo_modulus.observations.table import read_table
 
 earth2studio = pytest.importorskip("earth2studio")
@@ -24,9 +26,11 @@ from earth2studio.data import fetch_dataframe  # noqa: E402
 from earth2studio.io import ZarrBackend  # noqa: E402
 
 from ddo_modulus.earth2 import DDOAssimilation  # noqa: E402
+from ddo_modulus.earth2.packaged import CONFIG  # noqa: E402
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T12"], "datetime64[ns]")
-QUICK = {"number_of_samples": 3, "steps": 4, "seed": 0, "covariance": "linear"}
+SAMPLING = {"steps": 4, "covariance": "linear"}
+QUICK = {"number_of_samples": 3, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,13 @@ def package(untrained):
 @pytest.fixture(scope="module")
 def build(package):
     """Builds a model of few and quick members."""
-    return lambda **options: DDOAssimilation(package, **{**QUICK, **options})
+
+    def make(posterior=None, **options):
+        return DDOAssimilation(
+            package, **{**QUICK, **options}, posterior={**SAMPLING, **(posterior or {})}
+        )
+
+    return make
 
 
 def observed(package, counts=(5, 4), times=TIMES, seed=0, variable="t2m"):
@@ -92,7 +102,7 @@ def test_coordinates(package, build):
     (members,) = build(output="members").output_coords((schema,))
     assert list(members) == ["time", "sample", "variable", "lat", "lon"]
     assert len(members["sample"]) == 3 and len(members["time"]) == 0
-    schema, background = build(background_error=1.0).input_coords()
+    schema, background = build(background={"error": 1.0}).input_coords()
     assert list(background) == ["time", "variable", "lat", "lon"]
 
 
@@ -102,7 +112,7 @@ def test_coordinates_that_do_not_fit(build):
     with pytest.raises(InputError, match="have no observation"):
         model.output_coords((OrderedDict((k, v) for k, v in schema.items() if k != "observation"),))
     other = OrderedDict(schema, variable=np.array(["t2m", "z500"]))
-    with pytest.raises(ValueError, match="observations of z500 say nothing"):
+    with pytest.raises(ValueError, match="observations of z500 say nothing about"):
         model.output_coords((other,))
     with pytest.raises(InputError, match="give the input coordinates"):
         model.output_coords(())
@@ -113,9 +123,9 @@ def test_coordinates_that_do_not_fit(build):
 
 def test_a_call_is_the_package_s_own_assimilation(package, build):
     frame = observed(package)
-    options = {"ensemble": 3, "seed": 0, "steps": 4, "covariance": "linear"}
-    table = read_table(frame)
-    expected = assimilate(package, table, TIMES, duplicates="average", **options)["t2m"]
+    options = {"ensemble": 3, "seed": 0, "posterior": SAMPLING}
+    table, quality = read_table(frame), {"duplicates": "average"}
+    expected = assimilate(package, table, TIMES, quality=quality, **options).dataset["t2m"]
     members = build(output="members")(frame)
     assert isinstance(members, xr.DataArray)
     assert members.dims == ("time", "sample", "variable", "lat", "lon")
@@ -165,9 +175,9 @@ def test_request_times_in_any_order_are_a_batch(package, build):
 def test_time_tolerance(package, build, tolerance, used):
     frame = observed(package, (4,), TIMES[:1])
     frame["time"] = TIMES[0] + np.array([-60, 0, 60, 180]) * np.timedelta64(1, "m")
-    result = build(time_tolerance=tolerance)(frame)
+    result = build(quality={"tolerance": tolerance})(frame)
     assert result.attrs["observations"] == [used]
-    again = DDOAssimilation(package, **build(time_tolerance=tolerance).options)
+    again = DDOAssimilation(package, **build(quality={"tolerance": tolerance}).options)
     assert again(frame).attrs["observations"] == [used]
 
 
@@ -189,13 +199,13 @@ def test_seeds(package, build):
 def test_how_the_system_is_solved_reaches_the_analysis(package, build, conditionings):
     seen = conditionings()
     options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
-    build(**options)(observed(package))
+    build(posterior=options)(observed(package))
     assert seen[0] == options | {"guidance_interval": (0.1, 9.0)}
 
 
 def test_in_inference_mode(package, build):
     frame = observed(package)
-    model = build(covariance="jacobian", guidance_interval=[0.1, 9])
+    model = build(posterior={"covariance": "jacobian", "guidance_interval": [0.1, 9]})
     expected = model(frame)
     with torch.inference_mode():
         np.testing.assert_allclose(model(frame), expected, atol=1e-4)
@@ -246,7 +256,8 @@ def test_gross_errors_are_rejected_and_listed(package, build):
     assert model.rejected["observation"].tolist() == [330.0]
     np.testing.assert_allclose(found, model(good), atol=2e-3)
     assert model.rejected.empty
-    assert build(gross_error=None)(with_rows(good, wrong)).attrs["dropped"] == {}
+    unchecked = build(quality={"gross_error": None})
+    assert unchecked(with_rows(good, wrong)).attrs["dropped"] == {}
 
 
 def test_duplicates_are_averaged(package, build):
@@ -255,7 +266,8 @@ def test_duplicates_are_averaged(package, build):
     both = with_rows(frame.iloc[:0], *twice)
     both.attrs = frame.attrs
     np.testing.assert_allclose(build()(both), build()(frame), atol=2e-3)
-    assert np.abs(build(duplicates="keep")(both) - build()(frame)).max() > 0.02
+    keeping = build(quality={"duplicates": "keep"})
+    assert np.abs(keeping(both) - build()(frame)).max() > 0.02
 
 
 def test_errors_marks_and_other_variables(package, build):
@@ -264,9 +276,10 @@ def test_errors_marks_and_other_variables(package, build):
     np.testing.assert_array_equal(model(frame.assign(observation_error=1.0)), default)
     exact = build()(with_rows(frame.assign(observation_error=0.05)))
     assert np.abs(exact - default).max() > 0.05
-    np.testing.assert_allclose(build(default_error={"t2m": 0.05})(frame), exact, atol=2e-3)
+    found = build(quality={"default_error": {"t2m": 0.05}})(frame)
+    np.testing.assert_allclose(found, exact, atol=2e-3)
     marked = frame.assign(quality=[1.0, 9.0, np.nan, *([2.0] * 6)])
-    found = build(quality=[0, 3])(marked)
+    found = build(quality={"accept": [0, 3]})(marked)
     assert found.attrs["dropped"] == {"quality": 1} and found.attrs["observations"] == [4, 4]
     assert model(marked).attrs["observations"] == [5, 4]
     wind = frame.iloc[:3].assign(variable="ws10m", observation=5.0)
@@ -276,7 +289,7 @@ def test_errors_marks_and_other_variables(package, build):
 @pytest.mark.parametrize(
     "nothing", ["none at one time", "outside", "an empty frame", "all missing"]
 )
-def test_without_observations_it_draws_what_is_known(package, build, nothing):
+def test_without_observations_it_draws_from_the_prior(package, build, nothing):
     """As Earth2Studio's own models do."""
     full = observed(package, (0, 5) if nothing == "none at one time" else (5, 5))
     frame = {
@@ -286,7 +299,9 @@ def test_without_observations_it_draws_what_is_known(package, build, nothing):
         "all missing": full.assign(observation=np.nan),
     }[nothing]
     frame.attrs = full.attrs
-    model = build(output="members", number_of_samples=40, steps=8, inflation="none")
+    model = build(
+        output="members", number_of_samples=40, posterior={"steps": 8, "inflation": "none"}
+    )
     result = model(frame)
     assert result.attrs["observations"][0] == 0
     z = result.values[0, :, 0] - package.normalization.mean[6, 0].numpy()
@@ -333,12 +348,12 @@ def forecast(package, members=None, seed=2):
 
 def test_a_background(package, build):
     frame, background = observed(package), forecast(package)
-    model = build(background_error=0.2)
+    model = build(background={"error": 0.2})
     alone, found = model(frame), model(frame, background)
     close, far = (np.abs(a - background.values).mean() for a in (found.values, alone.values))
     assert close < 0.5 * far
     # Errors this small leave nothing else; none at all need no observations either.
-    tight = build(background_error=0.01)
+    tight = build(background={"error": 0.01})
     np.testing.assert_allclose(tight(None, background), background, atol=0.1)
     lead = background.assign_coords(time=TIMES - np.timedelta64(6, "h"))
     lead = lead.expand_dims(lead_time=[np.timedelta64(6, "h")], axis=1)
@@ -350,7 +365,7 @@ def test_a_background(package, build):
 
 def test_a_background_of_each_member(package, build):
     frame, ensemble = observed(package), forecast(package, 3)
-    model = build(output="members", background_error=0.2)
+    model = build(output="members", background={"error": 0.2})
     together = model(frame, ensemble)
     for member in range(3):
         alone = model(frame, ensemble.isel(sample=member, drop=True))
@@ -359,9 +374,9 @@ def test_a_background_of_each_member(package, build):
 
 def test_backgrounds_that_do_not_fit(package, build):
     frame, background = observed(package), forecast(package)
-    with pytest.raises(InputError, match="give the model background_error"):
+    with pytest.raises(InputError, match="give the model background={'error': ...}"):
         build()(frame, background)
-    model = build(background_error=1.0)
+    model = build(background={"error": 1.0})
     for match, wrong in (
         ("needs time, variable", background.isel(variable=0, drop=True)),
         ("no t2m; it has msl", background.assign_coords(variable=["msl"])),
@@ -401,17 +416,40 @@ def test_it_survives_a_package(package, build, tmp_path):
     model = build(
         output="spread",
         lat=package.grid.lat[:4],
-        time_tolerance=("-1h", "10min"),
-        default_error={"t2m": 0.5},
-        background_error={"t2m": 1.0},
-        quality=[0, 3],
+        quality={
+            "tolerance": ("-1h", "10min"),
+            "default_error": {"t2m": 0.5},
+            "accept": [0, 3],
+        },
+        background={"error": {"t2m": 1.0}, "length": 300.0},
+        posterior={"guidance_interval": (0.1, np.inf)},
+        engine={"name": "torch", "folder": tmp_path},
         fields=["elev"],
     )
     model.save(tmp_path / "model")
     again = DDOAssimilation.from_pretrained(tmp_path / "model")
     assert again.options == model.options
     np.testing.assert_array_equal(again(frame), model(frame))
-    assert DDOAssimilation.from_pretrained(tmp_path / "model", output="mean").output == "mean"
+    json.loads((tmp_path / "model" / CONFIG).read_text(), parse_constant=pytest.fail)
+    other = DDOAssimilation.from_pretrained(
+        tmp_path / "model", output="mean", posterior={"steps": 5}, quality=QualityControl()
+    )
+    assert other.output == "mean"
+    assert other.options["posterior"] == model.options["posterior"] | {"steps": 5}
+    assert other.options["quality"] == QualityControl().to_json()
+
+
+def test_a_package_keeps_its_orography(untrained, tmp_path):
+    """Stations far above the surface of the model say something else than those at it."""
+    package = untrained()
+    package.orography = np.full(package.grid.shape, 150.0, np.float32)
+    frame = observed(package).assign(elev=1150.0, observation_error=0.3)
+    model = DDOAssimilation(package, **QUICK, posterior=SAMPLING, quality={"gross_error": None})
+    model.save(tmp_path / "model")
+    again = DDOAssimilation.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(again(frame), model(frame))
+    package.orography = None
+    assert np.abs(again(frame) - model(frame)).max() > 1.0
 
 
 def test_the_shipped_package():
@@ -428,19 +466,27 @@ def test_options_that_cannot_be(package, build):
             "number_of_samples=1 must be a whole number from 2",
             {"output": "spread", "number_of_samples": 1},
         ),
-        ("steps=2.5", {"steps": 2.5}),
+        ("steps=2.5", {"posterior": {"steps": 2.5}}),
         ("seed=-1", {"seed": -1}),
-        ("unknown solver", {"solver": "rk4"}),
-        ("gross_error=0", {"gross_error": 0}),
-        ("time_tolerance", {"time_tolerance": "soon"}),
-        ("first offset is after the last", {"time_tolerance": ["1h", "0h"]}),
-        ("must be a duration, or the first and last", {"time_tolerance": ["1h"]}),
-        ("must be a range", {"quality": [3, 0]}),
-        ("must be two noise levels", {"guidance_interval": [9, 1]}),
-        ("must be two noise levels", {"guidance_interval": 3.0}),
+        ("unknown solver", {"posterior": {"solver": "rk4"}}),
+        ("posterior has no option stepz; choose from steps", {"posterior": {"stepz": 2}}),
+        ("gross_error=0", {"quality": {"gross_error": 0}}),
+        ("tolerance='soon'", {"quality": {"tolerance": "soon"}}),
+        ("first offset is after the last", {"quality": {"tolerance": ["1h", "0h"]}}),
+        ("must be a duration, or the first and last", {"quality": {"tolerance": ["1h"]}}),
+        ("must be two marks", {"quality": {"accept": [3, 0]}}),
+        ("must be options by name: gross_error", {"quality": [0, 3]}),
+        ("must be two noise levels", {"posterior": {"guidance_interval": [9, 1]}}),
+        ("must be two noise levels", {"posterior": {"guidance_interval": 3.0}}),
         ("no use is made of the columns colour", {"fields": ["colour"]}),
         ("observations of z500 say nothing", {"variables": ["z500"]}),
-        ("must be positive", {"background_error": -1.0}),
+        ("must be positive", {"background": {"error": -1.0}}),
+        ("needs background_error", {"background": {"length": 300.0}}),
+        ("background_error has no t2m", {"background": {"error": {"z500": 1.0}}}),
+        (
+            "leave background.forecast out",
+            {"background": {"error": 1.0, "forecast": xr.Dataset()}},
+        ),
     ):
         with pytest.raises(InputError, match=match):
             build(**options)
@@ -478,7 +524,7 @@ class OnDevice(np.ndarray):
 
 def test_frames_and_arrays_of_another_device(package, build):
     frame, background = observed(package), forecast(package)
-    model = build(background_error=0.5)
+    model = build(background={"error": 0.5})
     there = background.copy(data=background.values.view(OnDevice))
     expected = model(frame, background)
     np.testing.assert_array_equal(model(Elsewhere(frame), there), expected)
@@ -514,7 +560,7 @@ class Local:
 
 def test_from_a_source_to_a_store(package, tmp_path):
     source, store = Local(observed(package)), str(tmp_path / "analysis.zarr")
-    model = DDOAssimilation(package, number_of_samples=4, steps=4, seed=0)
+    model = DDOAssimilation(package, number_of_samples=4, posterior={"steps": 4}, seed=0)
 
     schema = model.input_coords()[0]
     obs = fetch_dataframe(source, TIMES, schema["variable"], fields=np.array(list(schema)))
@@ -546,7 +592,10 @@ def test_another_engine(package, build, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("engine.json"))
     assert model._engine(package.grid.shape) is model._engine(package.grid.shape)
     assert model.options["engine"] == "onnxruntime"
+    assert build(engine={"name": "onnxruntime"}).options["engine"] == "onnxruntime"
     with pytest.raises(InputError, match="unknown engine 'magic'; choose one of torch"):
         build(engine="magic")
     with pytest.raises(InputError, match="precision=fp8 must be one of"):
-        build(engine="onnxruntime", precision="fp8")(frame)
+        build(engine={"name": "onnxruntime", "precision": "fp8"})
+    with pytest.raises(InputError, match="engine has no option speed; choose from name"):
+        build(engine={"name": "onnxruntime", "speed": 2})

@@ -68,6 +68,8 @@ def test_a_component_without_earth2studio_says_what_to_install(name, monkeypatch
         monkeypatch.setitem(sys.modules, module, None)
     for module in [m for m in sys.modules if m.startswith("ddo_modulus.earth2.")]:
         monkeypatch.delitem(sys.modules, module)
+    for loaded in set(vars(earth2)) & set(earth2.__all__):
+        monkeypatch.delattr(earth2, loaded)
     with pytest.raises(ImportError, match=r"pip install ddo-modulus\[earth2\]") as caught:
         getattr(earth2, name)
     assert isinstance(caught.value, InputError)
@@ -166,7 +168,7 @@ def test_a_damaged_file_is_an_error_that_names_the_package(folder, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": 2, "components": {}}', '{"format": 1, "components": {"A": 1}}']
+    "text", ["{", "[]", '{"format": 3, "components": {}}', '{"format": 2, "components": {"A": 1}}']
 )
 def test_a_config_of_another_form_is_refused(folder, text):
     (folder / CONFIG).write_text(text)
@@ -175,10 +177,27 @@ def test_a_config_of_another_form_is_refused(folder, text):
 
 
 def test_an_unknown_option_in_the_config_is_named(folder):
-    config = {"format": 1, "components": {"Component": {"sice": 1}}}
+    config = {"format": 2, "components": {"Component": {"sice": 1}}}
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match="no option 'sice'; it has size, label"):
         Component.from_pretrained(str(folder))
+
+
+def test_a_config_whose_options_do_not_nest_is_refused_with_the_new_names(folder):
+    config = {"format": 1, "components": {"DDOAssimilation": {"steps": 4, "quality": [0, 3]}}}
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"{CONFIG} has format 1; format 2 nests") as caught:
+        earth2.DDOAssimilation.from_pretrained(str(folder))
+    (line,) = str(caught.value).splitlines()
+    for part in ("posterior has steps, ", "accept (quality)", "background has error, length"):
+        assert part in line
+
+
+def test_nested_options_are_replaced_one_by_one(folder, tmp_path):
+    label = {"a": 1, "b": 2}
+    saved = Component(Package.load(folder), label=label).save(tmp_path / "saved")
+    assert Component.from_pretrained(str(saved), label={"b": 3}).label == {"a": 1, "b": 3}
+    assert Component.from_pretrained(str(saved), label="plain").label == "plain"
 
 
 @pytest.mark.parametrize("root", ["nowhere/at/all", "nonsense://a/b", "ngc://models/bad"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workflows with Earth2Studio's own parts, and with models whose cycles are known by hand."""
+"""Workflows with Earth2Studio's own parts, and with models whose cycles are computed by hand."""
 
 import json
 from collections import OrderedDict
@@ -14,8 +14,9 @@ pytest.importorskip("earth2studio")
 
 from earth2studio.io import KVBackend, ZarrBackend
 
-from ddo_modulus.earth2.record import label, statistics
-from ddo_modulus.earth2.run import assimilation, cycle
+from ddo_modulus.earth2.feedback import statistics
+from ddo_modulus.earth2.record import label
+from ddo_modulus.earth2.run import RecordFolder, assimilation, cycle
 from ddo_modulus.errors import InputError
 
 LAT, LON = np.arange(52.0, 48.0, -1.0), np.arange(0.0, 5.0)
@@ -23,7 +24,7 @@ TIMES = np.datetime64("2019-03-27T00", "ns") + np.arange(4) * np.timedelta64(6, 
 
 
 class Stations:
-    """A source with a thermometer at each grid point: one value each time, or as told."""
+    """A source with a thermometer at each grid point: one value each time, or as listed."""
 
     SCHEMA = None
 
@@ -60,7 +61,7 @@ class Nudging(torch.nn.Module):
         super().__init__()
         self.axes = axes
         self.gain, self.first, self.offsets = gain, first, offsets
-        self.fail_at, self.calls, self.given = fail_at, 0, []
+        self.fail_at, self.calls, self.backgrounds = fail_at, 0, []
 
     def init_coords(self):
         return None
@@ -83,7 +84,7 @@ class Nudging(torch.nn.Module):
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
         (coords,) = self.output_coords(self.input_coords(), obs.attrs["request_time"])
-        self.given.append(background)
+        self.backgrounds.append(background)
         shape = [len(v) for v in coords.values()]
         x = xr.DataArray(np.full(shape, self.first, np.float32), coords, list(coords))
         if background is not None:
@@ -160,9 +161,9 @@ def test_each_time_is_analysed_by_itself_and_recorded(tmp_path):
     expected = np.array([280.0, 282.0, 284.0, 286.0])[:, None, None]
     np.testing.assert_array_equal(io["t2m"][:], np.broadcast_to(expected, (4, 4, 5)))
     assert io["time"][:].astype("datetime64[ns]").tolist() == TIMES.astype("int64").tolist()
-    departures = pd.read_parquet(tmp_path / "a.record" / "departures")
-    assert len(departures) == 80 and (departures["oma"].abs() < 1e-4).all()
-    assert departures["omb"].isna().all()  # there is no background
+    feedback = pd.read_parquet(tmp_path / "a.record" / "departures")
+    assert len(feedback) == 80 and (feedback["oma"].abs() < 1e-4).all()
+    assert feedback["omb"].isna().all()  # there is no background
     table = pd.read_parquet(tmp_path / "a.record" / "statistics.parquet")
     assert len(table) == 5 and table["time"].isna().sum() == 1
 
@@ -183,7 +184,7 @@ def test_earth2studios_own_models_cycle():
     assert io["t2m"][:, 0, 0].tolist() == [280.0, 282.0, 284.0, 286.0]
 
 
-def test_cycle_is_the_recursion_known_by_hand(tmp_path):
+def test_cycle_is_the_recursion_by_hand(tmp_path):
     io = ZarrBackend(str(tmp_path / "c.zarr"))
     model = Nudging(gain=0.5, first=270.0)
     run(cycle, TIMES, persistence(), model, Stations(), io, keep_background=True)
@@ -194,9 +195,9 @@ def test_cycle_is_the_recursion_known_by_hand(tmp_path):
         analyses.append(x)
     np.testing.assert_allclose(io["t2m"][:, 1, 2], analyses)
     np.testing.assert_allclose(io["t2m_background"][1:, 1, 2], backgrounds[1:])
-    assert model.given[0] is None and model.given[1]["time"].values[0] == TIMES[1]
-    departures = pd.read_parquet(tmp_path / "c.record" / "departures")
-    last = departures[departures["analysis_time"] == TIMES[3]]
+    assert model.backgrounds[0] is None and model.backgrounds[1]["time"].values[0] == TIMES[1]
+    feedback = pd.read_parquet(tmp_path / "c.record" / "departures")
+    last = feedback[feedback["analysis_time"] == TIMES[3]]
     np.testing.assert_allclose(last["omb"], 286 - backgrounds[3])
     np.testing.assert_allclose(last["oma"], 286 - analyses[3])
     table = pd.read_parquet(tmp_path / "c.record" / "statistics.parquet")
@@ -207,7 +208,7 @@ def test_several_steps_lie_between_analyses():
     io = KVBackend()
     model = Nudging()
     run(cycle, TIMES, persistence(dt=3), model, Stations(), io)
-    assert [b["time"].values[0] for b in model.given[1:]] == list(TIMES[1:])
+    assert [b["time"].values[0] for b in model.backgrounds[1:]] == list(TIMES[1:])
 
 
 @pytest.mark.parametrize(("batch", "axes"), [(None, ("ensemble", "time")), (2, ("time", "sample"))])
@@ -299,14 +300,14 @@ def test_time_without_observations_keeps_its_background(tmp_path):
 def test_background_of_a_source_goes_to_models_that_take_one():
     io, model = KVBackend(), Nudging()
     run(assimilation, TIMES[:2], model, Stations(), io, background=Fields({"t2m": 270.0}))
-    assert [float(b.mean()) for b in model.given] == [270.0, 276.0]
+    assert [float(b.mean()) for b in model.backgrounds] == [270.0, 276.0]
     np.testing.assert_allclose(io["t2m"][:, 0, 0], [275.0, 279.0])
 
 
 def test_models_that_ask_for_no_background_get_none():
     io, model = KVBackend(), Blind()
     run(cycle, TIMES[:2], persistence(), model, Stations(), io)
-    assert model.given == [None, None]
+    assert model.backgrounds == [None, None]
     np.testing.assert_allclose(io["t2m"][:, 0, 0], [275.0, 276.0])
 
 
@@ -317,7 +318,7 @@ def test_part_of_the_domain_can_be_kept():
     assert io["t2m"].shape == (1, 2, 2)
 
 
-def test_mistakes_are_told_before_the_work(tmp_path):
+def test_mistakes_are_refused_before_the_work(tmp_path):
     def refuse(words, workflow=assimilation, time=TIMES, model=None, source=None, io=None, **more):
         model = Nudging() if model is None else model
         first = (time, persistence()) if workflow is cycle else (time,)
@@ -349,7 +350,7 @@ def test_mistakes_are_told_before_the_work(tmp_path):
     io = ZarrBackend(str(tmp_path / "x.zarr"))
     run(assimilation, TIMES, Nudging(), Stations(), io)
     refuse("record of another run", time=TIMES[:2], io=ZarrBackend(str(tmp_path / "x.zarr")))
-    refuse("holds t2m already", io=ZarrBackend(str(tmp_path / "x.zarr")), record=None)
+    refuse("already holds t2m", io=ZarrBackend(str(tmp_path / "x.zarr")), record=None)
     with pytest.raises(KeyboardInterrupt):
         run(
             assimilation,
@@ -359,8 +360,8 @@ def test_mistakes_are_told_before_the_work(tmp_path):
             ZarrBackend(str(tmp_path / "y.zarr")),
         )
     fresh = ZarrBackend(str(tmp_path / "y.zarr"), backend_kwargs={"overwrite": True})
-    refuse("store holds none", io=fresh)
-    run(assimilation, TIMES, Nudging(), Stations(), fresh, overwrite=True)
+    refuse(r"store holds none; record=RecordFolder\('.*y.record', overwrite=True\)", io=fresh)
+    run(assimilation, TIMES, Nudging(), Stations(), fresh, record=RecordFolder(overwrite=True))
     (tmp_path / "z.record").mkdir()
     (tmp_path / "z.record" / "mine.txt").touch()
     refuse("is no record", io=ZarrBackend(str(tmp_path / "z.zarr")))
@@ -394,3 +395,31 @@ def test_values_that_an_analysis_leaves_open_are_the_backgrounds():
     assert (io["t2m_background"][1, :, 1:] == 275.0).all()
     with pytest.raises(InputError, match="leaves values open"):
         run(cycle, TIMES[:2], persistence(), Holes(), Stations(), KVBackend())
+
+
+@pytest.mark.parametrize("workflow", [assimilation, cycle])
+def test_a_record_in_a_folder_of_its_own_is_replaced_on_request(tmp_path, workflow):
+    folder = tmp_path / "kept"
+    first = (persistence(),) if workflow is cycle else ()
+
+    def start(times, record):
+        run(workflow, times, *first, Nudging(), Stations(), KVBackend(), record=record)
+        return json.loads((folder / "state.json").read_text())["done"]
+
+    assert len(start(TIMES, folder)) == 4
+    with pytest.raises(InputError, match=r"replace it by record=RecordFolder\('.*kept', overwrite"):
+        start(TIMES[:2], str(folder))
+    assert len(start(TIMES[:2], RecordFolder(folder, overwrite=True))) == 2
+
+
+@pytest.mark.parametrize(
+    ("match", "make"),
+    [
+        ("record=True must be a folder, 'beside', None or a RecordFolder", lambda: True),
+        ("record={'path': 'x'} must be a folder", lambda: {"path": "x"}),
+        ("overwrite='yes' must be True or False", lambda: RecordFolder(overwrite="yes")),
+    ],
+)
+def test_records_that_cannot_be(match, make):
+    with pytest.raises(InputError, match=match):
+        run(assimilation, TIMES, Nudging(), Stations(), KVBackend(), record=make())

@@ -2,6 +2,7 @@
 """Super-resolution as a diagnostic model: its contract with Earth2Studio, and its draws."""
 
 import itertools
+import json
 from collections import OrderedDict
 
 import numpy as np
@@ -21,6 +22,7 @@ pytest.importorskip("earth2studio")
 from earth2studio.utils import handshake_dim  # noqa: E402
 
 from ddo_modulus.earth2 import DDOSuperResolution, GaussianFieldPerturbation  # noqa: E402
+from ddo_modulus.earth2.packaged import CONFIG  # noqa: E402
 
 TIMES = np.array(["2019-03-27T06", "2019-03-27T12"], "datetime64[ns]")
 LEAD = np.array([0, 6], "timedelta64[h]")
@@ -53,7 +55,7 @@ OWN_FRAME = (0.0, 1.0, 0.0)
 @pytest.fixture
 def model(untrained):
     """A prior of optimal interpolation on 6 x 8 points, and cells of 2 x 2 of them."""
-    return DDOSuperResolution(untrained(), coarse_factor=2, seed=0, steps=12)
+    return DDOSuperResolution(untrained(), coarse_factor=2, seed=0, posterior={"steps": 12})
 
 
 # ---- coordinates ------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def test_coordinates_of_the_shipped_prior():
     assert model.input_coords()["lat"][0] == 57.5
 
 
-def test_cells_cover_the_domain_unless_told():
+def test_cells_cover_the_domain_by_default():
     model = DDOSuperResolution.from_pretrained()
     coords = model.input_coords()
     assert (len(coords["lat"]), len(coords["lon"])) == (8, 12)
@@ -93,7 +95,7 @@ def test_cells_cover_the_domain_unless_told():
 @pytest.mark.parametrize("samples", [1, 2])
 def test_call(untrained, batch, samples):
     model = DDOSuperResolution(
-        untrained(), coarse_factor=2, number_of_samples=samples, steps=2, seed=0
+        untrained(), coarse_factor=2, number_of_samples=samples, posterior={"steps": 2}, seed=0
     )
     coords = coords_for(model, batch, times=2, leads=2)
     out, out_coords = model(field_for(coords), coords)
@@ -167,9 +169,9 @@ def test_seeds(untrained, model):
     assert torch.equal(model(x, coords)[0], out)
     # Places in the batch, and times, differ by their noise.
     assert (out[0] - out[1]).abs().mean() > 0.05
-    other = DDOSuperResolution(untrained(), coarse_factor=2, seed=1, steps=12)
+    other = DDOSuperResolution(untrained(), coarse_factor=2, seed=1, posterior={"steps": 12})
     assert (other(x, coords)[0] - out).abs().mean() > 0.05
-    free = DDOSuperResolution(untrained(), coarse_factor=2, steps=12)
+    free = DDOSuperResolution(untrained(), coarse_factor=2, posterior={"steps": 12})
     torch.manual_seed(5)
     first, second = free(x, coords)[0], free(x, coords)[0]
     assert (first - second).abs().mean() > 0.05
@@ -180,7 +182,12 @@ def test_seeds(untrained, model):
 def test_samples_have_the_law_of_optimal_interpolation(untrained, prior, dense):
     package = untrained()
     model = DDOSuperResolution(
-        package, 2, number_of_samples=600, seed=0, inflation="none", coarse_error=0.05, batch=600
+        package,
+        2,
+        number_of_samples=600,
+        seed=0,
+        coarse_error=0.05,
+        posterior={"inflation": "none", "batch": 600},
     )
     coords = coords_for(model)
     x = field_for(coords, mean=283.0)
@@ -232,9 +239,8 @@ def test_the_shipped_prior_makes_a_quarter_degree_of_whole_ones(shared_data):
 
 
 def test_it_works_in_inference_mode_with_the_jacobian(untrained):
-    model = DDOSuperResolution(
-        untrained(), 2, covariance="jacobian", guidance_interval=[0.1, 9], steps=3, seed=0
-    )
+    posterior = {"covariance": "jacobian", "guidance_interval": [0.1, 9], "steps": 3}
+    model = DDOSuperResolution(untrained(), 2, posterior=posterior, seed=0)
     coords = coords_for(model)
     x = field_for(coords)
     expected = model(x, coords)[0]
@@ -247,7 +253,7 @@ def test_a_region_at_another_resolution(untrained):
     package = untrained()
     mean, std = torch.full((1, 1, 1, 1), 281.0), torch.full((1, 1, 1, 1), 2.0)
     package.normalization = Normalization(("t2m",), mean, std)
-    model = DDOSuperResolution(package, 2, resolution=(12, 16), steps=12, seed=0)
+    model = DDOSuperResolution(package, 2, resolution=(12, 16), posterior={"steps": 12}, seed=0)
     coords = coords_for(model)
     x = field_for(coords)
     out, out_coords = model(x, coords)
@@ -324,11 +330,13 @@ def test_coarsen_is_the_view_that_it_takes(model):
         ({"coarse_lat": [75.0, 74.0], "coarse_lon": [-1.0, 0.0]}, "reach out of the grid"),
         ({"number_of_samples": 0}, "number_of_samples=0 must be"),
         ({"seed": -1}, "seed=-1 must be"),
-        ({"steps": 0}, "steps=0 must be"),
-        ({"guidance_interval": [9, 1]}, "must be two noise levels"),
-        ({"guidance_interval": 3.0}, "must be two noise levels"),
-        ({"batch": 0.5}, "batch=0.5 must be"),
-        ({"solver": "none"}, "unknown solver 'none'"),
+        ({"posterior": {"steps": 0}}, "steps=0 must be"),
+        ({"posterior": {"guidance_interval": [9, 1]}}, "must be two noise levels"),
+        ({"posterior": {"guidance_interval": 3.0}}, "must be two noise levels"),
+        ({"posterior": {"batch": 0.5}}, "batch=0.5 must be"),
+        ({"posterior": {"solver": "none"}}, "unknown solver 'none'"),
+        ({"posterior": {"solver": "heun", "churn": {"low": 1}}}, "churn needs an amount"),
+        ({"posterior": 12}, "posterior=12 must be options by name: steps"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),
     ],
 )
@@ -354,7 +362,7 @@ def test_packages_of_another_kind(untrained):
 def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionings):
     seen = conditionings()
     options = {"covariance": "jacobian", "iterations": 1, "guidance_interval": [0.1, 9]}
-    model = DDOSuperResolution(untrained(), 2, **options, steps=1, seed=0)
+    model = DDOSuperResolution(untrained(), 2, posterior={**options, "steps": 1}, seed=0)
     coords = coords_for(model)
     model(field_for(coords), coords)
     assert seen == [options | {"guidance_interval": (0.1, 9.0)}]
@@ -362,16 +370,22 @@ def test_how_a_prior_is_conditioned_reaches_its_posterior(untrained, conditionin
 
 def test_a_package_goes_round_with_its_options(untrained, tmp_path):
     axes = {"coarse_lat": np.array([56.5, 54.5]), "coarse_lon": np.array([-4.5, -2.5, -0.5])}
-    model = DDOSuperResolution(untrained(), **axes, number_of_samples=3, seed=4, steps=2)
-    back = DDOSuperResolution.from_pretrained(str(model.save(tmp_path / "model")))
+    posterior = {"steps": 2, "solver": "heun", "churn": {"amount": 0.5}}
+    options = {"number_of_samples": 3, "seed": 4, "posterior": posterior}
+    model = DDOSuperResolution(untrained(), **axes, **options)
+    folder = model.save(tmp_path / "model")
+    json.loads((folder / CONFIG).read_text(), parse_constant=pytest.fail)  # no infinity
+    back = DDOSuperResolution.from_pretrained(str(folder))
     coords = coords_for(model)
     x = field_for(coords)
     assert back.options == model.options
+    churn = {"amount": 0.5, "low": 0.0, "high": None, "noise": 1.0}
+    assert back.options["posterior"] == posterior | {"churn": churn, "batch": 64}
     torch.testing.assert_close(back(x, coords)[0], model(x, coords)[0])
 
 
 def test_devices(untrained, monkeypatch):
-    model = DDOSuperResolution(untrained(), 2, steps=2, seed=0)
+    model = DDOSuperResolution(untrained(), 2, posterior={"steps": 2}, seed=0)
     assert model.to("cpu") is model and model.to(torch.device("cpu")) is model
     if torch.cuda.is_available():
         coords = coords_for(model)
@@ -398,7 +412,10 @@ def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
         from earth2studio.utils.coords import map_coords, split_coords
 
     model = DDOSuperResolution.from_pretrained(
-        coarse_lat=np.arange(57.0, 50.5, -1), coarse_lon=np.arange(-9.0, 2), steps=4, seed=0
+        coarse_lat=np.arange(57.0, 50.5, -1),
+        coarse_lon=np.arange(-9.0, 2),
+        posterior={"steps": 4},
+        seed=0,
     )
     assert isinstance(model, DiagnosticModel)
     assert isinstance(GaussianFieldPerturbation(), Perturbation)
@@ -443,7 +460,7 @@ def test_it_runs_as_a_diagnostic_of_a_forecast(tmp_path):
         coarse_lat=model.options["coarse_lat"],
         coarse_lon=model.options["coarse_lon"],
         number_of_samples=2,
-        steps=4,
+        posterior={"steps": 4},
         seed=0,
     )
     prognostic = Persistence(["t2m"], globe)

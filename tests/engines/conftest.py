@@ -9,7 +9,8 @@ import torch
 
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.package import SHIPPED, Package, Sampling
+from ddo_modulus.diffusion.package import SHIPPED, Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.engines.folder import export
 from ddo_modulus.engines.ort import ONNXRuntimeEngine
@@ -29,7 +30,7 @@ def wrap(operator, grid, task, channels=("a",)):
         grid,
         Normalization(channels, torch.zeros(size), torch.ones(size)),
         ("1",) * len(channels),
-        Sampling(steps=8, sigma_min=0.02, sigma_max=50.0),
+        PosteriorConfig(steps=8, sigma_min=0.02, sigma_max=50.0),
         task,
         {},
         1.0 if task.frames > 1 else None,
@@ -117,6 +118,17 @@ def exported(tmp_path_factory):
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def vjp():
+    """``vjp(prior, x, sigma, v, condition)``: clean states and ``J^T v``, as graphs return them."""
+
+    def product(prior, x, sigma, v, condition=None):
+        clean, pullback = prior.value_and_pullback(x, sigma, condition)
+        return clean, pullback(v)
+
+    return product
 
 
 @pytest.fixture(scope="session")

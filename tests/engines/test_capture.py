@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddo_modulus.cuda_graphs import Replay
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
+from ddo_modulus.diffusion.prior import FunctionPrior
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn, sample
 from ddo_modulus.engines.capture import Captured
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
@@ -157,12 +158,12 @@ def test_many_factors_are_found_in_pieces_or_not_kept(operator, monkeypatch):
     posterior = MomentMatching(operator, observe())
     expected = draws(posterior, operator)
     other = MomentMatching(operator, observe())
-    module = "ddo_modulus.posterior.moment_matching"
+    module = "ddo_modulus.posterior.system"
     monkeypatch.setattr(f"{module}._MOST_AT_ONCE", 2 * 6**2)
     torch.testing.assert_close(draws(other, operator), expected)
-    monkeypatch.setattr(f"{module}._MOST_KEPT", 5 * 2 * 6**2 - 1)
+    monkeypatch.setattr(f"{module}._MOST_FACTORS", 5 * 2 * 6**2 - 1)
     (prepared,) = set(other.scheduled(torch.arange(1.0, 6.0), torch.empty(6, 1, *SHAPE)).values())
-    assert isinstance(prepared, MomentMatching)  # which finds its factors level by level
+    assert prepared._factors is None  # it computes them level by level
 
 
 def test_tangents_of_states_to_come_are_not_prepared():
@@ -173,8 +174,8 @@ def test_tangents_of_states_to_come_are_not_prepared():
     posterior = MomentMatching(prior, Observations(wind_speed(u, v), torch.ones(1), 0.1))
     like = torch.zeros(2, 2, *SHAPE)
     prepared = posterior.scheduled(torch.tensor([1.0]), like)
-    assert isinstance(prepared[1.0], MomentMatching)
-    assert Captured(posterior).scheduled(torch.tensor([1.0]), like)[1.0].denoiser is prepared[1.0]
+    assert prepared[1.0]._factors is None
+    assert Captured(posterior).scheduled(torch.tensor([1.0]), like)[1.0].prior is prepared[1.0]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +189,9 @@ def test_without_factors_beforehand_levels_are_told_apart_all_the_same(options, 
     u, v = (PointOperator(grid, [0.3], [0.4], channel) for channel in (0, 1))
     observations = Observations(wind_speed(u, v), torch.ones(1), 0.1)
     posterior = MomentMatching(prior, observations, **options)
-    taken = []
-    module = "ddo_modulus.posterior.moment_matching"
-    original = value_and_pullback
+    taken, original = [], prior.value_and_pullback
     monkeypatch.setattr(
-        f"{module}.value_and_pullback", lambda *a: taken.append(float(a[2][0])) or original(*a)
+        prior, "value_and_pullback", lambda *a: taken.append(float(a[1][0])) or original(*a)
     )
     scheduler = FieldNoiseScheduler(noise)
     sample(posterior, scheduler, 2, steps=8, generator=generator())
@@ -321,10 +320,10 @@ def test_a_denoiser_that_looks_at_values_runs_without_a_graph(on_gpu):
     def looking(x, sigma, condition=None):
         return on_gpu(x, sigma) * (1.0 if float(x.sum()) > 0 else 1.0)
 
-    captured = Captured(looking)
+    captured = Captured(FunctionPrior(looking, on_gpu.noise, on_gpu.linear))
     x, sigma = torch.randn(4, 1, *SHAPE, device="cuda"), torch.full((1,), 0.5, device="cuda")
     expected = on_gpu(x, sigma.expand(4))
-    with pytest.warns(RuntimeWarning, match="no CUDA graph of function, which runs without"):
+    with pytest.warns(RuntimeWarning, match="no CUDA graph of FunctionPrior, which runs without"):
         found = captured(x, sigma.expand(4))
     torch.testing.assert_close(found, expected)
     assert captured.failure

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tensors import relative
 
-from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
-from ddo_modulus.diffusion.prior import Engine
+from ddo_modulus.diffusion.posterior_config import DEFAULTS, PosteriorConfig
+from ddo_modulus.diffusion.prior import Prior
 from ddo_modulus.engines import EngineOptions, open_engine
 from ddo_modulus.engines.compiled import CompiledEngine
-from ddo_modulus.engines.speed import Method, Twin, difference
+from ddo_modulus.engines.speed import Twin, difference
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField, Matern
 from ddo_modulus.inference.assimilate import assimilate
@@ -54,9 +54,10 @@ def test_values_and_derivatives(operator, arguments, precision, bound):
     x, sigma, v = arguments
     clean, pullback = operator.value_and_pullback(x, sigma)
     engine = CompiledEngine(operator, precision=precision, compile=False)
-    assert isinstance(engine, Engine)
+    assert isinstance(engine, Prior)
     assert engine.linear is engine.operator.linear and engine.noise.shape == (8, 10)
-    own, product = engine.vjp(x, sigma, v)
+    own, own_pullback = engine.value_and_pullback(x, sigma)
+    product = own_pullback(v)
     changes = [
         relative(engine(x, sigma), clean),
         relative(own, clean),
@@ -138,15 +139,15 @@ def test_graphs_need_a_gpu(operator):
 def test_compiled_graphs_draw_what_eager_code_draws(operator, covariance, precision, fused, bound):
     torch._dynamo.reset()
     operator = copy.deepcopy(operator).to("cuda")
-    scheduler = FieldNoiseScheduler(operator.noise, sigma_min=0.02)
-    twin = Twin.draw(operator, scheduler, 2, 10, steps=8, device="cuda")
-    method = Method(steps=8, ensemble=16, covariance=covariance)
-    expected = method.draw(method.posterior(operator, operator.noise, twin), scheduler, twin)
+    config = replace(DEFAULTS, steps=8, sigma_min=0.02, covariance=covariance)
+    scheduler = config.scheduler(operator.noise)
+    twin = Twin.simulate(operator, scheduler, 2, 10, steps=8, device="cuda")
+    expected = twin.ensemble(twin.posterior(operator, config), config, operator.noise, 16)
     engine = CompiledEngine(operator, precision=precision, fused=fused)
     assert engine.graphs
-    posterior = engine.captured(method.posterior(engine, engine.noise, twin))
+    posterior = engine.captured(twin.posterior(engine, config))
     for _ in range(2):
-        found = method.draw(posterior, scheduler, twin)
+        found = twin.ensemble(posterior, config, engine.noise, 16)
         assert max(map(abs, difference(found, expected))) < bound
     assert posterior.failure is None
 
@@ -174,7 +175,9 @@ def table():
 
 def analyse(package, table, engine=None):
     times = table.frame["time"].unique()
-    return assimilate(package, table, times, ensemble=4, steps=4, engine=engine)["t2m"]
+    config = PosteriorConfig(steps=4)
+    result = assimilate(package, table, times, ensemble=4, posterior=config, engine=engine)
+    return result.dataset["t2m"]
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.1)])

@@ -10,6 +10,7 @@ from tensors import relative
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.compiled import CompiledEngine
 from ddo_modulus.errors import InputError
+from ddo_modulus.fields.derivative import Differentiable
 from ddo_modulus.nn.operator import NeuralOperator
 
 pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
@@ -49,8 +50,18 @@ def states(shape, batch=3):
     return x, torch.tensor([0.1, 1.0, 10.0])[:batch], v
 
 
+class Denoising(Differentiable):
+    """A network as a denoiser, for its derivative."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, x, sigma, condition=None):
+        return self.network(x, sigma)
+
+
 def evaluate(network, x, sigma, v):
-    clean, pullback = value_and_pullback(lambda x, sigma, _: network(x, sigma), x, sigma)
+    clean, pullback = Denoising(network).value_and_pullback(x, sigma)
     return clean, pullback(v[0]), pullback(v[1])
 
 
@@ -194,8 +205,8 @@ def test_as_an_engine(fused):
     condition = package.conditions(["2019-03-27T00"])
     sigma = torch.tensor([0.05])
     clean, pullback = package.operator.value_and_pullback(x, sigma, condition)
-    own, product = engine.vjp(x, sigma, v, condition)
-    assert max(relative(own, clean), relative(product, pullback(v))) < 1e-5
+    own, own_pullback = engine.value_and_pullback(x, sigma, condition)
+    assert max(relative(own, clean), relative(own_pullback(v), pullback(v))) < 1e-5
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ TABLE = json.loads(files("ddo_modulus.engines").joinpath("tensorrt_operators.jso
 
 
 @pytest.mark.parametrize("name", [*SMALL, *SHIPPED_NAMES])
-def test_graphs_agree_with_torch_for_any_batch(name, exported):
+def test_graphs_agree_with_torch_for_any_batch(name, exported, vjp):
     one = exported(name)
     for batch in (1, 7):
         x, sigma, v, *given = probes(one.package, one.package.grid.shape, batch, seed=batch)
@@ -77,7 +77,7 @@ def test_noise_levels_and_conditions_are_not_baked_in(exported):
     assert relative_error(engine(x, sigma, -condition)[:1], together[:1]) > 1e-3
 
 
-def test_a_finer_grid(built, tmp_path):
+def test_a_finer_grid(built, vjp, tmp_path):
     """Where the network sees the training band, and the scales beyond it are linear."""
     package = built("box")
     contract = export(package, tmp_path / "e", shape=(9, 11))
@@ -113,7 +113,7 @@ def test_fp16(built, tmp_path):
     assert kept and {i.data_type for i in kept} == {onnx.TensorProto.FLOAT}
 
 
-def test_bf16(built):
+def test_bf16(built, vjp):
     """Before the exporter, which is the same for all: no provider of a CPU computes in bf16."""
     package = built("coarse")
     traced = trace(package.operator, (6, 8), (3, 6, 8), "bf16")

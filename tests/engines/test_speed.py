@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ddo_modulus.diffusion.noise import FieldNoiseScheduler
-from ddo_modulus.engines.speed import Method, Twin, _gaps, difference, measure
+from ddo_modulus.diffusion.posterior_config import DEFAULTS
+from ddo_modulus.diffusion.prior import FunctionPrior
+from ddo_modulus.engines.speed import Twin, _gaps, difference, evaluations, measure
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import FourierBasis
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
@@ -24,12 +26,12 @@ def prior():
 
 @pytest.fixture(scope="module")
 def scheduler(prior):
-    return FieldNoiseScheduler(prior.noise)
+    return DEFAULTS.scheduler(prior.noise)
 
 
 @pytest.fixture(scope="module")
 def twin(prior, scheduler):
-    return Twin.draw(prior, scheduler, 40, 12, error=0.2)
+    return Twin.simulate(prior, scheduler, 40, 12, error=0.2)
 
 
 def test_truths_are_of_the_prior_and_observed_with_the_error_said(prior, twin):
@@ -40,10 +42,10 @@ def test_truths_are_of_the_prior_and_observed_with_the_error_said(prior, twin):
     assert twin.unobserved.any(0).all()  # other places in each
 
 
-def test_twin_posteriors_are_calibrated(prior, scheduler, twin):
+def test_twin_posteriors_are_calibrated(prior, twin):
     """With the exact denoiser the truth is one more member."""
-    method = Method(steps=24, ensemble=16)
-    ensemble = method.draw(method.posterior(prior, prior.noise, twin), scheduler, twin)
+    config = replace(DEFAULTS, steps=24)
+    ensemble = twin.ensemble(twin.posterior(prior, config), config, prior.noise, 16)
     assert ensemble.shape == (40, 16, 1, 8, 10)
     found = score(ensemble.transpose(0, 1), twin.truth, label="", units="", mask=twin.unobserved)
     assert found.ratio == pytest.approx(1, abs=0.08)
@@ -57,32 +59,31 @@ def test_evaluations(prior, scheduler, twin):
     def back(gradient):
         calls["back"] += 1
 
-    class Counted:
-        linear = prior.linear
+    def denoise(x, sigma, condition=None):
+        calls["forward"] += 1
+        clean = prior(x, sigma)
+        if clean.requires_grad:
+            clean.register_hook(back)
+        return clean
 
-        def __call__(self, x, sigma, condition=None):
-            calls["forward"] += 1
-            clean = prior(x, sigma)
-            if clean.requires_grad:
-                clean.register_hook(back)
-            return clean
-
-    for method in (
-        Method(3, 1),
-        Method(3, 1, iterations=4),
-        Method(3, 1, covariance="linear"),
-        Method(3, 1, solver="heun"),
-        Method(4, 1, guidance_interval=(0.01, 10.0)),
-        Method(4, 1, solver="heun", guidance_interval=(0.01, 10.0)),
+    counted = FunctionPrior(denoise, prior.noise, prior.linear)
+    for options in (
+        {"steps": 3},
+        {"steps": 3, "iterations": 4},
+        {"steps": 3, "covariance": "linear"},
+        {"steps": 3, "solver": "heun"},
+        {"steps": 4, "guidance_interval": (0.01, 10.0)},
+        {"steps": 4, "solver": "heun", "guidance_interval": (0.01, 10.0)},
     ):
+        config = replace(DEFAULTS, **options)
         calls.update(forward=0, back=0)
-        method.draw(method.posterior(Counted(), prior.noise, twin), scheduler, twin)
-        assert calls["forward"] + 2 * calls["back"] == method.evaluations(scheduler)
+        twin.ensemble(twin.posterior(counted, config), config, prior.noise, members=1)
+        assert calls["forward"] + 2 * calls["back"] == evaluations(config, scheduler)
 
 
 def test_more_observations_than_points(prior, scheduler):
     with pytest.raises(InputError, match="observations=81 of 80 grid values"):
-        Twin.draw(prior, scheduler, 1, 81)
+        Twin.simulate(prior, scheduler, 1, 81)
 
 
 def test_times_are_of_the_runs_after_the_first():

@@ -110,7 +110,7 @@ def plans(built, tmp_path_factory):
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["box", "coarse", *sorted(p.name for p in SHIPPED.glob("*"))])
-def test_plans_agree_with_torch(name, precision, plans):
+def test_plans_agree_with_torch(name, precision, plans, vjp):
     package, engine, _ = plans(name, precision)
     for batch in (1, 7, 7, 11):  # captured, replayed, and more than a plan takes at once
         x, sigma, v, *given = (t.cuda() for t in probes(package, package.grid.shape, batch))
@@ -123,7 +123,7 @@ def test_plans_agree_with_torch(name, precision, plans):
 
 
 @pytest.mark.tensorrt
-def test_launches_that_are_not_captured(plans):
+def test_launches_that_are_not_captured(plans, vjp):
     package, _, folder = plans("box")
     engine = TensorRTEngine(package, folder, Contract.read(folder), 8, cuda_graphs=False)
     for batch in (3, 11):  # the rest of the second is not aligned

@@ -374,7 +374,7 @@ def opened(stand_in, exported, tmp_path):
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 @pytest.mark.parametrize("name", ["box", "coarse", "linear"])
-def test_graphs_are_computed_where_the_tensors_are(name, cuda_graphs, opened, stand_in):
+def test_graphs_are_computed_where_the_tensors_are(name, cuda_graphs, opened, stand_in, vjp):
     package, engine = opened(name, cuda_graphs=cuda_graphs)
     assert stand_in.state.builds == 2 and stand_in.state.cleared == ["TF32"] * 2
     assert stand_in.state.workspace == 4 << 30
