@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of torch that are not public, in one place.
+"""All uses of private functions of torch.
 
-Anything here may change with torch's next release; the tests of this module say what it must do.
+They may change with any release of torch; the tests of this module state what they must do.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = [
 def recorded() -> bool:
     """Whether operations are being recorded, to be run again with other values.
 
-    Compilers, tracers and captured graphs keep the path that they saw. A branch that depends on a
-    value would then be taken, or not taken, for all later values.
+    Compilers, tracers and CUDA graphs record one path. If a branch depends on a value, the recorded
+    path would be used for all later values.
     """
     return (
         torch.compiler.is_compiling()
@@ -54,11 +54,12 @@ def recorded() -> bool:
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """Make tensors that outlive what is going on around them.
+    """Create ordinary tensors, for constants that are kept.
 
-    A constant is made when it is first needed, which may be inside a function transform
-    (``torch.func``), a tracer, an exporter or ``inference_mode``. Made by their rules it would be a
-    wrapper that dies with the transform, a tensor without values, or one that refuses gradients.
+    A constant is computed when it is first needed, which may be inside a function transform
+    (``torch.func``), a tracer, an exporter or ``inference_mode``. There it would become a wrapper
+    that is invalid after the transform, a tensor without values, or one that cannot be used with
+    gradients.
     """
     with (
         temporarily_clear_interpreter_stack(),
@@ -71,25 +72,26 @@ def lasting() -> Iterator[None]:
 
 
 class Rehearsed:
-    """For modules that keep constants of their first call, and are compiled before it.
+    """Mixin for modules that cache constants at their first call, so that they can be compiled.
 
-    Such constants are made with NumPy and :func:`lasting`, which the compiler cannot follow. So the
-    compiler makes the first call itself: it runs the module once, on ones, when it starts to trace.
+    The constants are computed with NumPy and :func:`lasting`, which the compiler cannot trace. So
+    the module is run once on ones, outside the trace, when the compiler starts to trace it.
     """
 
     def rehearse(self, *inputs: Tensor | None) -> None:
-        """Make that call; to stand at the top of ``forward``. Nothing happens outside a compiler.
+        """Run the module once on ones, if it is being compiled; call it first in ``forward``.
 
         Args:
-            inputs: Arguments of ``forward``. Only shape, dtype and device matter; a batch of one
-                is run.
+            inputs: Arguments of ``forward``. Only their shapes, dtypes and devices are used, with a
+                batch of one.
         """
         if torch.compiler.is_dynamo_compiling():
             self._run_on_ones(*[None if t is None else _description(t) for t in inputs])
 
     @torch.compiler.assume_constant_result
     def _run_on_ones(self, *inputs: _Description | None) -> bool:
-        # The compiler runs this as it is. A method, since torch 2.11 takes no module as argument.
+        # The compiler calls this without tracing it. It is a method because torch 2.11 allows no
+        # module as argument.
         with lasting():
             self.forward(  # type: ignore[attr-defined]
                 *[
@@ -104,32 +106,32 @@ _Description = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 def _description(t: Tensor) -> _Description:
-    # A compiler that has seen two grids takes sizes for symbols; index() makes them numbers.
+    # After two grids the compiler makes sizes symbolic; index() turns them into numbers.
     return tuple([index(n) for n in t.shape[1:]]), t.dtype, t.device
 
 
 def allow_variants(count: int) -> None:
     """Let the compiler keep at least this many variants of a function.
 
-    After its limit, eight by default, it gives up on a function and runs it uncompiled.
+    Beyond its limit, eight by default, it runs the function uncompiled.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(count, config.recompile_limit)
 
 
 def repeatable_backward() -> AbstractContextManager[None]:
-    """Have what is compiled within keep its saved tensors for more than one backward pass.
+    """Context in which functions are compiled for more than one backward pass.
 
-    The compiler otherwise lets the first pass overwrite them.
+    Otherwise the first backward pass may overwrite the saved tensors.
     """
     return torch._functorch.config.patch(donated_buffer=False)
 
 
 def valueless(sizes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor]]:
-    """Tensors of these sizes (float32, on the CPU) that have no values and take no memory.
+    """Tensors of these sizes (float32, on the CPU) without values and memory.
 
     Returns:
-        The mode to trace in, where they may meet tensors with values, and the tensors.
+        The mode to trace in, in which they may be combined with ordinary tensors; and the tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     blank = mode.from_tensor(torch.empty(1))
@@ -137,12 +139,12 @@ def valueless(sizes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tens
 
 
 def core_decompositions() -> dict[Any, Callable]:
-    """Formulas that reduce ATen to its core operations, by operation."""
+    """Decompositions of ATen operations into core operations, by operation."""
     return dict(core_aten_decompositions())
 
 
 def last_recorded() -> fx.Node:
-    """The node that the tracer wrote last.
+    """The last node that the tracer recorded.
 
     Raises:
         RuntimeError: If nothing is being traced.
@@ -154,10 +156,10 @@ def last_recorded() -> fx.Node:
 
 
 def move_towards(averages: list[Tensor], values: list[Tensor], share: float) -> None:
-    """``averages += share (values - averages)``, in place, all tensors at once."""
+    """``averages += share (values - averages)``, in place, for all tensors at once."""
     torch._foreach_lerp_(averages, values, share)
 
 
 def on_gpu(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
-    """Whether what a profiler saw is a kernel or a copy on a GPU, not a call on the CPU."""
+    """Whether an event of a profiler is a kernel or copy on a GPU, not a call on the CPU."""
     return event.device_type == torch._C._autograd.DeviceType.CUDA

@@ -14,30 +14,30 @@ from rich.table import Table
 
 
 def log_to_stderr() -> None:
-    """Print what this package logs, from INFO on, to stderr; other packages' warnings too."""
+    """Print log messages to stderr: INFO and above of this package, warnings of others."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ddo_modulus").setLevel(logging.INFO)
 
 
 def notify(line: str) -> None:
-    """Print a line about work in progress to stderr, at once."""
+    """Print a line about work in progress to stderr, without buffering."""
     print(line, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:
-    """Print a table: 200 columns wide where the output is no terminal, so that no cell wraps."""
+    """Print a table; 200 columns wide if the output is not a terminal, so that no cell wraps."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr: a bar on a terminal, elsewhere a line for each tenth.
+    """Show progress on stderr: a bar on a terminal, otherwise a line for each tenth.
 
-    rich's own bar prints nothing where there is no terminal, as in the log of a batch job.
+    The bar of ``rich`` prints nothing without a terminal, as in the log of a batch job.
 
     Yields:
-        A function of the work done and its total.
+        A function to call with the amount of work done and the total.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions as CUDA graphs: recorded once, then launched whole.
+"""Functions recorded as CUDA graphs.
 
-Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
-
-A step of a small operator is some hundreds of kernels, each shorter than the time that the host
-takes to launch it, so the GPU idles most of the step. A graph launches them all at once. What is
-recorded may not wait for the GPU, and reads and writes the same memory at each replay.
+A step of a small operator consists of hundreds of kernels. Each is shorter than the time that the
+CPU needs to launch it, so the GPU is idle for most of the step. A CUDA graph launches all of them
+at once. A recorded function must not wait for the GPU, and it reads and writes the same memory at
+each replay.
 """
 
 from __future__ import annotations
@@ -25,13 +24,17 @@ class Replay:
     """A function of tensors, recorded once for each key and then replayed.
 
     Args:
-        function: Takes a key and tensors (or None) and returns a tensor, without ever waiting for
-            the GPU. Tensors of one key have the same shapes at each call.
-        kept: Tensors that the function changes, such as sums of gradients.
-        warm_up: Runs before the recording: compiled code, caches and workspaces are made in them.
-        watched: Whether waiting for the GPU is an error already in the last of them, of which a
-            recording recovers less well. The watch is on the whole process.
-        pool: Memory to share with graphs that take turns with these on one stream; its own if None.
+        function: Takes a key and tensors (or None) and returns a tensor, without waiting for the
+            GPU. Tensors of one key have the same shapes at each call.
+        kept: Tensors that the function changes, such as sums of gradients. Their values are
+            restored after the warm-up.
+        warm_up: Number of runs before the recording, which compile code and fill caches and
+            workspaces.
+        watched: Whether waiting for the GPU raises an error in the last warm-up run, which is
+            easier to recover from than an error during recording. This setting affects the whole
+            process while it lasts.
+        pool: Memory pool to share with other graphs that are replayed on the same stream; None for
+            a new one.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Replay:
         self._pool = torch.cuda.graph_pool_handle() if pool is None else pool
 
     def __call__(self, key: Hashable, *inputs: Tensor | None) -> Tensor:
-        """What the function returns for these inputs."""
+        """Result of the function for these inputs."""
         if key not in self._recorded:
             self._recorded[key] = self._record(key, inputs)
         graph, fixed, output = self._recorded[key]
@@ -77,12 +80,13 @@ class Replay:
             value.copy_(first)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Graphs take turns, so they may share their memory. Threads that load data go on with
-            # calls that would spoil a capture of the whole process.
+            # Graphs are replayed one after the other, so they can share memory. Capture only this
+            # thread: calls of threads that load data would invalidate a capture of the process.
             with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 output = self.function(key, *fixed)
         except BaseException:
-            # One that fails leaves its own stream, and torch's generator waiting for a replay.
+            # After a failure, the capture stream is still current, and torch's generator expects
+            # a replay: restore both.
             torch.cuda.set_stream(current)
             generator = torch.cuda.default_generators[current.device_index]
             generator.graphsafe_set_state(generator.clone_state())
@@ -92,7 +96,7 @@ class Replay:
 
 @contextmanager
 def _watch() -> Iterator[None]:
-    """Make waiting for the GPU an error."""
+    """Context in which waiting for the GPU raises an error."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

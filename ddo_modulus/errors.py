@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions that the command line answers with one line and a status of their own."""
+"""Exceptions that the command line reports in one line, each with its own exit status."""
 
 
 class InputError(ValueError):
-    """A mistake in the user's input: says what is wrong, where, and how to mend it."""
+    """Invalid input. The message names the input, the problem and the remedy."""
 
 
-class Stopped(Exception):  # noqa: N818 - no error: the run is to be continued
-    """A signal ended a run before its time; its state is saved and it can be continued."""
+class Stopped(Exception):  # noqa: N818 - not an error: the run can be continued
+    """A signal stopped a run early; its state is saved, and the run can be continued."""

@@ -61,8 +61,8 @@ def _simulator(config: DictConfig) -> Simulator:
     equation = parameters.pop("equation", None)
     if equation not in SIMULATORS:
         raise InputError(f"simulator.equation={equation}; choose one of {', '.join(SIMULATORS)}")
-    known = {field.name for field in fields(SIMULATORS[equation])}  # type: ignore[arg-type]
-    if unknown := sorted(set(parameters) - known):
+    names = {field.name for field in fields(SIMULATORS[equation])}  # type: ignore[arg-type]
+    if unknown := sorted(set(parameters) - names):
         raise InputError(f"{equation} has no {', '.join(unknown)}; choose it by simulator=NAME")
     try:
         return SIMULATORS[equation](**parameters)

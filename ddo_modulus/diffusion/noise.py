@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PhysicsNeMo's EDM noise schedule with a Gaussian random field for its noise."""
+"""PhysicsNeMo's EDM noise schedule, with noise drawn from a Gaussian random field."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ from torch import Tensor
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import GaussianField
 
-_ROUND_OFF = 1e-6  # of levels in single precision, with room
+_ROUND_OFF = 1e-6  # relative; a few times that of noise levels in single precision
 
 
 class FieldNoiseScheduler(EDMNoiseScheduler):
     r"""Noise :math:`x_\sigma = x_0 + \sigma L z` instead of white noise.
 
-    It takes the place of PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
+    It replaces PhysicsNeMo's scheduler wherever noise is drawn by :meth:`add_noise` and
     :meth:`init_latents`: in losses and deterministic samplers. PhysicsNeMo's stochastic solvers
-    draw white noise themselves instead of asking the scheduler; :func:`ddo_modulus.sample` draws
-    the field's.
+    bypass the scheduler and draw white noise; :func:`ddo_modulus.sample` draws noise of the field.
 
     Args:
-        field: Law of ``L z``. States on another grid than the field's get the noise of its
-            :meth:`GaussianField.at`.
+        field: Gaussian field ``L z``. For states on another grid, noise is drawn from
+            :meth:`GaussianField.at` of that grid.
         sigma_min: Smallest noise level of a sampling schedule.
         sigma_max: Largest noise level.
         rho: Exponent of the schedule (Karras et al. 2022, eq. 5). The default is nearly uniform in
-            log sigma, which treats every scale of a spectrum alike: each mode is settled around
-            its own noise level, and those levels span decades. With a Gaussian prior, 32 steps of
-            ``dpmpp_2m`` then give standard deviations .9 % too large, against 1.7 % with the usual
-            7, which crowds the levels around ``sigma_min``.
+            log sigma, so that all scales of a spectrum are resolved alike: each mode is determined
+            around its own noise level, and these levels cover decades. With a Gaussian prior, 32
+            steps of ``dpmpp_2m`` then give standard deviations .9 % too large. The usual value of
+            7 has most levels near ``sigma_min`` and gives 1.7 %.
         sigma_data: Standard deviation of the data, for the EDM loss weight.
-        P_mean: Mean of the logarithm of training noise levels.
-        P_std: Standard deviation of the same.
-        discretization: How the levels of a sampling schedule are spaced: ``"edm"`` (by ``rho``), or
-            as earlier samplers have it, brought to the same range (Karras et al. 2022, table 1):
-            ``"vp"``, ``"ve"`` (evenly in the logarithm) or ``"iddpm"``.
-        generator: Source of all draws; None for torch's global one.
+        P_mean: Mean of the logarithm of the noise levels in training.
+        P_std: Standard deviation of that logarithm.
+        discretization: Spacing of the levels of a sampling schedule: ``"edm"`` (by ``rho``), or
+            that of an earlier sampler scaled to the same range (Karras et al. 2022, table 1):
+            ``"vp"``, ``"ve"`` (even in the logarithm) or ``"iddpm"``.
+        generator: Source of all draws; None for torch's default generator.
+
+    Raises:
+        InputError: If ``discretization`` is unknown, or a level or ``rho`` is out of range.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         if not 0 < sigma_min < sigma_max or rho <= 0:
             raise InputError(
                 f"sigma_min={sigma_min:g}, sigma_max={sigma_max:g}, rho={rho:g}: noise levels must "
-                "be positive and ascend, and rho be positive"
+                "be positive and ascend, and rho must be positive"
             )
         super().__init__(sigma_min, sigma_max, rho, sigma_data, P_mean, P_std)
         self.field = field
@@ -81,16 +83,16 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         like: Float[Tensor, "B C H W"],
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Noise of unit level, of the shape, dtype and device of ``like``.
+        """Draw noise of level one.
 
         Args:
-            like: States.
-            generator: Source of the noise. Of a sequence each draws for an equal share of the
-                batch in turn, so that a share's noise does not depend on the others. One on
-                another device draws there, and the noise moves.
+            like: Tensor with the shape, dtype and device of the noise.
+            generator: Source of the noise. With a sequence, the batch is divided into equal parts,
+                one for each generator, so that the noise of a part does not depend on the others. A
+                generator on another device draws there, and the noise is copied.
 
         Raises:
-            InputError: If the batch cannot be shared out to the generators.
+            InputError: If the batch is not a multiple of the number of generators.
         """
         field = self.field.at(like.shape[-2:])
         generator = self.generator if generator is None else generator
@@ -109,7 +111,7 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
     def add_noise(
         self, x0: Float[Tensor, "B C H W"], time: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """States with noise of level ``time`` added."""
+        """States plus noise of level ``time``."""
         return x0 + time.view(-1, 1, 1, 1) * self.draw(x0)
 
     def init_latents(
@@ -133,7 +135,10 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Float[Tensor, " N+1"]:
-        """Noise levels from ``sigma_max`` to ``sigma_min`` and zero; one step goes straight."""
+        """Noise levels from ``sigma_max`` to ``sigma_min``, then zero.
+
+        A single step goes from ``sigma_max`` to zero.
+        """
         if num_steps == 1:  # PhysicsNeMo divides by num_steps - 1
             return torch.tensor([self.sigma_max, 0.0], device=device, dtype=dtype)
         if self.discretization == "edm":
@@ -145,10 +150,14 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
 
 
 def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float] | None:
-    """A range of noise levels, the least and the largest; None stays None.
+    """Check a range of noise levels, the smallest and the largest; None stays None.
+
+    Args:
+        levels: The range.
+        name: Name of the option, for the message.
 
     Raises:
-        InputError: If it is no range; ``name`` is what the message calls it.
+        InputError: If it is not a range.
     """
     if levels is None:
         return None
@@ -157,21 +166,21 @@ def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float
         low, high = float(ends[0]), float(ends[1])
         if 0 <= low <= high:
             return low, high
-    raise InputError(f"{name}={levels!r} must be two noise levels, the least and the largest")
+    raise InputError(f"{name}={levels!r} must be two noise levels, the smallest and the largest")
 
 
 def within(levels: Float[Tensor, " S"], bounds: tuple[float, float] | None) -> Bool[Tensor, " S"]:
-    """Which noise levels are in a range; all are in None.
+    """Which noise levels are in a range; all are, if it is None.
 
-    The ends are in it, and what differs from them by round-off: those of a schedule do.
+    The ends belong to it, also if a level of a schedule differs from an end by round-off.
     """
     low, high = (0.0, math.inf) if bounds is None else bounds
     return (levels >= low * (1 - _ROUND_OFF)) & (levels <= high * (1 + _ROUND_OFF))
 
 
 def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
-    """Levels at even times of the VP process whose range is the one wanted."""
-    first = 1e-3  # its smallest time
+    """Levels at evenly spaced times of the VP process that has the range ``low`` to ``high``."""
+    first = 1e-3  # smallest time of the process
     bottom, top = math.log1p(low**2), math.log1p(high**2)
     slope = 2 * (bottom / first - top) / (first - 1)
     process = VPNoiseScheduler(beta_min=top - slope / 2, beta_d=slope, epsilon_s=first)
@@ -180,16 +189,19 @@ def _variance_preserving(steps: int, low: float, high: float) -> list[float]:
 
 
 def _variance_exploding(steps: int, low: float, high: float) -> list[float]:
-    """Levels evenly spaced in their logarithm."""
+    """Levels with evenly spaced logarithms."""
     process = VENoiseScheduler(low, high)
     return process.sigma(process.timesteps(steps, dtype=torch.float64)[:-1]).tolist()
 
 
 def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
-    """Levels of the cosine schedule with a thousand steps, thinned out within the range.
+    """A selection of the levels of the cosine schedule with a thousand steps.
 
-    PhysicsNeMo's are the same in single precision, which is .1 % off, and repeat where the range
-    has too few.
+    PhysicsNeMo computes them in single precision, with errors of .1 %, and repeats levels if the
+    range holds fewer than ``steps``.
+
+    Raises:
+        InputError: If the range holds fewer than ``steps`` levels.
     """
     many = 1000
 
@@ -209,7 +221,7 @@ def _improved_ddpm(steps: int, low: float, high: float) -> list[float]:
     return [inside[math.floor((len(inside) - 1) / (steps - 1) * i + 0.5)] for i in range(steps)]
 
 
-#: How noise levels may be spaced; ``"edm"`` is the base class's own way.
+#: Spacings of noise levels by name; the base class implements ``"edm"``.
 DISCRETIZATIONS: dict[str, Callable[[int, float, float], list[float]] | None] = {
     "edm": None,
     "vp": _variance_preserving,

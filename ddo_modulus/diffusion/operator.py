@@ -3,7 +3,7 @@ r"""The diffusion operator: a Gaussian denoiser and the neural operator that cor
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``.
 
-It is a denoiser, ``D(x, sigma)``: the mean of a clean state given a noisy one (:mod:`.prior`).
+It is a denoiser ``D(x, sigma)``: the mean of the clean state, given a noisy one (:mod:`.prior`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ddo_modulus.nn.operator import NeuralOperator
 
 
 class DiffusionOperator(Module, Rehearsed, Differentiable):
-    r"""Denoiser in function space: the exact linear one plus a neural operator's correction.
+    r"""Denoiser in function space: a closed-form linear part plus a learned correction.
 
     In the coordinates of :class:`GaussianDenoiser`, with data variances :math:`s` and Wiener weight
     :math:`w = s / (s + \sigma^2)`,
@@ -51,15 +51,15 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
 
     This is EDM preconditioning mode by mode: the network sees :math:`c_{in} a` (unit variance) and
     predicts the error of the linear estimate in units of its standard deviation. With
-    :math:`F = 0` guided sampling is optimal interpolation; training can only add to it.
+    :math:`F = 0` guided sampling is optimal interpolation; training adds to that.
 
-    The network always runs on the training grid or a coarser one. On a finer grid it reads, and
-    corrects, the part of the state that the training grid resolves: its pointwise maps would alias
-    differently on the finer grid, and the result would be another operator. Scales beyond that
-    follow the linear part, with an extrapolated spectrum.
+    The network always runs on the training grid or a coarser one. For states on a finer grid, it
+    reads and corrects the part that the training grid resolves. If it ran on the finer grid, its
+    pointwise maps would alias differently, and it would be another operator. Smaller scales are
+    left to the linear part, with an extrapolated spectrum.
 
-    An operator can be pickled, copied, compiled and exported at any time, also before its first
-    call. What it keeps between calls is rebuilt from its arguments and its buffers.
+    An operator can be pickled, copied, compiled and exported at any time, even before its first
+    call. Its cached constants are rebuilt from its arguments and buffers.
 
     Args:
         shape: Training grid ``(H, W)``.
@@ -69,18 +69,20 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         noise: Arguments of :class:`.Matern`, the spectrum of the noise
             (``{"length_scale": ..., "smoothness": ...}``); None for white noise.
         condition_channels: Channels ``D`` of the condition.
-        eof_modes: Whitened coefficients that EOFs mix in the linear part (:class:`.EOFField`).
+        eof_modes: Number of whitened coefficients that EOFs mix in the linear part
+            (:class:`.EOFField`).
         network: Options of :class:`.NeuralOperator`; its defaults if None.
-        network_sigma: Noise level above which the network's output fades out and the linear part
-            stands alone. For small samples: at high noise only the largest scales are left, and a
-            few independent states teach no more about them than their covariance. None: never.
+        network_sigma: Noise level above which the network's output fades to zero, which leaves the
+            linear part. Meant for small data sets: at high noise only the largest scales are
+            visible, and a few independent states show little more of them than a covariance. None
+            for no fading.
         coupled: Whether the linear part has covariances between channels (:class:`.CoupledField`).
-        regression: Whether the linear part uses the condition: its mean is then a linear map of
-            the condition, mode by mode (:meth:`set_regression`), and all else describes the
-            deviation from it.
+        regression: Whether the linear part uses the condition. Its mean is then a linear map of
+            the condition, mode by mode (:meth:`set_regression`), and covariance and network
+            describe the deviation from that mean.
         refinement: Arguments of :class:`.Refinement`: whether states are means over the cells of
             their grid (``cell_means``), and the spectrum beyond the training grid (``tail``).
-            None: values at points, and a tail fitted to the band.
+            None for values at points, and a tail fitted to the band.
 
     Forward:
         x: ``(B, C, H, W)`` noisy states, normalised.
@@ -91,8 +93,8 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         ``(B, C, H, W)`` denoised states.
 
     Raises:
-        InputError: If arguments contradict each other; in a call, if a condition is missing or has
-            another number of channels.
+        InputError: If arguments contradict each other. In a call, if a condition is missing or has
+            the wrong number of channels.
     """
 
     __model_checkpoint_version__ = "0.2.0"
@@ -126,7 +128,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
             )
         )
         if coupled and eof_modes:
-            raise InputError("the linear part is either coupled or has EOFs")
+            raise InputError("the linear part has EOFs or is coupled: give eof_modes or coupled")
         self.basis = build_basis(domain, shape, lengths)
         spectrum: Spectrum = Flat() if noise is None else Matern(**noise)
         self.noise = GaussianField(self.basis, spectrum, channels)
@@ -154,9 +156,9 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
 
     @classmethod
     def _backward_compat_arg_mapper(cls, version: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a checkpoint of another version, as the constructor takes them now.
+        """Convert the arguments of an older checkpoint to those of the constructor.
 
-        Version 0.1.0 had ``cell_means`` and ``tail`` in the place of ``refinement``.
+        Version 0.1.0 had ``cell_means`` and ``tail`` instead of ``refinement``.
         """
         if version != "0.1.0":
             return args
@@ -166,28 +168,28 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
 
     @property
     def linear(self) -> GaussianDenoiser:
-        """The linear part: the whole operator where the network's output is zero."""
+        """The linear part; it is the whole operator if the network's output is zero."""
         return self._linear
 
     def set_prior(self, prior: PriorCovariance) -> None:
-        """Take a Gaussian prior as the linear part.
+        """Set the Gaussian prior that the linear part is computed from.
 
         Args:
-            prior: Covariance of the normalised states (of their deviation from the regression, if
-                there is one); of the kind that the operator was built for, and an
-                :class:`EOFField` must mix as many coefficients as ``eof_modes``.
+            prior: Covariance of the normalised states, or of their deviations from the regression
+                if there is one. It must be of the kind that the operator was built for; an
+                :class:`EOFField` must mix ``eof_modes`` coefficients.
 
         Raises:
-            InputError: If it does not fit the noise field or the operator.
+            InputError: If the prior does not fit the noise field or the operator.
         """
         self._stored_prior().write(prior, self.noise)
         self._linear = self._build_linear()
 
     def set_regression(self, weights: Float[Tensor, "C D K"]) -> None:
-        """Take the linear map from a condition to the mean of the states, mode by mode.
+        """Set the linear map from a condition to the mean of the states, mode by mode.
 
         Raises:
-            InputError: If the operator was built without one, or for another size.
+            InputError: If the operator was built without a regression, or for another size.
         """
         if self.regression is None or weights.shape != self.regression.shape:
             have = None if self.regression is None else tuple(self.regression.shape)
@@ -199,7 +201,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
     ) -> Tensor | float:
         """Linear estimate of the states from the condition alone, on the grid of ``like``.
 
-        Zero for an operator without a regression.
+        It is zero for an operator without a regression.
         """
         if self.regression is None:
             return 0.0
@@ -207,7 +209,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         band = self._band(self.linear.at(shape).noise.basis)
         (values,) = self._condition_fields(condition, like, band)
         weights = self.regression.to(like)
-        if band.basis.size != self.basis.size:  # a coarser grid shows only some of the functions
+        if band.basis.size != self.basis.size:  # a coarser grid resolves only some functions
             here, there = (i.to(weights.device) for i in self.basis.shared(band.basis))
             shown = weights.new_zeros(*weights.shape[:2], band.basis.size)
             weights = shown.index_copy(2, there, weights[..., here])
@@ -215,19 +217,18 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         return band.basis.synthesize(c, shape)
 
     def cell_means(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """States drawn on another grid, as means over that grid's cells.
+        """Convert states drawn on another grid to means over the cells of that grid.
 
-        On every grid, the operator's states are means over the *training* grid's cells at the
-        scales that this grid resolves, and values at points at smaller scales. Noise, network and
-        observations work on that form. This turns it into means over the cells of the states' own
-        grid, as data on that grid are. Nothing changes on the training grid, nor for an operator
-        of values at points.
+        The operator's states on any grid are means over the cells of the *training* grid at scales
+        that the training grid resolves, and values at points at smaller scales. Noise, network and
+        observations use that form. The result has the form of data on the grid of the states. On
+        the training grid, and for an operator of values at points, the states are unchanged.
 
         Args:
             x: States of all channels, or of one frame.
 
         Raises:
-            InputError: If the channels are not those of the operator or of one frame.
+            InputError: If the number of channels is neither that of the operator nor of a frame.
         """
         shape = (x.shape[-2], x.shape[-1])
         if not self.refinement.cell_means or shape == self.basis.shape:
@@ -236,7 +237,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         if self.channels % variables:
             raise InputError(f"{variables} channels are no frame of an operator of {self.channels}")
         prior = self.linear.prior
-        assert not isinstance(prior, ProductField)  # an operator stores none
+        assert not isinstance(prior, ProductField)  # never stored in an operator
         spectrum = prior.spectrum
         assert isinstance(spectrum, MeasuredSpectrum)
         basis = self.linear.at(shape).noise.basis
@@ -245,10 +246,10 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         return basis.synthesize(factor * basis.analyze(x))
 
     def refined(self, refinement: Refinement) -> DiffusionOperator:
-        """The same weights with another refinement: other assumptions beyond the training grid.
+        """The same weights with other assumptions beyond the training grid.
 
         Raises:
-            InputError: If the domain has no means over cells, or the tail does not fit.
+            InputError: If the domain does not support means over cells, or the tail does not fit.
         """
         options = self._args["__args__"] | {"refinement": asdict(refinement)}
         other = DiffusionOperator(**options).to(self.prior_variance.device)
@@ -265,14 +266,14 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         self.rehearse(x, sigma, condition)
         shape = (x.shape[-2], x.shape[-1])
         linear = self.linear.at(shape)
-        with torch.autocast(x.device.type, enabled=False):  # the linear part stays exact
+        with torch.autocast(x.device.type, enabled=False):  # the linear part keeps its precision
             mean = self.conditional_mean(condition, x)
             a = linear.modes(x - mean)
         residual = self.residual(a, sigma, shape, condition)
         with torch.autocast(x.device.type, enabled=False):
             level = _few(sigma, linear)
             deviation = linear.posterior_variance(level).sqrt()
-            return mean + linear.fields(a * linear.gain(level) + deviation * residual)
+            return mean + linear.fields(a * linear.wiener_weight(level) + deviation * residual)
 
     def residual(
         self,
@@ -296,19 +297,20 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         band = self._band(linear.noise.basis)
         conditions = self._condition_fields(condition, a, band)
         fade = self._fade(sigma)
-        # Skipped where it would not count. Not in training or while operations are recorded, which
-        # need one path for all levels; nor on a GPU, where the CPU would wait for the levels.
+        # Skip the network where its output fades to zero. Not in training or while operations are
+        # recorded, which need one path for all levels, nor on a GPU, where reading the levels would
+        # make the CPU wait.
         everywhere = self.training or recorded() or a.device.type != "cpu"
         if not (everywhere or fade is None or fade.any()):
             return torch.zeros_like(a)
-        rounded = torch.is_autocast_enabled(a.device.type)  # then the network rounds its input
+        rounded = torch.is_autocast_enabled(a.device.type)  # the network then rounds its input
         show = partial(self._show, linear=linear, band=band, rounded=rounded)
         with torch.autocast(a.device.type, enabled=False):
             level = _few(sigma, linear)
             inputs = [
                 show(a * linear.whitening(level), scale=self.basis.size**-0.5),
                 show(a) / (1 + level**2).sqrt().view(-1, 1, 1, 1),
-                show(a * linear.gain(level)),
+                show(a * linear.wiener_weight(level)),
                 *conditions,
             ]
         f = self.network(torch.cat(inputs, 1), sigma).to(a.dtype)
@@ -322,28 +324,28 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         return StoredPrior(self.prior_variance, self.eof_index, self.eof_covariance, self.coupling)
 
     def _build_linear(self) -> GaussianDenoiser:
-        """The linear part from the buffers.
+        """Compute the linear part from the buffers.
 
-        At once when they change, not when it is needed: an exporter replaces buffers by tensors
-        without values.
+        This is done when the buffers change, not when the linear part is needed: an exporter
+        replaces buffers by tensors without values.
         """
         with lasting():
             prior = self._stored_prior().read(self.noise, self.refinement)
             return GaussianDenoiser(0.0, prior, self.noise)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: not the constants, which are large and belong to a device."""
+        """State of a pickle, without the cached constants, which are large and on a device."""
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in ("_linear", "_bands")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a pickle holds."""
+        """Restore the state of a pickle, and rebuild the constants."""
         super().__setstate__(state)
         self._bands = {}
         self._linear = self._build_linear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy of the weights and buffers; constants, which nobody changes, are shared."""
+        """Copy weights and buffers; constants never change and are shared."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         shared = {k: self.__dict__[k] for k in ("basis", "noise", "_linear", "_bands")}
@@ -358,7 +360,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         return self._bands[other.shape]
 
     def _fade(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
-        """Share of the network's output at each noise level: zero where it is below 1e-4."""
+        """Factor on the network's output at each noise level; zero where it is below 1e-4."""
         if self.network_sigma is None:
             return None
         ratio = sigma / self.network_sigma
@@ -373,7 +375,16 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         rounded: bool,
         scale: float | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Coordinates as fields in the training band: white with this scale, or states if None."""
+        """Fields in the training band from coordinates.
+
+        Args:
+            coordinates: Coordinates.
+            linear: Linear part that they belong to.
+            band: Functions that the training grid shares with the grid of the states.
+            rounded: Whether products may be rounded to TF32.
+            scale: Factor on all whitened coefficients, for a white field; if None, coefficients get
+                the amplitudes of the noise, as in a state.
+        """
         z = linear.rotate(coordinates, back=True).unflatten(1, (self.channels, -1))
         z = z * (linear.noise.root(z) if scale is None else scale)
         return band.basis.synthesize(band.narrow(z), rounded=rounded)
@@ -396,12 +407,12 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
 
 
 def _few(sigma: Float[Tensor, " B"], linear: GaussianDenoiser) -> Tensor:
-    """One level, if all states share it by their layout, so that factors are computed once."""
+    """The first level only, if all states share it and one covariance: factors are then smaller."""
     return sigma[:1] if sigma.stride(0) == 0 and linear.analyses == 1 else sigma
 
 
 def _build_refinement(arguments: Mapping[str, Any] | None) -> Refinement:
-    """From JSON, which has lists where the class has tuples."""
+    """The refinement from JSON, which has lists in place of tuples."""
     options = dict(arguments or {})
     if options.get("tail") is not None:
         options["tail"] = tuple(tuple(float(v) for v in row) for row in options["tail"])
@@ -409,5 +420,5 @@ def _build_refinement(arguments: Mapping[str, Any] | None) -> Refinement:
 
 
 def _rebuild_linear(operator: DiffusionOperator, incompatible: object) -> None:
-    """What an operator does after it has loaded a state."""
+    """Hook that runs after an operator has loaded a state."""
     operator._linear = operator._build_linear()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages: a trained operator with all that its use needs.
+"""Packages: a trained operator with everything that is needed to use it.
 
 A package is a folder with ``operator.mdlus`` (weights), ``package.json`` (grid, channels, schedule,
-provenance) and ``normalization.npz`` (statistics), and, if known, ``orography.npy`` (height of the
-model's surface). Loading one runs no code of its maker's: the
-statistics are plain arrays (``allow_pickle=False``), the checkpoint may name no class but
-:class:`DiffusionOperator`, and its weights, which torch keeps in pickle format, are read by
-``torch.load`` with ``weights_only=True`` (its default), which builds tensors and refuses all else.
+provenance), ``normalization.npz`` (statistics) and optionally ``orography.npy`` (height of the
+model's surface).
+
+Loading a package never runs code from it. The statistics are plain arrays (``allow_pickle=False``).
+The checkpoint may name no class but :class:`DiffusionOperator`. Its weights, which torch stores in
+pickle format, are read by ``torch.load`` with ``weights_only=True`` (its default), which builds
+tensors and refuses everything else.
 
 Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
 """
@@ -53,7 +55,7 @@ _UNREADABLE = (
     ValueError,
     RuntimeError,
     zipfile.BadZipFile,
-    pickle.UnpicklingError,  # what torch raises for weights that are more than tensors
+    pickle.UnpicklingError,  # raised by torch for anything but tensors
 )
 
 
@@ -63,15 +65,17 @@ class Package:
 
     Attributes:
         operator: The denoiser, in normalised units.
-        grid: Where its states live.
-        normalization: Between physical units and the operator's; names the channels.
+        grid: Grid of its states.
+        normalization: Statistics that convert between physical and normalised units, with the
+            names of the channels.
         units: Physical unit of each channel.
-        posterior: How to sample from it, by default; what is None is taken from :data:`.DEFAULTS`.
-        task: Frames of a state, and the condition they are given.
-        provenance: How and on what it was trained; free form, JSON.
-        interval: Seconds from one frame to the next, for a task of several; None if it has one.
-        orography: ``(H, W)`` height of the model's surface above sea level, m; None if unknown.
-            That of a channel ``z`` (geopotential of the surface), if there is one, by default.
+        posterior: Default options of sampling; None is replaced from :data:`.DEFAULTS`.
+        task: Frames of a state, and the condition.
+        provenance: How the operator was trained, and on which data; free-form JSON.
+        interval: Seconds between frames; None for a task of single states.
+        orography: ``(H, W)`` height of the model's surface above sea level, m. If None, it is
+            computed from a channel ``z`` (geopotential of the surface) if there is one, and
+            unknown otherwise.
     """
 
     operator: DiffusionOperator
@@ -85,7 +89,7 @@ class Package:
     orography: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts belong together.
+        """Check that the parts fit together.
 
         Raises:
             InputError: If they do not.
@@ -103,8 +107,8 @@ class Package:
             )
         if self.task.channels(variables) != self.operator.condition_channels:
             raise InputError(
-                f"condition {self.task.condition!r} does not fit an operator that takes "
-                f"{self.operator.condition_channels} channels of it"
+                f"condition {self.task.condition!r} does not fit an operator with a condition of "
+                f"{self.operator.condition_channels} channels"
             )
         if self.orography is None and "z" in self.channels:
             surface = self.normalization.mean[:, self.channels.index("z")].mean(0)
@@ -122,11 +126,11 @@ class Package:
         return self.normalization.channels
 
     def scheduler(self) -> FieldNoiseScheduler:
-        """Noise of the operator with the package's schedule."""
+        """Noise schedule of the package, with the operator's noise field."""
         return self.posterior.scheduler(self.operator.noise)
 
     def statistics_at(self, grid: Grid) -> Normalization:
-        """The climatology on another grid of the domain; by point, it is interpolated."""
+        """Statistics on another grid of the domain; interpolated if they vary by point."""
         own, here = self.normalization, self.grid
         if own.mean.shape[-1] == own.mean.shape[-2] == 1 or grid.shape == here.shape:
             return own
@@ -139,15 +143,15 @@ class Package:
         return torch.from_numpy(hour)
 
     def conditions(self, times: np.ndarray) -> Float[Tensor, "T D"] | None:
-        """Condition of the operator at given times, or None if it takes none.
+        """Condition of the operator at some times; None if it takes none.
 
         Raises:
-            InputError: If the operator takes fields, which no time tells.
+            InputError: If the condition is a coarse view, which times do not determine.
         """
         if self.task.coarse is not None:
             raise InputError(
-                "the package draws states that belong to a coarse view of them, with `ddo "
-                "generate`; take a prior without this condition here"
+                "the package needs a coarse view of the states, with `ddo generate`; take a "
+                "package without this condition here"
             )
         return self.task.at(times)
 
@@ -158,19 +162,20 @@ class Package:
         finer: Float[Tensor, "N C H W"] | None = None,
         source: str | None = None,
     ) -> Package:
-        """The same package with more knowledge of what lies beyond its grid; weights stay.
+        """The same weights with other assumptions about scales beyond the training grid.
 
         Args:
-            cell_means: Whether the states that it was trained on, and ``finer`` ones, are means
-                over the cells of their grids.
-            finer: States of the process on a finer grid, in physical units, whose spectrum is to
-                be that of the draws beyond the package's own band. A few do: it is three numbers.
-                None leaves it to the spectrum of the training data, which a solver too coarse for
-                its flow distorts just where the finer scales begin.
-            source: Where ``finer`` is from, for the provenance.
+            cell_means: Whether the training states, and those in ``finer``, are means over the
+                cells of their grids.
+            finer: States of the process on a finer grid, in physical units. Their spectrum is used
+                for draws beyond the package's band. A few states are enough, since three numbers
+                are fitted to it. If None, the spectrum of the training data is extrapolated; a
+                solver that is too coarse for its flow distorts that spectrum near the end of the
+                band.
+            source: Origin of ``finer``, for the provenance.
 
         Raises:
-            InputError: If the states do not fit, or the domain knows no means over cells.
+            InputError: If the states do not fit, or the domain does not support means over cells.
         """
         refinement = Refinement(cell_means)
         if finer is not None:
@@ -196,18 +201,20 @@ class Package:
             )
         statistics = self.normalization.to(finer.device)
         if statistics.mean.shape[-1] > 1 or statistics.per_hour:
-            raise InputError("finer states need statistics that are the same at all points, hours")
+            raise InputError(
+                "finer states need statistics that are the same at all points and hours"
+            )
         x = statistics.normalize(finer.double())
         basis = self.operator.basis.at(shape)
         return MeasuredSpectrum.fit(basis, x, refinement=refinement).tail.rows
 
     def save(self, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
-        """Write the package; whole or not at all.
+        """Write the package to a folder; a failed write leaves no partial package.
 
         Args:
-            folder: Where to.
-            overwrite: Whether an existing package may be replaced.
-            half: Whether network weights go to disk in half precision.
+            folder: Folder to write.
+            overwrite: Whether an existing folder may be replaced.
+            half: Whether network weights are stored in half precision.
 
         Raises:
             InputError: If the folder exists and ``overwrite`` is False.
@@ -251,14 +258,14 @@ class Package:
 
     @classmethod
     def load(cls, name: str | Path, device: torch.device | str = "cpu") -> Package:
-        """Load a shipped package by name, or any by its folder.
+        """Load a shipped package by its name, or any package by its folder.
 
         Raises:
-            InputError: If there is none, or it is damaged or of another format.
+            InputError: If there is no such package, or it is damaged or of another format.
         """
         folder = Path(name)
         if not (folder / "package.json").is_file() and (SHIPPED / str(name)).is_dir():
-            folder = SHIPPED / str(name)  # also beside a run's folder of that name
+            folder = SHIPPED / str(name)  # even if a folder of that name holds no package
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
         if not (folder / "package.json").is_file():
             raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")
@@ -295,7 +302,7 @@ class Package:
 
 
 def _posterior(header: dict[str, Any]) -> PosteriorConfig:
-    """Options of a header; the interval of the derivative used to have another name."""
+    """Sampling options of a header, with older names converted."""
     options = dict(header)
     if "jacobian_range" in options:
         options["guidance_interval"] = options.pop("jacobian_range")
@@ -309,9 +316,9 @@ def _task(header: dict[str, Any]) -> Task:
 
 
 def _load_operator(path: Path) -> DiffusionOperator:
-    """Load a checkpoint that holds an operator, and nothing but one.
+    """Load a checkpoint after checking that it holds a diffusion operator and nothing else.
 
-    The host imports and calls whatever classes a checkpoint names, hence the look beforehand.
+    PhysicsNeMo imports and calls any class that a checkpoint names, so the name is checked first.
     """
     with zipfile.ZipFile(path) as archive:
         args = json.loads(archive.read("args.json"))
@@ -322,6 +329,6 @@ def _load_operator(path: Path) -> DiffusionOperator:
         )
     if args.keys() != {"__name__", "__module__", "__args__"} or tarfile.is_tarfile(path):
         raise InputError(f"{path} is not laid out as `ddo train` writes it; copy or train it again")
-    with warnings.catch_warnings():  # about arguments of older checkpoints, which are converted
+    with warnings.catch_warnings():  # older checkpoints are converted: no need to warn
         warnings.filterwarnings("ignore", r"DiffusionOperator: arguments of checkpoint version")
         return DiffusionOperator.from_checkpoint(str(path))

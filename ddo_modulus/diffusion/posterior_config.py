@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to sample: one set of options for packages, commands and Earth2Studio components."""
+"""Options of sampling: one object for packages, commands and Earth2Studio components."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 Inflation = Literal["none", "adaptive"] | float
 
-# The value of an option that is left to the package.
+# Default of an option: use the value of the package.
 _PACKAGE: Any = None
 
 
 @dataclass(frozen=True)
 class PosteriorConfig:
-    """Options of sampling and guidance; one that is None is the package's own (:meth:`resolve`).
+    """Options of sampling and guidance. None means the value of the package (:meth:`resolve`).
 
     Attributes:
-        steps: Noise levels.
-        sigma_min: Least noise level.
+        steps: Number of noise levels.
+        sigma_min: Smallest noise level above zero.
         sigma_max: Largest noise level.
         rho: Exponent of the schedule.
         discretization: Spacing of the levels, one of
             :data:`~ddo_modulus.diffusion.noise.DISCRETIZATIONS`.
         solver: One of :data:`~ddo_modulus.diffusion.samplers.SOLVERS`.
-        churn: Noise added before each step; not with solvers that remember earlier steps.
+        churn: Noise added before each step; only for single-step solvers.
         covariance: ``"jacobian"`` or ``"linear"``; see :class:`.MomentMatching`.
         iterations: GMRES iterations, one derivative each.
-        guidance_interval: Least and largest noise level at which the derivative is taken;
-            ``(0, inf)`` is all of them. As JSON has no infinity, None stands for it there.
-        inflation: Factor on the prior's covariance: a number, ``"none"``, or ``"adaptive"``, the
-            most probable one given the innovations of each analysis.
-        batch: States computed together; bounds the memory.
+        guidance_interval: Smallest and largest noise level at which the derivative is taken;
+            ``(0, inf)`` for all levels. JSON has no infinity; there the largest is None.
+        inflation: Factor on the prior covariance: a number, ``"none"``, or ``"adaptive"`` for the
+            most probable factor of each analysis, given its innovations.
+        batch: Number of states computed together; it bounds the memory.
 
     Raises:
         InputError: If an option is out of range.
@@ -77,10 +77,10 @@ class PosteriorConfig:
 
     @classmethod
     def of(cls, options: PosteriorConfig | Mapping[str, Any] | None) -> PosteriorConfig:
-        """The options as one object, from itself, a mapping (JSON, YAML) or None for no choice.
+        """The options from such an object, a mapping (JSON, YAML), or None for no option set.
 
         Raises:
-            InputError: If there is no such option, or a value is out of range.
+            InputError: If an option is unknown, or a value is out of range.
         """
         if isinstance(options, PosteriorConfig):
             return options
@@ -93,26 +93,26 @@ class PosteriorConfig:
         return cls(**chosen)
 
     def resolve(self, package: Package) -> PosteriorConfig:
-        """The options with those of the package in place of None."""
+        """These options, with the package's values in place of None."""
         return self.over(package.posterior)
 
     def over(self, other: PosteriorConfig) -> PosteriorConfig:
-        """These options, and those of another where these are None."""
+        """These options, with another object's values in place of None."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(other, **{name: value for name, value in own.items() if value is not None})
 
     def scheduler(self, noise: GaussianField) -> FieldNoiseScheduler:
-        """Noise levels of resolved options.
+        """Noise schedule of resolved options.
 
         Args:
-            noise: What the levels are multiples of.
+            noise: Noise field at level one.
         """
         return FieldNoiseScheduler(
             noise, self.sigma_min, self.sigma_max, self.rho, discretization=self.discretization
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The options that are chosen, for JSON, which has no infinity and no tuples."""
+        """The options that are set, for JSON, which has neither infinity nor tuples."""
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
@@ -126,7 +126,7 @@ def checked_names(kind: type, options: Mapping[str, Any] | None, what: str) -> d
     """A mapping of options as keyword arguments of a dataclass.
 
     Raises:
-        InputError: If it is no mapping, or an option is unknown.
+        InputError: If it is not a mapping, or an option is unknown.
     """
     if options is None:
         return {}
@@ -153,7 +153,7 @@ def _check_inflation(value: object) -> None:
         raise InputError(f"inflation={value!r} must be 'none', 'adaptive' or a positive number")
 
 
-#: What a package has where its maker chose nothing.
+#: Values of a package for options that were not set when it was made.
 DEFAULTS = PosteriorConfig(
     steps=32,
     sigma_min=0.002,

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Priors: the expected state given a noisy copy of it, and what posteriors need besides.
+r"""Priors: denoisers with a noise field, a Gaussian part and a derivative.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
-With :math:`x_\sigma = x_0 + \sigma L z` a *denoiser* is
+With :math:`x_\sigma = x_0 + \sigma L z`, a *denoiser* is
 :math:`D(x, \sigma) = E[x_0 | x_\sigma = x]` (PhysicsNeMo's *x0 predictor*). It gives the score,
-:math:`C \nabla \log p = (D - x) / \sigma^2`, and by Tweedie's second formula the covariance
-:math:`Cov[x_0 | x_\sigma] = \sigma^2 J C` with :math:`J = \partial D / \partial x`.
+:math:`C \nabla \log p = (D - x) / \sigma^2`. By Tweedie's second-order formula its Jacobian
+:math:`J = \partial D / \partial x` gives the covariance
+:math:`Cov[x_0 | x_\sigma] = \sigma^2 J C`.
 
-A *prior* is a denoiser with its noise, its Gaussian part and its derivative. The diffusion
-operator, engines, trajectories, inflated priors and posteriors are all priors, so that each can be
-sampled from and conditioned on observations.
+A *prior* is a denoiser with its noise field, its Gaussian part and its derivative. The diffusion
+operator, engines, trajectories, inflated priors and posteriors are all priors: each can be sampled
+from, and conditioned on observations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ddo_modulus.fields.gaussian_field import GaussianField
 
 
 class Denoiser(Protocol):
-    """Maps noisy states to the expected clean ones: all that a sampler needs."""
+    """Maps noisy states to the expected clean states. A sampler needs no more than that."""
 
     def __call__(
         self,
@@ -48,16 +49,20 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Prior(Denoiser, Protocol):
-    """A denoiser with all that a posterior needs of it."""
+    """A denoiser with its noise field, Gaussian part and derivative, which posteriors need."""
 
     @property
     def noise(self) -> GaussianField:
-        """Noise field, on the prior's own grid; :meth:`.GaussianField.at` gives other grids."""
+        """Noise field on the prior's own grid; use :meth:`.GaussianField.at` for other grids."""
         ...
 
     @property
     def linear(self) -> GaussianDenoiser:
-        """Gaussian part of the prior: what it is approximated by where a closed form is needed."""
+        """Gaussian part: the approximation of the prior that has a closed form.
+
+        Raises:
+            NoGaussianPart: If the prior has none.
+        """
         ...
 
     def value_and_pullback(
@@ -66,22 +71,22 @@ class Prior(Denoiser, Protocol):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states, and the map ``v -> J^T v`` with their Jacobian ``J``."""
+        """Expected clean states, and the map ``v -> J^T v`` for their Jacobian ``J``."""
         ...
 
 
 @runtime_checkable
 class Recorder(Prior, Protocol):
-    """An engine that can record everything built on it at once, for example as a CUDA graph."""
+    """An engine that can record a prior or posterior built on it, for example as a CUDA graph."""
 
     def captured(self, prior: Prior) -> Prior:
-        """The same prior, one that calls this engine, recorded where that is faster."""
+        """A recorded version of a prior that calls this engine, or the prior itself."""
         ...
 
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """A denoiser that prepares for the noise levels at which a sampler will call it."""
+    """A denoiser that can prepare for the noise levels of a sampler."""
 
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
@@ -89,20 +94,20 @@ class Scheduled(Protocol):
         """The prior to call at each of these levels.
 
         Args:
-            levels: Noise levels on the CPU, in any order, with repetitions.
-            like: States of the shape, dtype and device to come; their values do not matter.
+            levels: Noise levels on the CPU, in any order; they may repeat.
+            like: Tensor with the shape, dtype and device of the states; its values are not used.
         """
         ...
 
 
 class FunctionPrior(Differentiable):
-    """A prior made of a denoising function, such as a network of your own.
+    """A prior from a denoising function, such as a network of your own.
 
     Args:
         denoise: The function; torch must be able to differentiate it.
-        noise: The noise that it removes.
-        linear: Gaussian part of the prior. If None, a Gaussian prior with the covariance of the
-            noise at level one and zero mean stands in.
+        noise: Field of the noise that it removes.
+        linear: Gaussian part of the prior. If None, a Gaussian with zero mean and the covariance of
+            the noise at level one is used.
     """
 
     def __init__(
@@ -122,14 +127,14 @@ class FunctionPrior(Differentiable):
 
 
 class NoGaussianPart(InputError, AttributeError):  # noqa: N818 - says what is missing
-    """The Gaussian part of a prior that has none in closed form was asked for."""
+    """Raised by ``linear`` of a prior that has no Gaussian part in closed form."""
 
 
 def gaussian_part(prior: Prior) -> GaussianDenoiser:
-    """Gaussian part of a prior, to precondition with.
+    """Gaussian part of a prior, for a preconditioner.
 
-    For a prior that has none (:class:`NoGaussianPart`), a Gaussian prior with the covariance of the
-    noise at level one and zero mean stands in.
+    For a prior that has none (:class:`NoGaussianPart`), it is a Gaussian with zero mean and the
+    covariance of the noise at level one.
     """
     try:
         return prior.linear
@@ -138,5 +143,5 @@ def gaussian_part(prior: Prior) -> GaussianDenoiser:
 
 
 def grid_of(x: Tensor) -> tuple[int, int]:
-    """Numbers of rows and columns of states."""
+    """Grid of states: number of rows and columns."""
     return x.shape[-2], x.shape[-1]

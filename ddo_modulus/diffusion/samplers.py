@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Samplers: from noise to states, along the reverse ODE or SDE.
+r"""Samplers: solvers that integrate the reverse ODE or SDE from noise to states.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 
 The probability-flow ODE of the field noise is :math:`dx/d\sigma = (x - D(x, \sigma)) / \sigma`:
-the covariance of the noise cancels, so deterministic solvers are those of EDM, and only the noise
-that is drawn depends on the field. Any denoiser goes in, conditioned on observations or not.
+the covariance of the noise cancels. So deterministic solvers are the same as for white noise, and
+only the noise that is drawn depends on the field. The denoiser may be a prior or a posterior.
 
-Solvers follow PhysicsNeMo's ``Solver`` protocol, so that ours step in its samplers and its own in
-:func:`sample`. The stochastic ones here stay beside PhysicsNeMo's, which hard-code white noise.
+Solvers follow PhysicsNeMo's ``Solver`` protocol: ours work in its samplers, and its solvers work in
+:func:`sample`. Stochastic solvers are implemented here because PhysicsNeMo's draw white noise.
 """
 
 from __future__ import annotations
@@ -34,34 +34,40 @@ Draw = Callable[[], Tensor]
 
 
 class Euler:
-    """First order: a straight line towards the denoised state.
+    """Euler's method, of first order.
 
     Args:
-        denoise: The denoiser.
-        draw: Noise of unit level.
+        denoise: Expected clean states from noisy states and noise levels.
+        draw: Draws noise of level one; not used.
     """
 
     def __init__(self, denoise: Denoise, draw: Draw) -> None:
         self.denoise = denoise
 
     def step(self, x: Tensor, t_cur: Tensor, t_next: Tensor) -> Tensor:
-        """States at the next noise level, with one denoiser call; levels as ``(B,)``, all equal."""
+        """States at the next noise level, with one denoiser call.
+
+        Args:
+            x: States at the current noise level.
+            t_cur: Current noise level, ``(B,)``, all equal.
+            t_next: Next noise level, likewise.
+        """
         return torch.lerp(self.denoise(x, t_cur), x, float(t_next[0] / t_cur[0]))
 
 
 class Heun:
-    """Second order (Karras et al. 2022, algorithm 1): Euler, then the mean of both slopes.
+    """Heun's method, of second order (Karras et al. 2022, algorithm 1).
 
     Args:
-        denoise: The denoiser.
-        draw: Noise of unit level.
+        denoise: Expected clean states from noisy states and noise levels.
+        draw: Draws noise of level one; not used.
     """
 
     def __init__(self, denoise: Denoise, draw: Draw) -> None:
         self.denoise = denoise
 
     def step(self, x: Tensor, t_cur: Tensor, t_next: Tensor) -> Tensor:
-        """As :meth:`Euler.step`, with two denoiser calls, or one on the step to zero."""
+        """As :meth:`Euler.step`, with two denoiser calls, or one for the step to zero."""
         sigma, sigma_next = t_cur[0], t_next[0]
         slope = (x - self.denoise(x, t_cur)) / sigma
         predicted = x + (sigma_next - sigma) * slope
@@ -72,16 +78,16 @@ class Heun:
 
 
 class DPMSolver2M:
-    r"""DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): exponential integrator, second order.
+    r"""DPM-Solver++(2M), an exponential integrator of second order (Lu et al. 2022, algorithm 2).
 
-    Exact in the linear part; extrapolates the denoised state from the last two. With ``eta > 0``
-    its stochastic form (SDE-DPM-Solver++(2M)): noise is renewed while it is removed. It remembers
-    the last step, so that each run of a sampler needs its own.
+    It integrates the linear term of the ODE exactly, and extrapolates the denoised state from the
+    last two steps. With ``eta > 0`` it is the stochastic form, SDE-DPM-Solver++(2M), which adds new
+    noise at each step. A solver stores its last step, so each run needs a new one.
 
     Args:
-        denoise: The denoiser.
-        draw: Noise of unit level.
-        eta: Share of the noise renewed: 0 the ODE, 1 the reverse SDE.
+        denoise: Expected clean states from noisy states and noise levels.
+        draw: Draws noise of level one.
+        eta: Amount of new noise: 0 for the ODE, 1 for the reverse SDE.
     """
 
     def __init__(self, denoise: Denoise, draw: Draw, eta: float = 0.0) -> None:
@@ -125,17 +131,17 @@ SOLVERS: dict[str, Callable[[Denoise, Draw], Solver]] = {
 
 @dataclass(frozen=True)
 class Churn:
-    """Noise added before each step and removed by it (Karras et al. 2022, algorithm 2).
+    """Noise that is added before each step, which removes it (Karras et al. 2022, algorithm 2).
 
     Attributes:
-        amount: Sum over all steps of the relative rise of the noise level, ``S_churn``; a step's
-            share is at most sqrt(2) - 1.
-        low: Least noise level at which it happens, ``S_min``.
-        high: Largest, ``S_max``.
-        noise: Factor on the noise added, ``S_noise``.
+        amount: Sum over all steps of the relative increase of the noise level, ``S_churn``; the
+            increase of one step is at most sqrt(2) - 1.
+        low: Smallest noise level at which noise is added, ``S_min``.
+        high: Largest such level, ``S_max``.
+        noise: Factor on the added noise, ``S_noise``.
 
     Raises:
-        InputError: If a value is negative, or the range empty.
+        InputError: If a value is negative, ``noise`` is not positive, or the range is empty.
     """
 
     amount: float
@@ -151,24 +157,24 @@ class Churn:
             )
 
     def raised(self, sigma: Tensor, steps: int) -> Tensor:
-        """Noise level to start a step from."""
+        """Noise level at the start of a step, after noise was added."""
         share = min(self.amount / steps, math.sqrt(2) - 1)
         return sigma * (1 + share) if self.low <= float(sigma) <= self.high else sigma
 
 
 class StepCounter:
-    """Reports progress over several calls of :func:`sample`, in steps of single states.
+    """Reports the progress of several calls of :func:`sample`, in steps times states.
 
     Args:
-        total: Steps of states in all.
-        report: Called with the number done and the total.
+        total: Number of steps times states of all calls.
+        report: Called with the number done and the total; None for no report.
     """
 
     def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
         self.done, self.total, self.report = 0, total, report
 
     def __call__(self, states: int, steps: Iterable[int]) -> Iterator[int]:
-        """The steps of a batch of states, counted."""
+        """Iterate over the steps of a batch of states, and report each."""
         for step in steps:
             yield step
             self.done += states
@@ -192,27 +198,28 @@ def sample(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Float[Tensor, "B C H W"]:
-    """Draw states from the law that a denoiser describes.
+    """Draw states from the distribution of a denoiser.
 
     Args:
         denoiser: Prior or posterior.
-        scheduler: Noise field and levels.
+        scheduler: Noise field and noise levels.
         batch: Number of states.
         steps: Number of noise levels, at least one.
-        solver: One of :data:`SOLVERS`, or what makes a solver of PhysicsNeMo's protocol from the
-            right-hand side of the ODE, as ``physicsnemo.diffusion.samplers.HeunSolver`` does.
-        churn: Noise to renew on the way, with a solver of single steps.
-        generator: Source of all noise; a sequence shares out the batch
+        solver: One of :data:`SOLVERS`, or a class of PhysicsNeMo's protocol that is constructed
+            from the right-hand side of the ODE, such as
+            ``physicsnemo.diffusion.samplers.HeunSolver``.
+        churn: Noise added before each step; only for single-step solvers.
+        generator: Source of all noise; a sequence of generators divides the batch
             (:meth:`FieldNoiseScheduler.draw`).
-        shape: Grid of the states; the field's own if None.
-        condition: Handed on to the denoiser, ``(B, ...)``.
-        device: Where to compute; where the condition or the generator is if None.
+        shape: Grid of the states; that of the noise field if None.
+        condition: Passed on to the denoiser, ``(B, ...)``.
+        device: Device to compute on; if None, that of the condition or of the generator.
         dtype: Precision of the states.
         progress: Wraps the iteration over steps, for a progress bar.
 
     Raises:
-        InputError: On an unknown solver, steps or batch below one, or churn with a solver that
-            remembers earlier steps.
+        InputError: If the solver is unknown, ``steps`` or ``batch`` is below one, or churn is used
+            with a multistep solver.
     """
     if isinstance(solver, str) and solver not in SOLVERS:
         raise InputError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
@@ -226,7 +233,7 @@ def sample(
         device = "cpu" if owner is None else owner.device
     shape = scheduler.field.shape if shape is None else (shape[0], shape[1])
     like = torch.empty((batch, scheduler.field.channels, *shape), device=device, dtype=dtype)
-    # Levels in double on the CPU: branching on them must not wait for the device.
+    # Levels in float64 on the CPU, so that branches on them do not wait for the device.
     sigmas = scheduler.timesteps(steps, dtype=torch.float64)
     starts = sigmas[:-1]
     if churn is not None:
@@ -239,7 +246,7 @@ def sample(
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         value = float(sigma[0])
         level = torch.full((1,), value, device=device, dtype=dtype)
-        # Expanded, so that the denoiser sees that it is one level.
+        # Expanded, so that the denoiser can see from the strides that it is one level.
         return at.get(value, denoiser)(x, level.expand(batch), condition)
 
     def draw() -> Tensor:
@@ -260,7 +267,7 @@ def sample(
 def _stepper(
     solver: str | Callable[[Denoise], Solver], denoise: Denoise, draw: Draw, like: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """One step of a solver, from noise levels in double on the CPU."""
+    """The step function of a solver, for noise levels in float64 on the CPU."""
     if isinstance(solver, str):
         return SOLVERS[solver](denoise, draw).step
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Gaussian prior as the buffers of an operator, which its checkpoints hold.
+"""A Gaussian prior as buffers of an operator, as stored in checkpoints.
 
 Axes: ``C`` channel, ``K`` spectral coefficients, ``N = C K``, ``n`` coefficients that EOFs mix.
 
-A symmetric matrix survives rounding to half precision, eigenvectors do not. So covariances are
-stored, by their lower triangles, and diagonalised when the prior is read.
+A covariance matrix tolerates rounding to half precision; its eigenvectors do not. So the lower
+triangles of covariances are stored, and diagonalised when the prior is read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class StoredPrior:
     """Covariance of the whitened coefficients: diagonal, with EOFs, or between channels.
 
     Attributes:
-        prior_variance: ``(N,)`` the diagonal.
-        eof_index: ``(n,)`` int32, the coefficients that EOFs mix; empty without EOFs.
-        eof_covariance: Lower triangle of their covariance.
-        coupling: ``(K, C (C + 1) / 2)`` lower triangles of the covariances between channels; None
-            if channels are independent.
+        prior_variance: ``(N,)`` diagonal of the covariance.
+        eof_index: ``(n,)`` int32, indices of the coefficients that EOFs mix; empty without EOFs.
+        eof_covariance: Lower triangle of the covariance of these coefficients.
+        coupling: ``(K, C (C + 1) / 2)`` lower triangles of the covariance between channels of each
+            coefficient; None if channels are independent.
     """
 
     prior_variance: Float[Tensor, " N"]
@@ -43,12 +43,12 @@ class StoredPrior:
 
     @classmethod
     def identity(cls, channels: int, size: int, eof_modes: int, *, coupled: bool) -> Self:
-        """The law of the noise itself, in float32.
+        """A prior with the covariance of the noise, in float32.
 
         Args:
-            channels: Channels ``C``.
-            size: Coefficients ``K`` of a channel.
-            eof_modes: Coefficients ``n`` that EOFs mix.
+            channels: Number of channels ``C``.
+            size: Number of coefficients ``K`` of a channel.
+            eof_modes: Number of coefficients ``n`` that EOFs mix.
             coupled: Whether there are covariances between channels.
         """
         triangle = torch.eye(channels)[lower_triangle(channels)]
@@ -60,10 +60,11 @@ class StoredPrior:
         )
 
     def write(self, prior: PriorCovariance, noise: GaussianField) -> None:
-        """Overwrite the buffers with a prior.
+        """Write a prior to the buffers.
 
         Raises:
-            InputError: If it does not fit the noise field, or is of another kind than the buffers.
+            InputError: If the prior does not fit the noise field, or the buffers are of another
+                kind.
         """
         variance, rotation = prior.relative_to(noise)
         if isinstance(prior, CoupledField) != (self.coupling is not None):
@@ -86,11 +87,11 @@ class StoredPrior:
             self.eof_covariance.copy_(block[lower_triangle(mixed)])
 
     def read(self, noise: GaussianField, refinement: Refinement) -> PriorCovariance:
-        """The prior that the buffers hold, in float64 on the CPU.
+        """Read the prior from the buffers, in float64 on the CPU.
 
         Args:
-            noise: Noise field whose whitened coefficients the buffers are of.
-            refinement: What lies beyond its grid.
+            noise: Noise field; the buffers describe its whitened coefficients.
+            refinement: Assumptions beyond the grid of the noise field.
         """
         variance = _exact(self.prior_variance)
         if self.coupling is not None:
@@ -99,7 +100,7 @@ class StoredPrior:
         if len(self.eof_index):
             block = _symmetric(_exact(self.eof_covariance), len(self.eof_index))
             index, unit = self.eof_index.long().cpu(), torch.eye(len(block), dtype=block.dtype)
-            if torch.equal(block, unit):  # a new operator's: spare the eigenvectors, which it has
+            if torch.equal(block, unit):  # a new operator: no eigenvectors to compute
                 return EOFField(noise, variance.index_fill(0, index, 1.0), index, unit, refinement)
             return EOFField.from_covariance(noise, block, index, variance, refinement=refinement)
         spectrum = variance.unflatten(0, (noise.channels, -1)) * noise.variance

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator is trained to draw, and given what.
+"""The task of an operator: the frames that it draws, and the condition that it takes.
 
 Axes: ``N`` states of a record, ``B`` batch, ``P`` frames of a sample, ``C`` variables, ``D``
 channels of a condition, ``H W`` grid, ``h w`` coarse grid.
@@ -28,11 +28,12 @@ _KINDS = ("none", "hour_of_day", "coarse")
 
 @dataclass(frozen=True)
 class CoarseWindow:
-    """What a coarse view of a field and of its neighbours in time shows: means over blocks.
+    """A coarse view of some frames of a field: means over the cells of a coarse grid.
 
     Attributes:
-        factor: Points of the fine grid to one of the coarse, along each axis; any number from 1.
-        reach: Frames before, and as many after, that are seen beside the frame itself.
+        factor: Ratio of the numbers of points of the fine and the coarse grid along each axis; any
+            number from 1 up.
+        reach: Number of further frames in the view, both before and after the frame itself.
 
     Raises:
         InputError: If a number is out of range.
@@ -51,7 +52,7 @@ class CoarseWindow:
         """Grid ``(h, w)`` of the coarse view.
 
         Raises:
-            InputError: If it has a single row or column, which shows no field.
+            InputError: If it has a single row or column.
         """
         height, width = (round(n / self.factor) for n in fine)
         if min(height, width) < 2:
@@ -66,11 +67,11 @@ class CoarseWindow:
         rows, columns = (s / s.sum(1, keepdim=True) for s in self._shares(x, x.shape[-2:]))
         return rows @ x @ columns.mT
 
-    def spread(self, y: Float[Tensor, "B C h w"], basis: Basis) -> Float[Tensor, "B C H W"]:
-        """A coarse view on the grid of a basis, as smooth as its resolution.
+    def on_grid(self, y: Float[Tensor, "B C h w"], basis: Basis) -> Float[Tensor, "B C H W"]:
+        """A coarse view on the grid of a basis.
 
-        Cells of equal values, of which the functions are kept that the coarse grid resolves:
-        unlike an interpolation between its points it is not shifted.
+        The field is constant in each coarse cell, then truncated to the functions that the coarse
+        grid resolves. Unlike interpolation between points, that does not shift the field.
         """
         rows, columns = self._shares(y, basis.shape)
         cells = rows.mT @ y @ columns
@@ -78,7 +79,7 @@ class CoarseWindow:
         return band.synthesize(band.analyze(cells), basis.shape)
 
     def _shares(self, like: Tensor, fine: Sequence[int]) -> list[Tensor]:
-        """Share ``(h, H)`` of each fine row that is in each coarse one, and of columns."""
+        """Share of each fine row in each coarse row, ``(h, H)``, and likewise of columns."""
         sizes = (fine[0], fine[1])
         return [
             _shares(many, few, like.dtype, str(like.device))
@@ -86,7 +87,7 @@ class CoarseWindow:
         ]
 
 
-# Both are asked for with every batch, and cost far more to make than to apply.
+# Cached: both are needed for every batch, and cost far more to compute than to apply.
 @lru_cache(maxsize=16)
 def _band(basis: Basis, modes: tuple[int, int]) -> Basis:
     return basis.truncate(modes)
@@ -102,16 +103,17 @@ def _shares(many: int, few: int, dtype: torch.dtype, device: str) -> Float[Tenso
 
 @dataclass(frozen=True)
 class Task:
-    """A sample of the process: frames next to each other in time, and what they are given.
+    """What an operator draws: consecutive frames, and the condition that it takes.
 
     Attributes:
-        frames: States that are drawn together, as channels, the first one's variables first.
-        condition: ``"none"``; ``"hour_of_day"``: sine and cosine of the UTC hour of the middle
-            frame; ``"coarse"``: the frames, and their neighbours, as ``coarse`` shows them.
-        coarse: The coarse view, if that is the condition.
+        frames: Number of states that are drawn together. They are stacked as channels, with the
+            variables of the first frame first.
+        condition: ``"none"``; ``"hour_of_day"`` for sine and cosine of the UTC hour of the middle
+            frame; ``"coarse"`` for a coarse view of the frames and their neighbours in time.
+        coarse: The coarse view, if it is the condition.
 
     Raises:
-        InputError: If a value is not one of these, or a coarse view is missing or not asked for.
+        InputError: If a value is not one of these, or ``coarse`` does not match the condition.
     """
 
     frames: int = 1
@@ -128,17 +130,17 @@ class Task:
 
     @property
     def span(self) -> int:
-        """Frames ``P`` that a sample is made from."""
+        """Number of frames ``P`` that a training sample needs."""
         return self.frames + (2 * self.coarse.reach if self.coarse is not None else 0)
 
     def channels(self, variables: int) -> int:
-        """Channels ``D`` of the condition."""
+        """Number of channels ``D`` of the condition."""
         if self.coarse is not None:
             return self.span * variables
         return 2 if self.condition == "hour_of_day" else 0
 
     def at(self, times: np.ndarray) -> Float[Tensor, "B D"] | None:
-        """Condition at the times ``(B,)`` of the middle frames; None where fields make it."""
+        """Condition at times ``(B,)`` of the middle frames; None if times do not determine it."""
         if self.condition != "hour_of_day":
             return None
         seconds = np.asarray(times, "datetime64[s]").astype("int64") % 86_400
@@ -148,16 +150,16 @@ class Task:
     def split(
         self, x: Float[Tensor, "B PC H W"], condition: Tensor | None, basis: Basis
     ) -> tuple[Float[Tensor, "B C H W"], Tensor | None]:
-        """The state that is drawn and its condition, of all frames of samples.
+        """Split the frames of samples into the states to draw and their condition.
 
         Args:
-            x: Normalised frames, ``span`` of them.
-            condition: What :meth:`at` gave.
-            basis: Of the operator.
+            x: Normalised frames, ``span`` per sample.
+            condition: Result of :meth:`at`.
+            basis: Basis of the operator.
         """
         if self.coarse is None:
             return x, condition
-        view = self.coarse.spread(self.coarse.view(x), basis)
+        view = self.coarse.on_grid(self.coarse.view(x), basis)
         variables, reach = x.shape[1] // self.span, self.coarse.reach
         state = x[:, reach * variables : (reach + self.frames) * variables]
         return state, view

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines: priors that bring their own derivative, in torch, compiled, or as exported graphs.
+"""Engines: implementations of a package's prior in torch, compiled, or as exported graphs.
 
-Guidance needs a denoiser and its vector-Jacobian product. An exported folder holds one graph of
-each, so guided sampling runs in the inference engine (docs/export.md).
+Guidance needs a denoiser and its vector-Jacobian product. A folder of exported graphs has one graph
+for each, so that guided sampling runs in the inference engine (docs/export.md).
 """
 
 from ddo_modulus.engines.options import EngineOptions, Precision, pick_precision

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions as CUDA graphs: recorded once, then launched whole.
+"""Priors and posteriors as CUDA graphs (:mod:`ddo_modulus.cuda_graphs`).
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
-
-A step of a small operator is some hundreds of kernels, each shorter than the time that the CPU
-takes to launch it, so the GPU idles most of the step. A graph launches them all at once. What is
-recorded may not wait for the GPU, and reads and writes the same memory at each replay.
 """
 
 from __future__ import annotations
@@ -30,16 +26,16 @@ if TYPE_CHECKING:
 
 
 class Captured:
-    """A denoiser as a CUDA graph: prior or posterior, network, derivative, solver and all.
+    """A prior or posterior that is recorded as a CUDA graph, with its derivative and solver.
 
-    Recorded anew for each shape of states. Samplers see a denoiser like any other: what they do
-    between two calls is a handful of kernels, which the CPU launches while the graph runs. On
-    another device it is the denoiser itself. One that cannot be recorded (operators that are not
-    linear factor matrices between, a user's denoiser may look at its values) runs as it is, after
-    a warning with the reason.
+    There is one recording for each shape of states. The sampler itself is not recorded: between two
+    calls it needs only a few kernels, which the CPU launches while the graph runs. On other devices
+    calls go to the prior. A prior that cannot be recorded runs without a graph, after a warning
+    with the reason. Examples are posteriors with nonlinear operators, which factor matrices at each
+    call, and denoisers that read values of their arguments.
 
     Args:
-        prior: What to record; its state must not change afterwards.
+        prior: Prior or posterior to record; its state must not change afterwards.
         pool: Memory to share with other graphs (:class:`Replay`).
     """
 
@@ -52,7 +48,7 @@ class Captured:
 
     @property
     def failure(self) -> str | None:
-        """Why it could not be recorded; None as long as it could."""
+        """Reason why recording failed; None if it has not."""
         parts = [] if self._scheduled is None else self._scheduled[1].values()
         return next((p.failure for p in parts if p.failure is not None), self._failure)
 
@@ -72,7 +68,7 @@ class Captured:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states and ``v -> J^T v``; not recorded."""
+        """Expected clean states, and ``v -> J^T v``; not recorded."""
         return self.prior.value_and_pullback(x, sigma, condition)
 
     @torch.no_grad()
@@ -82,7 +78,7 @@ class Captured:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean state."""
+        """Expected clean states."""
         if x.device.type != "cuda" or self._failure is not None:
             return self.prior(x, sigma, condition)
         one = one_level(sigma)
@@ -108,7 +104,7 @@ class Captured:
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
     ) -> Mapping[float, Prior]:
-        """As the denoiser's own (:class:`~ddo_modulus.diffusion.prior.Scheduled`), recorded."""
+        """The priors that the recorded one schedules (:class:`.Scheduled`), each recorded."""
         if not isinstance(self.prior, Scheduled):
             return {}
         prepared = self.prior.scheduled(levels, like)
@@ -120,7 +116,7 @@ class Captured:
 
 
 def _function(denoiser: Denoiser) -> Callable[..., Tensor]:
-    """What is recorded; the first entry of the key says whether all states share a level."""
+    """The function to record; the first entry of its key is True if states share a level."""
 
     def call(key: tuple, x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
         return denoiser(x, level.expand(len(x)) if key[0] else level, condition)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of exported graphs: written whole, described by ``engine.json``, checked when opened.
+"""Folders of exported graphs, described by ``engine.json`` and checked when opened.
 
 Axes: ``B`` batch, ``C`` channel, ``D`` channels of a condition, ``H W`` grid.
 
-Beside the graphs stands what their users have to know: grid, variables, noise levels, precision,
-versions, and how far the graphs are from the operator in single precision, measured when they were
-written. The same is in the ``metadata_props`` of each graph.
+The description has what a user of the graphs needs: grid, variables, noise levels, precision,
+versions, and the error of the graphs relative to the operator in single precision, measured at
+export. The same is in the ``metadata_props`` of each graph.
 """
 
 from __future__ import annotations
@@ -35,30 +35,31 @@ FORMAT = 1
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
-#: Protocol buffers end at 2 GiB; the constants of larger graphs go to a file of their own.
+#: Graphs larger than this (bytes) keep constants in a separate file: the limit of protocol buffers
+#: is 2 GiB.
 EXTERNAL = 1_500_000_000
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a folder of graphs computes, and how well.
+    """Description of a folder of graphs: what they compute, and how accurately.
 
     Attributes:
         package: Fingerprint of the operator (:func:`fingerprint`).
         shape: Grid ``(H, W)`` of the states.
-        domain: What the grid covers: first and last latitude and longitude, or lengths.
-        variables: Of the package, in the order of channels.
-        channels: Channels ``C`` of a state: of all frames together.
-        condition: Size of the condition of one state, ``[D]`` or ``[D, H, W]``; None if there is
-            none.
-        precision: Of the network.
-        sigma: Least and largest noise level of the package.
-        opset: Of the graphs.
-        tolerance: Largest error relative to the operator in single precision, over noise levels
-            from least to largest: the norm of the difference over that of the result.
-        measured_with: What computed the graphs for that.
-        versions: Of the software that wrote them.
-        format: Of this description.
+        domain: Extent of the grid: first and last latitude and longitude, or lengths.
+        variables: Variables of the package, in the order of channels.
+        channels: Number of channels ``C`` of a state, over all frames.
+        condition: Shape of the condition of one state, ``[D]`` or ``[D, H, W]``; None for none.
+        precision: Precision of the network.
+        sigma: Smallest and largest noise level of the package.
+        opset: ONNX opset of the graphs.
+        tolerance: Largest error of each output relative to the operator in single precision, over
+            noise levels from the smallest to the largest: the norm of the difference over the norm
+            of the result.
+        measured_with: Software that evaluated the graphs for this measurement.
+        versions: Versions of the software that wrote the graphs.
+        format: Format of this description.
     """
 
     package: str
@@ -77,10 +78,10 @@ class Contract:
 
     @classmethod
     def read(cls, folder: Path) -> Contract:
-        """The description of a folder.
+        """Read the description of a folder.
 
         Raises:
-            InputError: If there is none, it is damaged, or of another format.
+            InputError: If it is missing, damaged, or of another format.
         """
         path = folder / HEADER
         again = f"write the folder again with `ddo export out={folder} overwrite=true`"
@@ -117,7 +118,7 @@ def _domain(grid: Grid) -> dict[str, list[float] | bool]:
 
 
 def condition_size(package: Package) -> tuple[int, ...] | None:
-    """Size of the condition of one state: numbers, or fields on the grid of the operator."""
+    """Shape of the condition of one state: ``(D,)``, or ``(D, H, W)`` on the operator's grid."""
     channels = package.operator.condition_channels
     if not channels:
         return None
@@ -138,22 +139,22 @@ def export(
 
     Args:
         package: The prior.
-        folder: Where to.
-        precision: Of the network; the linear part and the functions of sigma stay in fp32.
+        folder: Folder to write.
+        precision: Precision of the network; the linear part and functions of sigma stay in fp32.
         shape: Grid ``(H, W)``; the package's if None.
-        external: Whether constants go to files of their own, as they do in large graphs anyway.
-        overwrite: Whether an older folder of engines may be replaced.
-        progress: Called with the steps done and their number.
+        external: Whether constants go to separate files; those of large graphs always do.
+        overwrite: Whether an existing folder of engines may be replaced.
+        progress: Called with the number of steps done and their total.
 
     Raises:
-        InputError: On an unknown precision, a grid that the operator cannot be used on, an
-            operation that TensorRT does not have, or a folder that may not be replaced.
+        InputError: If the precision is unknown, the operator cannot be used on the grid, an
+            operation is not supported by TensorRT, or the folder may not be replaced.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
     folder = Path(folder)
     if folder.exists() and overwrite and not (folder / HEADER).is_file():
-        raise InputError(f"{folder} is there and holds no engines; choose another place")
+        raise InputError(f"{folder} exists and holds no engines; choose another folder")
     try:
         import onnx
         import onnx_ir as ir
@@ -221,7 +222,7 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
     """The folder of the graphs of a package: ``options.folder``, or one in the cache.
 
     Raises:
-        InputError: If ``options.folder`` is that of another package or grid.
+        InputError: If ``options.folder`` is for another package or grid.
     """
     shape = package.grid.shape if options.shape is None else options.shape
     own = fingerprint(package.operator)
@@ -248,7 +249,7 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
 
 
 def cache() -> Path:
-    """Where engines are kept: ``$DDO_ENGINES``, or the user's cache."""
+    """Folder of exported engines: ``$DDO_ENGINES``, or in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("DDO_ENGINES") or home / "ddo_modulus" / "engines")
 
@@ -259,10 +260,10 @@ def cache() -> Path:
 def probes(
     package: Package, shape: tuple[int, int], batch: int = 7, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Arguments ``(x, sigma, v[, condition])`` as they occur in sampling, for a measurement.
+    """Arguments ``(x, sigma, v[, condition])`` that are typical of sampling, to measure errors.
 
-    Noise levels from least to largest, noisy draws of the linear part, random cotangents whose
-    sizes span decades, and random conditions.
+    They are noisy draws from the linear part at noise levels from the smallest to the largest,
+    random cotangents of sizes over several decades, and random conditions.
     """
     generator = torch.Generator().manual_seed(seed)
     operator, sampling = package.operator, package.posterior
@@ -280,7 +281,7 @@ def probes(
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest error of a state, as the norm of the difference over that of the state expected."""
+    """Largest relative error of a state: norm of the difference over norm of the expected state."""
     difference = (found.double() - expected.double()).flatten(1).norm(dim=1)
     return float((difference / expected.double().flatten(1).norm(dim=1)).max())
 
@@ -288,7 +289,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def _measure(
     package: Package, traced: Trace, graphs: dict[str, Path], shape: tuple[int, int]
 ) -> tuple[dict[str, float], str]:
-    """Errors of both outputs of the graphs, and what computed them."""
+    """Errors of both outputs of the graphs, and the software that evaluated the graphs."""
     x, sigma, v, *conditions = arguments = probes(package, shape)
     device = package.operator.device
     condition = conditions[0].to(device) if conditions else None
@@ -302,7 +303,7 @@ def _measure(
         feeds = {n: t.numpy() for n, t in zip(names, arguments, strict=True)}
         found = [torch.from_numpy(a) for a in session.run(None, feeds)]
         measured = f"onnxruntime {onnxruntime.__version__} on a CPU"
-    except Exception as error:  # ONNX Runtime's own kinds are not public
+    except Exception as error:  # the exceptions of ONNX Runtime are not public
         if not isinstance(error, ImportError) and "NOT_IMPLEMENTED" not in str(error):
             raise
         found, measured = list(traced.function(*arguments)), f"torch {torch.__version__} on a CPU"

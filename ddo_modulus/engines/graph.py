@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs of a denoiser: for any batch, with names, and with each constant stored once.
+"""ONNX graphs of a denoiser, for any size of the batch.
 
 Axes: ``B`` batch, ``C`` channel, ``D`` channels of a condition, ``H W`` grid.
 
-Both graphs come from one trace (:mod:`.trace`) through PyTorch's exporter: ``denoiser_vjp`` is
-``(x, sigma, v[, condition]) -> (denoised, product)``, and ``denoiser`` is what is left of it when
-nobody asks for the product.
+PyTorch's exporter makes both graphs from one trace (:mod:`.trace`). ``denoiser_vjp`` is
+``(x, sigma, v[, condition]) -> (denoised, product)``. ``denoiser`` is the same graph without the
+output ``product`` and everything that only this output needs. Inputs and outputs have names, and
+each constant is stored once.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from ddo_modulus.compat import valueless
 from ddo_modulus.engines.trace import BATCH, Trace
 from ddo_modulus.errors import InputError
 
-#: Names of the graphs, and of what goes in and comes out.
+#: Names of the graphs, and of their inputs and outputs.
 DENOISER, VJP = "denoiser", "denoiser_vjp"
 INPUTS = ("x", "sigma", "v", "condition")
 OUTPUTS = ("denoised", "product")
 
 OPSET = 18
 
-# Constants of at most this size, shapes above all, are computed here and not in the engine.
+# Constants of at most this size, mostly shapes, are computed at export and not by the engine.
 _SMALL = 64
 
 _FOLDED = {"Constant", "Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
@@ -42,7 +43,7 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
 
     Raises:
         InputError: If an operation of the network has no ONNX form, or depends on the size of the
-            batch in a way that no graph can hold.
+            batch in a way that a graph cannot express.
     """
     _, inputs = valueless([(BATCH, *t.shape[1:]) for t in traced.example])
     with torch.no_grad():
@@ -76,10 +77,10 @@ def to_onnx(traced: Trace) -> dict[str, ir.Model]:
 
 
 def unsupported(model: ir.Model, traced: Trace) -> list[str]:
-    """Operations that TensorRT's published list does not have, and the modules that made them.
+    """Operations that TensorRT does not support, with the modules that use them.
 
-    The list is that of TensorRT's ONNX parser, with its types and those of its restrictions that a
-    graph of ours could meet (``tensorrt_operators.json`` names its source).
+    They are compared with the published list of TensorRT's ONNX parser, with its types and the
+    restrictions that matter for these graphs (``tensorrt_operators.json``, which names its source).
     """
     table = json.loads(files(__package__).joinpath("tensorrt_operators.json").read_text())
     types = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "DOUBLE": "double"}
@@ -107,7 +108,7 @@ def unsupported(model: ir.Model, traced: Trace) -> list[str]:
 
 
 def _target(node: ir.Node) -> str:
-    """The operation of the trace that a node was made for."""
+    """The operation of the trace that a node comes from."""
     origin = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
     return origin.partition("target=torch.ops.")[2].partition("]")[0].rpartition(".")[0]
 
@@ -122,14 +123,14 @@ def _last_line(error: BaseException) -> str:
 
 
 def _array(value: ir.Value | None) -> np.ndarray | None:
-    """What a value is, if it is a constant."""
+    """The array of a constant; None for other values."""
     if value is None or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
 def _constant(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
-    """A new constant of the graph."""
+    """Add a constant to the graph."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype  # type: ignore
     model.graph.initializers[name] = value
@@ -137,7 +138,7 @@ def _constant(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
 
 
 def _fold(model: ir.Model) -> None:
-    """Compute small constants, shapes above all."""
+    """Replace operations on small constants, mostly shapes, by their results."""
     for node in list(model.graph):
         if node.op_type not in _FOLDED or len(node.outputs) != 1:
             continue
@@ -193,17 +194,17 @@ def _tidy(model: ir.Model) -> None:
 
 
 def _open_batch(model: ir.Model) -> None:
-    """Replace the prime that stands for the size of the batch by the size of the input.
+    """Replace the prime number that the trace used as size of the batch by the size of the input.
 
     Raises:
-        InputError: If it is left anywhere.
+        InputError: If the prime number remains somewhere.
     """
     size: dict[int, ir.Value] = {}
     graph = model.graph
     first = next(iter(graph))
 
     def batch(times: int) -> ir.Value:
-        """A multiple of the batch, as a tensor of one value."""
+        """A multiple of the size of the batch, as a tensor of one value."""
         if times not in size:
             node = ir.node("Shape", [graph.inputs[0]], {"start": 0, "end": 1})
             nodes = [node]
@@ -238,7 +239,7 @@ def _open_batch(model: ir.Model) -> None:
             else:
                 raise _dependent(node.op_type)
     for node in graph:
-        for output in node.outputs:  # the engine infers the shapes of intermediate values
+        for output in node.outputs:  # the engine infers shapes of intermediate values
             if not output.is_graph_output():
                 output.shape = None
     for node in graph:
@@ -250,8 +251,8 @@ def _open_batch(model: ir.Model) -> None:
 
 def _dependent(operation: str) -> InputError:
     return InputError(
-        f"{operation} depends on the number of states computed together, which an exported "
-        "operator must not"
+        f"{operation} depends on the number of states computed together, which is not possible in "
+        "an exported operator"
     )
 
 
@@ -264,7 +265,7 @@ def _any_tagged(shape: Sequence[int]) -> bool:
 
 
 def _counts(array: np.ndarray) -> bool:
-    """Whether a small constant is a small multiple of the batch, or one over it."""
+    """Whether a small constant is a multiple of the size of the batch, or one over a multiple."""
     if array.size > _SMALL or array.dtype.kind not in "iuf":
         return False
     value = np.abs(array.astype(np.float64).ravel())

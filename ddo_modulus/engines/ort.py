@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported graphs in ONNX Runtime, with its TensorRT, CUDA and CPU execution providers.
 
-Inputs and outputs are torch tensors, bound by their addresses: nothing is copied. On a GPU the
-providers compute on a stream of their own that waits for torch's, and that torch's waits for.
+Inputs and outputs are torch tensors, bound by their addresses without a copy. On a GPU the
+providers compute on a separate stream, which is synchronised with torch's before and after a run.
 
 Documentation: https://onnxruntime.ai/docs/api/python/api_summary.html (``InferenceSession``,
 ``IOBinding.bind_input``, ``run_with_iobinding``),
@@ -36,12 +36,12 @@ class ONNXRuntimeEngine(GraphEngine):
 
     Args:
         package: The prior; the engine computes on its device.
-        folder: Of the graphs.
-        contract: Theirs.
-        batch: Largest number of states at once.
+        folder: Folder of the graphs.
+        contract: Contract of the graphs.
+        batch: Largest number of states computed at once.
 
     Attributes:
-        providers: What computes, in the order of preference.
+        providers: Execution providers in use, in order of preference.
 
     Raises:
         InputError: If ONNX Runtime is missing, or none of its providers can run the graphs on the
@@ -59,7 +59,7 @@ class ONNXRuntimeEngine(GraphEngine):
             ) from error
         available = onnxruntime.get_available_providers()
         chosen = choose_providers(available, self.device.type)
-        # Not torch's default stream: its handle is zero, which means none to ONNX Runtime.
+        # Not torch's default stream: its handle is zero, which ONNX Runtime takes for no stream.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         stream = 0 if self._stream is None else self._stream.cuda_stream
         if TENSORRT in chosen:
@@ -77,18 +77,18 @@ class ONNXRuntimeEngine(GraphEngine):
                 self._sessions[graph] = onnxruntime.InferenceSession(
                     folder / f"{graph}.onnx", settings, providers=options
                 )
-            except Exception as error:  # its own kinds are not public
+            except Exception as error:  # the exceptions of ONNX Runtime are not public
                 reason = str(error).split("\n")[0]
                 raise InputError(
                     f"ONNX Runtime ({', '.join(chosen)}) cannot run {folder / graph}.onnx: "
                     f"{reason}. Graphs in {contract.precision} may need another provider; "
-                    "precision=fp32 runs on all, and engine=torch needs none"
+                    "precision=fp32 runs on all of them, and engine=torch needs none"
                 ) from error
         self.providers: list[str] = self._sessions[DENOISER].get_providers()
 
     @classmethod
     def of(cls, package: Package, options: EngineOptions) -> ONNXRuntimeEngine:
-        """The engine of a package; its graphs are exported first if they are not there."""
+        """The engine of a package; its graphs are exported first if they do not exist."""
         folder, contract = find(package, options)
         engine = cls(package, folder, contract, options.batch)
         options.report(f"engine: ONNX Runtime, {contract.precision}, {', '.join(engine.providers)}")
@@ -115,10 +115,10 @@ class ONNXRuntimeEngine(GraphEngine):
 
 
 def choose_providers(available: Sequence[str], device: str) -> list[str]:
-    """Providers for a device, the fastest first.
+    """Execution providers for a device, the fastest first.
 
     Raises:
-        InputError: If there is none.
+        InputError: If none of them is available.
     """
     wanted = [TENSORRT, CUDA, CPU] if device == "cuda" else [CPU]
     chosen = [name for name in wanted if name in available]
@@ -137,7 +137,7 @@ def provider_options(
     profiles: dict[str, str],
     folder: Path,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Options of each provider: the device, the stream, full fp32, and where plans are kept."""
+    """Options of each provider: device, stream, no TF32, and the folder of plans."""
     on_device = {"device_id": device, "user_compute_stream": str(stream)}
     options: dict[str, dict[str, Any]] = {
         TENSORRT: {
@@ -155,7 +155,7 @@ def provider_options(
 
 
 def _profiles(contract: Contract, graph: str, batch: int) -> dict[str, str]:
-    """Shapes that TensorRT optimises for, as its provider reads them."""
+    """Shapes that TensorRT optimises for, in the format of its provider."""
     sizes = input_sizes(contract, graph)
 
     def all_of(count: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines that run exported graphs have in common.
+"""Base class of engines that run exported graphs.
 
 Axes: ``B`` batch, ``C`` channel, ``H W`` grid.
 """
@@ -25,18 +25,19 @@ DENOISER, VJP = "denoiser", "denoiser_vjp"
 
 
 class GraphEngine(ABC):
-    """A denoiser that two exported graphs compute, on a fixed grid.
+    """A prior computed by two exported graphs, on a fixed grid.
 
-    Automatic differentiation sees a function with a derivative of its own, so whatever is built on
-    denoisers can be built on engines too.
+    Automatic differentiation uses the exported vector-Jacobian product, so an engine can replace
+    the operator everywhere.
 
     Args:
         package: The prior.
-        contract: Of the graphs.
-        batch: Largest number of states computed at once; larger batches are cut up. None: no limit.
+        contract: Contract of the graphs.
+        batch: Largest number of states computed at once; larger batches are split. None for no
+            limit.
 
     Raises:
-        InputError: If a call asks for another grid or another condition than was exported.
+        InputError: If a call has another grid or another condition than was exported.
     """
 
     def __init__(self, package: Package, contract: Contract, batch: int | None = None) -> None:
@@ -48,11 +49,11 @@ class GraphEngine(ABC):
 
     @abstractmethod
     def run(self, graph: str, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """Outputs of a graph.
+        """Run a graph, and return its outputs.
 
         Args:
-            graph: Its name.
-            inputs: By name; float32, contiguous, on the engine's device.
+            graph: Name of the graph.
+            inputs: Inputs by name: float32, contiguous, on the engine's device.
         """
 
     def __call__(
@@ -72,7 +73,7 @@ class GraphEngine(ABC):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states, and ``v -> J^T v`` by the exported vector-Jacobian product."""
+        """Expected clean states, and ``v -> J^T v`` from the exported vector-Jacobian product."""
         return self(x, sigma, condition), lambda v: self.vjp(x, sigma, v, condition)[1]
 
     def vjp(

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What posterior ensembles cost: twin experiments, timed.
+r"""Cost of posterior ensembles, measured in twin experiments.
 
-Axes: ``T`` analyses, ``E`` members, ``B = T E`` states (members of an analysis next to each other),
+Axes: ``T`` analyses, ``E`` members, ``B = T E`` states (members of an analysis are consecutive),
 ``C`` channel, ``H W`` grid, ``M`` observations.
 
-In a twin experiment the truth is a draw from the prior itself, observed with noise at random grid
-points. It needs no data, and its posterior is calibrated if prior and sampler are. Cost is counted
-in evaluations of the network (NFE) as well: 1 a forward pass, 2 a vector-Jacobian product.
+In a twin experiment the truth is a draw from the prior, observed with noise at random grid points.
+It needs no data, and the ensemble is calibrated if the sampler is exact. Cost is also given as the
+number of function evaluations of the network (NFE): 1 for a forward pass, 2 for a vector-Jacobian
+product.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from ddo_modulus.posterior import MomentMatching
 
 @dataclass(frozen=True)
 class Twin:
-    """Truths and what was observed of them.
+    """A twin experiment: truths and their observations.
 
     Attributes:
         truth: ``(T, C, H, W)`` in the operator's units.
-        observations: ``M`` of each.
-        unobserved: True where nothing was observed.
-        condition: ``(T, ...)`` of each analysis, if the operator takes one.
+        observations: ``M`` observations of each truth.
+        unobserved: True at grid values that were not observed.
+        condition: ``(T, ...)`` condition of each analysis, if the operator takes one.
     """
 
     truth: Float[Tensor, "T C H W"]
@@ -67,17 +68,19 @@ class Twin:
 
         Args:
             prior: Denoiser of the prior.
-            scheduler: Its noise.
+            scheduler: Noise schedule of the prior.
             analyses: Number of truths ``T``.
-            observations: Grid values observed of each, ``M``.
+            observations: Number of grid values ``M`` observed of each truth.
             error: Standard deviation of the observation errors, in the operator's units.
-            steps: Noise levels of the draws.
-            seed: Of truths, places and errors; the same on every machine, up to round-off.
-            condition: ``(T, ...)``, handed on to the prior.
-            device: Where to compute.
+            steps: Number of noise levels of the draws.
+            seed: Seed of truths, places and errors; they are the same on every machine, up to
+                round-off.
+            condition: ``(T, ...)``, passed on to the prior.
+            device: Device to compute on.
 
         Raises:
-            InputError: If there are more observations than grid values, or numbers out of range.
+            InputError: If there are more observations than grid values, or a number is out of
+                range.
         """
         field = scheduler.field
         points = field.channels * math.prod(field.shape)
@@ -114,11 +117,11 @@ class Twin:
         )
 
     def posterior(self, prior: Prior, config: PosteriorConfig) -> MomentMatching:
-        """A prior conditioned on the observations.
+        """Condition a prior on the observations.
 
         Args:
             prior: The prior.
-            config: How; resolved.
+            config: Resolved options.
         """
         return MomentMatching.configured(prior, self.observations, config)
 
@@ -133,11 +136,11 @@ class Twin:
         """Draw an ensemble for each analysis.
 
         Args:
-            posterior: Where to draw from.
-            config: How; resolved.
-            noise: What noise levels are multiples of.
-            members: Size ``E`` of each ensemble.
-            seed: Of the noise.
+            posterior: The posterior.
+            config: Resolved options.
+            noise: Noise field at level one.
+            members: Number of members ``E`` of each ensemble.
+            seed: Seed of the noise.
         """
         condition = self.condition
         if condition is not None:
@@ -155,11 +158,11 @@ class Twin:
 
 
 def evaluations(config: PosteriorConfig, scheduler: FieldNoiseScheduler) -> int:
-    """Evaluations of the network (NFE) for a member, at the noise levels of a scheduler.
+    """Number of function evaluations of the network (NFE) per member.
 
     Args:
-        config: How the posterior is sampled; resolved.
-        scheduler: Its noise levels.
+        config: Resolved options of sampling.
+        scheduler: Noise schedule.
     """
     levels = scheduler.timesteps(config.steps, dtype=torch.float64)
     calls = levels[:-1]
@@ -172,13 +175,14 @@ def evaluations(config: PosteriorConfig, scheduler: FieldNoiseScheduler) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs.
+    """Cost of a run.
 
     Attributes:
-        seconds: Median of the runs after the first.
-        first: Seconds of the first, with all that happens once: compilation, factors, recording.
-        memory: Peak of the GPU memory in GiB; None on a CPU.
-        result: Of the last run.
+        seconds: Median time of the runs after the first.
+        first: Time of the first run in seconds, with everything that happens once: compilation,
+            factors, recording.
+        memory: Peak GPU memory in GiB; None on a CPU.
+        result: Result of the last run.
     """
 
     seconds: float
@@ -198,11 +202,11 @@ def measure(
     """Time a function that computes on a device.
 
     Args:
-        run: What to time; the result of the last run is kept.
-        device: What to wait for.
-        repeats: Runs after the first.
-        patience: Seconds after which no further run is begun.
-        warm_up: First run, if it need not be a whole one.
+        run: The function.
+        device: Device that it computes on.
+        repeats: Number of runs after the first.
+        patience: Seconds after which no further run is started.
+        warm_up: Function of the first run, if a shorter one is enough; ``run`` if None.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -216,9 +220,9 @@ def measure(
 
 
 def idle_share(run: Callable[[], object]) -> float:
-    """Share of the time from the first to the last kernel in which the GPU does nothing.
+    """Share of the time between the first and the last kernel in which the GPU is idle.
 
-    From a trace of the kernels and copies of one run, which should have been warmed up.
+    It is computed from a trace of the kernels and copies of one run; warm up before.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
         run()
@@ -230,7 +234,7 @@ def idle_share(run: Callable[[], object]) -> float:
 def difference(
     ensemble: Float[Tensor, "T E C H W"], reference: Float[Tensor, "T E C H W"]
 ) -> tuple[float, float]:
-    """Relative difference of ensemble means, and of ensemble spreads, from a reference."""
+    """Relative differences of the ensemble mean and of the spread from a reference."""
     pair = [t.double() for t in (ensemble, reference)]
     mean, other = (t.mean(1) for t in pair)
     shift = float((mean - other).norm() / other.norm())
@@ -241,7 +245,7 @@ def difference(
 
 
 def _gaps(spans: list[tuple[float, float]]) -> float:
-    """Share of the whole that no span covers."""
+    """Share of the whole time that no span covers."""
     if not spans:
         return math.nan
     spans = sorted(spans)
@@ -254,7 +258,7 @@ def _gaps(spans: list[tuple[float, float]]) -> float:
 
 
 def _clock(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds of a run, and what it returns."""
+    """Time of a run in seconds, and its result."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()

@@ -21,8 +21,8 @@ class TorchEngine(Differentiable):
     """The operator itself, with automatic differentiation.
 
     Args:
-        operator: The denoiser.
-        shape: Grid ``(H, W)`` that :attr:`noise` and :attr:`linear` are of; its own if None.
+        operator: The operator.
+        shape: Grid ``(H, W)`` of :attr:`noise` and :attr:`linear`; the operator's own if None.
     """
 
     def __init__(self, operator: DiffusionOperator, shape: tuple[int, int] | None = None) -> None:

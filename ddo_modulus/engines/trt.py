@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported graphs in TensorRT (10 and 11), by its Python API.
+"""Exported graphs in TensorRT (10 and 11), through its Python API.
 
-A plan is built from each graph on the machine that runs it, for batches from one to a largest one,
-and kept in ``plans/`` beside the graphs with a record of the TensorRT version, the GPU and the
-graph; it is built anew when one of them differs. Networks are strongly typed: every tensor has the
-type that the graph gives it, and TF32 is off. Plans are executed on torch's current stream, on the
-memory of torch tensors. Where the size of the batch repeats, as in sampling, the launch is captured
-in a CUDA graph and replayed.
+A plan is built from each graph on the machine that runs it, for batches up to a largest size. It is
+stored in ``plans/`` beside the graphs, with a record of the TensorRT version, the GPU and the
+graph, and rebuilt when one of these differs. Networks are strongly typed: every tensor has the type
+that it has in the graph, and TF32 is off. Plans run on torch's current stream and on the memory of
+torch tensors. If a size of the batch is used again, as in sampling, the launch is captured in a
+CUDA graph and replayed.
 
-A plan is a program for the GPU: open only plans that were built by you. Those here are never taken
-from a package.
+A plan is a program for the GPU, so use only plans that you have built. This module never loads a
+plan from a package.
 
-Written from NVIDIA's documentation and **not run**. Each call was checked, line by line, in the
-bindings of https://github.com/NVIDIA/TensorRT, which the pages of the Python API are made from:
-``python/src/infer/pyCore.cpp`` and ``python/src/parsers/pyOnnx.cpp`` for names, arguments and what
-keeps what alive, ``python/docstrings/`` for what is promised, ``include/*.h`` for what only C++
-tells. Read in full at v10.13.0 (b8db91e) and v11.1 (82d1dca); arguments compared at v10.0.0,
-v10.13.3, v10.16 and v11.0, where they are the same. Pages are under
+The module was written from NVIDIA's documentation and has **not been run**. Each call was checked
+in the bindings of https://github.com/NVIDIA/TensorRT, from which the pages of the Python API are
+generated: ``python/src/infer/pyCore.cpp`` and ``python/src/parsers/pyOnnx.cpp`` for names,
+arguments and lifetimes, ``python/docstrings/`` for documented behaviour, ``include/*.h`` for what
+is documented only for C++. They were read in full at v10.13.0 (b8db91e) and v11.1 (82d1dca);
+arguments are the same at v10.0.0, v10.13.3, v10.16 and v11.0. The pages are under
 https://docs.nvidia.com/deeplearning/tensorrt/:
 
-* ``latest/_static/python-api/infer/Core/Logger.html``: ``Logger``, ``Logger.WARNING``; it has to
-  outlive all that is made with it
+* ``latest/_static/python-api/infer/Core/Logger.html``: ``Logger``, ``Logger.WARNING``; it must
+  outlive every object created with it
 * ``11.0.0/_static/python-api/infer/Core/Builder.html``: ``Builder``, ``create_network``,
   ``NetworkDefinitionCreationFlag.STRONGLY_TYPED`` (needed in 10; in 11 of another value, and
   ignored), ``create_builder_config``, ``create_optimization_profile``,
@@ -30,23 +30,23 @@ https://docs.nvidia.com/deeplearning/tensorrt/:
   ``add_optimization_profile``, ``create_timing_cache`` (``b""`` makes an empty one),
   ``set_timing_cache`` (False for a cache of another device)
 * ``latest/_static/python-api/infer/Core/OptimizationProfile.html``: ``set_shape``
-* ``latest/_static/python-api/infer/Core/TimingCache.html``: ``serialize``; how caches are used, and
-  that they are of one device and version: ``10.16.1/performance/builder-performance.html``
+* ``latest/_static/python-api/infer/Core/TimingCache.html``: ``serialize``; the use of caches, which
+  are valid for one device and version, is in ``10.16.1/performance/builder-performance.html``
 * ``latest/_static/python-api/parsers/Onnx/pyOnnx.html``: ``OnnxParser``, ``parse_from_file`` (finds
-  constants apart by the path), ``num_errors``, ``get_error``
+  files of constants by the path), ``num_errors``, ``get_error``
 * ``python/docstrings/infer/pyCoreDoc.h``, ``RuntimeDoc`` (its page in 10 or 11 was not seen):
   ``Runtime``, ``deserialize_cuda_engine`` (None for what it cannot read)
 * ``11.0.0/_static/python-api/infer/Core/Engine.html``: ``create_execution_context`` (on profile 0,
-  with device memory of its own), ``num_io_tensors``, ``get_tensor_name``, ``get_tensor_dtype``
+  with its own device memory), ``num_io_tensors``, ``get_tensor_name``, ``get_tensor_dtype``
 * ``latest/_static/python-api/infer/FoundationalTypes/DataType.html``: ``float32``
 * ``11.4.0/_static/python-api/infer/Core/ExecutionContext.html``: ``set_input_shape``,
-  ``set_tensor_address``, ``execute_async_v3``; that they return whether they succeeded, and that
-  addresses are multiples of 256: ``include/NvInferRuntime.h``
-* ``latest/api/migration/tensorrt-10x-to-11x-python-api-reference.html``: what 11 removed, nothing
-  of the above
+  ``set_tensor_address``, ``execute_async_v3``; their return values (success), and that addresses
+  must be multiples of 256, are documented in ``include/NvInferRuntime.h``
+* ``latest/api/migration/tensorrt-10x-to-11x-python-api-reference.html``: what was removed in 11,
+  which is none of the above
 
-CUDA graphs: one launch on the same context after its shapes are set, before the one that is
-captured, as in ``demo/Diffusion/demo_diffusion/engine.py`` and
+CUDA graphs: after the shapes of a context are set, one launch precedes the launch that is captured,
+as in ``demo/Diffusion/demo_diffusion/engine.py`` and
 ``samples/common/sampleInference.cpp`` there (v11.1).
 """
 
@@ -78,29 +78,29 @@ from ddo_modulus.errors import InputError
 if TYPE_CHECKING:
     import tensorrt
 
-#: Major versions that the calls here are documented for.
+#: Supported major versions of TensorRT.
 VERSIONS = (10, 11)
 
-# Scratch memory that a plan may use.
+# Scratch memory that a plan may use, bytes.
 _WORKSPACE = 4 << 30
 
-# CUDA graphs that are kept for each graph: one for each size of the batch.
+# Number of CUDA graphs kept for each ONNX graph: one for each size of the batch.
 _CAPTURES = 4
 
-# Addresses that TensorRT takes are multiples of this; those that torch allocates on a GPU are.
+# Addresses must be multiples of this, as those of memory are that torch allocates on a GPU.
 _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What a plan was built from and for; it serves nothing else.
+    """What a plan was built from and for; it cannot be used for anything else.
 
     Attributes:
         graph: SHA-256 of the graph and its constants.
-        tensorrt: Version.
-        gpu: Name of the device.
-        capability: Its compute capability.
-        batch: Largest batch.
+        tensorrt: Version of TensorRT.
+        gpu: Name of the GPU.
+        capability: Compute capability of the GPU.
+        batch: Largest size of the batch.
     """
 
     graph: str
@@ -110,10 +110,10 @@ class PlanRecord:
     batch: int
 
     def outdated(self, found: dict[str, Any] | None) -> str | None:
-        """Why a plan with another record cannot be used; None if it can.
+        """Reason why a plan cannot be used; None if it can.
 
         Args:
-            found: Record beside the plan, if there is one.
+            found: Record stored beside the plan; None if there is none.
         """
         if found is None:
             return "there is none yet"
@@ -126,7 +126,7 @@ class PlanRecord:
 
 
 def plan_path(folder: Path, graph: str, record: PlanRecord) -> Path:
-    """Where a plan is kept: by graph, GPU and largest batch; machines may share a folder."""
+    """Path of a plan, by graph, GPU and largest batch, so that machines can share a folder."""
     gpu = re.sub(r"[^a-z0-9]+", "-", record.gpu.lower()).strip("-")
     return folder / "plans" / f"{graph}-{gpu}-b{record.batch}.plan"
 
@@ -141,7 +141,7 @@ def read_record(plan: Path) -> dict[str, Any] | None:
 
 
 def digest(graph: Path) -> str:
-    """SHA-256 of a graph, and of the file of its constants if they are apart."""
+    """SHA-256 of a graph and of the separate file of its constants, if there is one."""
     total = hashlib.sha256()
     for path in (graph, graph.with_name(f"{graph.name}.data")):
         if path.is_file():
@@ -155,7 +155,7 @@ def require_tensorrt(device: str) -> ModuleType:
     """The ``tensorrt`` module.
 
     Raises:
-        InputError: If it is missing, of an unknown version, or the device is no GPU.
+        InputError: If it is missing, of an unsupported version, or the device is not a GPU.
     """
     nearest = "torch" if find_spec("onnxruntime") is None else "onnxruntime"
     if find_spec("tensorrt") is None:
@@ -177,12 +177,12 @@ def require_tensorrt(device: str) -> ModuleType:
 
 @cache
 def _logger(trt: ModuleType) -> tensorrt.Logger:
-    """The logger of the process: TensorRT holds on to the first, and ignores later ones."""
+    """The logger of the process: TensorRT keeps the first one, and ignores later ones."""
     return trt.Logger(trt.Logger.WARNING)
 
 
 def _timings(config: tensorrt.IBuilderConfig, file: Path) -> tensorrt.ITimingCache:
-    """Timings of earlier builds for a build to use and add to; none if the file cannot serve."""
+    """Timing cache of a build, with the timings of earlier builds if the file can be used."""
     timings = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
     if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
         timings = config.create_timing_cache(b"")
@@ -198,12 +198,12 @@ def build_plan(
     Args:
         trt: The ``tensorrt`` module.
         graph: ONNX file.
-        sizes: Of each input, for one state.
-        batch: Largest batch, which it is optimised for.
-        timed: File of timings, which spare a second build most of its time.
+        sizes: Shape of each input, for one state.
+        batch: Largest size of the batch; the plan is optimised for it.
+        timed: File of the timing cache, which makes later builds much faster.
 
     Raises:
-        InputError: If TensorRT does not take the graph, with its messages.
+        InputError: If TensorRT cannot read the graph or build a plan, with its messages.
     """
     logger = _logger(trt)
     builder = trt.Builder(logger)
@@ -237,16 +237,16 @@ class TensorRTEngine(GraphEngine):
 
     Args:
         package: The prior, on a GPU.
-        folder: Of the graphs.
-        contract: Theirs.
-        batch: Largest number of states at once.
-        cuda_graphs: Whether launches are captured and replayed. Otherwise they are best made on
-            another stream than the default one, for which TensorRT waits for the whole device.
-        report: Called with a line about a plan that is built, which takes minutes.
+        folder: Folder of the graphs.
+        contract: Contract of the graphs.
+        batch: Largest number of states computed at once.
+        cuda_graphs: Whether launches are captured and replayed. If not, use another stream than
+            the default one, on which TensorRT synchronises the whole device.
+        report: Called with a line when a plan is built, which takes minutes.
 
     Raises:
         InputError: If TensorRT is missing, or cannot be used.
-        RuntimeError: If a launch fails, or is to be captured in a CUDA graph of somebody else's.
+        RuntimeError: If a launch fails, or the caller is capturing a CUDA graph.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class TensorRTEngine(GraphEngine):
         with torch.cuda.device(self.device):
             try:
                 self._runtime = trt.Runtime(_logger(trt))
-            except TypeError as error:  # how the bindings report a null pointer
+            except TypeError as error:  # the bindings raise this for a null pointer
                 raise InputError(
                     f"TensorRT {trt.__version__} cannot use this GPU or its driver; its log above "
                     "says why"
@@ -276,12 +276,12 @@ class TensorRTEngine(GraphEngine):
             for graph in (DENOISER, VJP):
                 self._engines[graph] = self._load(folder, graph, batch, report)
                 self._captures[graph] = OrderedDict()
-                if not cuda_graphs:  # a context has memory of its own, so none is made in vain
+                if not cuda_graphs:  # captures have their own contexts, each with its own memory
                     self._contexts[graph] = self._context(graph)
 
     @classmethod
     def of(cls, package: Package, options: EngineOptions) -> TensorRTEngine:
-        """The engine of a package; graphs and plans are made first if they are not there."""
+        """The engine of a package; graphs and plans are made first if they do not exist."""
         require_tensorrt(torch.device(package.operator.device).type)  # before graphs are exported
         folder, contract = find(package, options)
         return cls(package, folder, contract, options.batch, report=options.report)
@@ -320,7 +320,7 @@ class TensorRTEngine(GraphEngine):
             )
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if any(engine.get_tensor_dtype(name) != trt.float32 for name in names):
-            raise InputError(f"{source} takes or gives something else than fp32; export it again")
+            raise InputError(f"{source} has inputs or outputs not in fp32; export it again")
         return engine
 
     def _context(self, graph: str) -> tensorrt.IExecutionContext:
@@ -368,13 +368,13 @@ class TensorRTEngine(GraphEngine):
         inputs: dict[str, Tensor],
         outputs: dict[str, Tensor],
     ) -> None:
-        """Have the next launches work on the memory of the tensors."""
+        """Let the next launches read and write the memory of these tensors."""
         for name, tensor in inputs.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise RuntimeError(f"TensorRT refused {name} of shape {tuple(tensor.shape)}")
         for name, tensor in {**inputs, **outputs}.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise RuntimeError(f"TensorRT knows no tensor {name}; export the graphs again")
+                raise RuntimeError(f"the plan has no tensor {name}; export the graphs again")
 
     def _launch(self, context: tensorrt.IExecutionContext) -> None:
         """Launch on the current stream."""
@@ -383,7 +383,7 @@ class TensorRTEngine(GraphEngine):
             raise RuntimeError("TensorRT could not launch the plan; its log above says why")
 
     def _capture(self, graph: str, inputs: dict[str, Tensor]) -> _Capture:
-        """Launch once, for what a new shape sets off, and once more into a CUDA graph."""
+        """Launch once, for the initialisation of a new shape, then capture a second launch."""
         context = self._context(graph)
         held = {name: tensor.clone() for name, tensor in inputs.items()}
         outputs = self._blank(graph, held)
@@ -394,7 +394,7 @@ class TensorRTEngine(GraphEngine):
             self._launch(context)
         main.wait_stream(side)
         captured = torch.cuda.CUDAGraph()
-        # Other threads go on with calls that would spoil a capture of the whole process.
+        # Calls of other threads would invalidate a capture of the whole process.
         with torch.cuda.graph(captured, capture_error_mode="thread_local"):
             self._launch(context)
         return _Capture(captured, held, outputs, context)
@@ -402,13 +402,13 @@ class TensorRTEngine(GraphEngine):
 
 @dataclass(frozen=True)
 class _Capture:
-    """A launch that is replayed on memory of its own.
+    """A captured launch, replayed on its own memory.
 
     Attributes:
         graph: The CUDA graph.
-        inputs: What it reads.
-        outputs: What it writes.
-        context: Kept, since the graph uses its memory.
+        inputs: Tensors that it reads.
+        outputs: Tensors that it writes.
+        context: Kept alive, since the graph uses its memory.
     """
 
     graph: torch.cuda.CUDAGraph

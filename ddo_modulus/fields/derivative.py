@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: The map ``v -> J^T v``, which may be called any number of times.
+#: The map ``v -> J^T v``; it may be called any number of times.
 Pullback = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B C H W"]]
 
 
 class Differentiable(ABC):
-    """A denoiser whose derivative automatic differentiation finds."""
+    """Base class of denoisers that are differentiated automatically."""
 
     @abstractmethod
     def __call__(
@@ -27,7 +27,7 @@ class Differentiable(ABC):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean states given noisy ones."""
+        """Expected clean states, given noisy ones."""
 
     def value_and_pullback(
         self,
@@ -35,7 +35,7 @@ class Differentiable(ABC):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean states, and the map ``v -> J^T v`` with their Jacobian ``J``.
+        """Expected clean states, and the map ``v -> J^T v`` for their Jacobian ``J``.
 
         Args:
             x: Noisy states.

@@ -4,8 +4,8 @@ r"""The denoiser of a Gaussian prior, in closed form: optimal interpolation.
 Axes: ``T`` analyses, ``B`` batch, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients,
 ``N = C K``.
 
-It is the linear part of every :class:`.DiffusionOperator`, what posteriors
-precondition with, and what all else is tested against.
+It is the linear part of every :class:`.DiffusionOperator`. Posteriors precondition their systems
+with it, and the other methods are tested against it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ PriorCovariance = GaussianField | EOFField | CoupledField | ProductField
 
 
 class GaussianDenoiser(Differentiable):
-    r"""The exact denoiser of a Gaussian prior; optimal interpolation in closed form.
+    r"""The exact denoiser of a Gaussian prior: a Wiener filter, or optimal interpolation.
 
-    In coordinates where prior and noise are both diagonal, :math:`a = E^T L^{-1} (x - m)` with
+    In coordinates in which prior and noise are both diagonal, :math:`a = E^T L^{-1} (x - m)` with
     noise covariance :math:`C = L L^T` and prior covariance :math:`L E\,\mathrm{diag}(s) E^T L^T`,
 
     .. math:: D = m + L E\,\frac{s}{s + \sigma^2}\,a, \qquad
         Cov[x_0 | x_\sigma] = L E\,\frac{\sigma^2 s}{s + \sigma^2}\,E^T L^T .
 
     Args:
-        mean: Prior mean, ``(C, H, W)`` or what broadcasts to it; ``(T, C, H, W)`` if analyses
-            differ, or members.
+        mean: Prior mean, ``(C, H, W)`` or broadcastable to it; ``(T, C, H, W)`` for one mean per
+            analysis, or one per member.
         prior: Prior covariance.
-        noise: Noise field; shares the basis of the prior.
-        inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
+        noise: Noise field, on the basis of the prior.
+        inflation: Factor on the prior covariance; ``(T,)`` for one factor per analysis.
 
     Raises:
-        InputError: If prior and noise are not diagonal together.
+        InputError: If prior and noise cannot be diagonalised together.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class GaussianDenoiser(Differentiable):
 
     @property
     def linear(self) -> Self:
-        """Itself: the Gaussian approximation that posteriors precondition with."""
+        """The denoiser itself, which is its own Gaussian part."""
         return self
 
     def at(self, shape: Sequence[int]) -> GaussianDenoiser:
@@ -90,11 +90,15 @@ class GaussianDenoiser(Differentiable):
         return self._grids[key]
 
     def inflated(self, factor: float | Float[Tensor, " T"]) -> GaussianDenoiser:
-        """The same prior with its covariance multiplied, for each analysis if factors differ."""
+        """The same prior with its covariance multiplied by a factor.
+
+        Args:
+            factor: One number, or ``(T,)`` for one factor per analysis.
+        """
         more = torch.as_tensor(factor, dtype=torch.float64).reshape(-1)
         number = max(len(more), len(self.variance))
         more = per_member(more, number)
-        other = copy(self)  # in the same coordinates, which may have been work to find
+        other = copy(self)  # keeps the coordinates, which may be expensive to compute
         other.inflation = more * per_member(self.inflation, number)
         other.variance = more[:, None].to(self.variance.device) * per_member(self.variance, number)
         other._constants, other._grids = {}, {}
@@ -108,12 +112,12 @@ class GaussianDenoiser(Differentiable):
 
     @property
     def analyses(self) -> int:
-        """Number of analyses that the covariance tells apart."""
+        """Number of analyses that have a covariance of their own; 1 if all share one."""
         rotated = 1 if self.rotation is None else self.rotation.analyses
         return max(len(self.variance), rotated)
 
     def centre(self, like: Float[Tensor, "B C H W"]) -> Tensor:
-        """The mean for each state of a batch (or for all), like the states."""
+        """Prior mean in the dtype and on the device of ``like``: one per state, or one for all."""
         mean = self._on(like)[0]
         return mean if mean.ndim == 3 else per_member(mean, len(like))
 
@@ -123,66 +127,74 @@ class GaussianDenoiser(Differentiable):
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Wiener filter, mode by mode. A Gaussian prior takes no condition, and ignores one."""
+        """Expected clean states: the Wiener filter, mode by mode.
+
+        Args:
+            x: Noisy states.
+            sigma: Noise levels.
+            condition: Ignored; a Gaussian prior has no condition.
+        """
         a = self.modes(x)
-        return self.fields(a * self.gain(sigma))
+        return self.fields(a * self.wiener_weight(sigma))
 
     def modes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
         """Coordinates ``a`` of states."""
         return self.rotate(self.noise.whiten(x - self.centre(x)).flatten(1))
 
     def fields(self, a: Float[Tensor, "B N"], *, mean: bool = True) -> Float[Tensor, "B C H W"]:
-        """States from coordinates, without the prior mean if ``mean`` is False (perturbations)."""
+        """States from coordinates; perturbations, without the prior mean, if ``mean`` is False."""
         z = self.rotate(a, back=True).unflatten(1, (self.noise.channels, -1))
         x = self.noise.color(z)
         return x + self.centre(x) if mean else x
 
     def rotate(self, z: Float[Tensor, "B N"], *, back: bool = False) -> Float[Tensor, "B N"]:
-        """Whitened coefficients to coordinates, ``E^T z``; with ``back``, the reverse."""
+        """Coordinates ``E^T z`` of whitened coefficients ``z``; the inverse if ``back`` is True."""
         rotation = self._on(z)[2]
         return z if rotation is None else rotation(z, back=back)
 
-    def gain(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
+    def wiener_weight(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Wiener weight of each coordinate, ``s / (s + sigma^2)``."""
         s = per_member(self._on(sigma)[1], sigma.shape[0])
         return s / (s + sigma[:, None] ** 2)
 
     def whitening(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
-        """Factor to unit variance of each coordinate of the noisy state, ``c_in``.
+        """Factor that brings each coordinate of the noisy state to unit variance, ``c_in``.
 
-        Not by way of the gain: one minus it is lost to round-off where noise is small.
+        It is not computed from the Wiener weight ``w``, since ``1 - w`` is lost to round-off where
+        the noise is small.
         """
         s = per_member(self._on(sigma)[1], sigma.shape[0])
         return 1 / (s + sigma[:, None] ** 2).sqrt()
 
     def posterior_variance(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B N"]:
-        """Variance of each coordinate of the clean state given the noisy one."""
-        return sigma[:, None] ** 2 * self.gain(sigma)
+        """Variance of each coordinate of the clean state, given the noisy state."""
+        return sigma[:, None] ** 2 * self.wiener_weight(sigma)
 
     def posterior_covariance(
         self, v: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """Covariance of the clean state given the noisy one, applied to fields."""
+        """Covariance of the clean state, given the noisy state, applied to fields."""
         a = self.rotate(self.noise.color_adjoint(v).flatten(1))
         return self.fields(a * self.posterior_variance(sigma), mean=False)
 
     def uncovered(
-        self, x: Float[Tensor, "B C H W"], sigma: float, known: Basis
+        self, x: Float[Tensor, "B C H W"], sigma: float, kept: Basis
     ) -> Float[Tensor, "B C H W"]:
-        """States denoised at a last level, with the variance of finer scales that it still covers.
+        """Restore the variance that modes below the last noise level have lost.
 
-        A mode of variance ``s`` keeps ``s^2 / (s + sigma^2)`` in the denoised state. Where it is
-        far smaller than the noise, hardly anything is left. Modes of the linear part alone have
-        the rest of the way to no noise in closed form: a factor.
+        A mode of variance ``s`` has the variance ``s^2 / (s + sigma^2)`` in the denoised state, so
+        hardly any where ``s`` is far below ``sigma^2``. For modes that only the linear part
+        describes, the ODE from there to zero noise has a closed form: multiplication by
+        ``sqrt((s + sigma^2) / s)``.
 
         Args:
             x: Denoised states.
             sigma: Noise level that they were denoised at.
-            known: Functions to leave as they are: those that a network has a hand in.
+            kept: Functions to leave unchanged: those that the network acts on.
         """
-        _, there = known.shared(self.noise.basis)
-        gain = self.gain(x.new_full((1,), sigma)).clamp_min(1e-8)
-        factor = gain.rsqrt().unflatten(1, (self.noise.channels, -1))
+        _, there = kept.shared(self.noise.basis)
+        weight = self.wiener_weight(x.new_full((1,), sigma)).clamp_min(1e-8)
+        factor = weight.rsqrt().unflatten(1, (self.noise.channels, -1))
         factor[..., there.to(x.device)] = 1.0
         return self.fields(self.modes(x) * factor.flatten(1))
 

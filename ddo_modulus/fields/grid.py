@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids: where the points of a field are, and which of them surround a location.
+"""Grids: the points of a field, and the points around a location.
 
-Axes: ``H W`` grid, ``M`` locations. Locations are always called ``lat, lon`` (the columns of an
-observation table); on a box they mean the coordinate along rows and along columns.
+Axes: ``H W`` grid, ``M`` locations. The coordinates of a location are always called ``lat`` and
+``lon``, as in an observation table; on a box they are the coordinates along rows and columns.
 """
 
 from __future__ import annotations
@@ -39,23 +39,27 @@ class Grid(ABC):
 
     @abstractmethod
     def contains(self, lat: ArrayLike, lon: ArrayLike) -> Array:
-        """Whether locations can be interpolated to; False where a coordinate is not finite."""
+        """Whether values can be interpolated to locations; False for coordinates not finite."""
 
     @abstractmethod
     def area(self) -> Array:
-        """``(H, W)`` relative area of the points, of mean one."""
+        """``(H, W)`` relative area of the cells around the points, with mean one."""
 
     @abstractmethod
     def at(self, shape: Sequence[int]) -> Grid:
-        """The same domain with another number of points."""
+        """The grid of the same domain with another number of points."""
 
     @abstractmethod
     def _rows(self, lat: Array) -> tuple[Array, Array, Array]:
-        """Two rows ``(2, ...)``, weight of the second, and whether each lies across a pole."""
+        """The two rows around each latitude, ``(2, ...)``.
+
+        Returns:
+            The rows, the weight of the second one, and whether each is across a pole.
+        """
 
     @abstractmethod
     def _columns(self, lon: Array) -> tuple[Array, Array]:
-        """Two columns ``(2, ...)`` and the weight of the second."""
+        """The two columns around each longitude, ``(2, ...)``, and the weight of the second."""
 
     def bilinear(self, lat: ArrayLike, lon: ArrayLike) -> tuple[Array, Array]:
         """Grid points around locations and their bilinear weights.
@@ -65,7 +69,8 @@ class Grid(ABC):
             lon: Column coordinates, same shape.
 
         Returns:
-            Flat indices and weights, both of the locations' shape plus an axis of four.
+            Flat indices and weights, each with the shape of the locations and a last axis of
+            four points.
 
         Raises:
             InputError: If a location is outside the domain or not finite.
@@ -94,13 +99,13 @@ class Grid(ABC):
 class LatLonGrid(Grid):
     """Points on parallels and meridians, regional or global.
 
-    A global grid wraps in longitude. North of its first row (and south of its last) a global grid
-    without pole rows is continued by the row across the pole, so that interpolation holds up to
-    90 degrees; for the components of a vector take a grid with pole rows.
+    A global grid wraps in longitude. If it has no rows at the poles, interpolation between its
+    outermost row and the pole uses the same row on the other side of the pole. That is right for
+    scalars; components of vectors need a grid with rows at the poles.
 
     Args:
         lat: ``(H,)`` degrees north, strictly monotonic, evenly spaced.
-        lon: ``(W,)`` degrees east, strictly ascending, evenly spaced, any branch.
+        lon: ``(W,)`` degrees east, strictly ascending, evenly spaced; they may start anywhere.
 
     Raises:
         InputError: If a coordinate is not as described.
@@ -124,7 +129,10 @@ class LatLonGrid(Grid):
         self._over_poles = self._over_poles[::-1]
 
     def contains(self, lat: ArrayLike, lon: ArrayLike) -> Array:
-        """Inside the hull of the points; for a global grid, everywhere that its rows reach."""
+        """Whether locations are within the outermost points.
+
+        A global grid contains all longitudes, and the poles if its rows come within half a step.
+        """
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         low = -90.0 if self._over_poles[0] else self.lat.min()
         high = 90.0 if self._over_poles[1] else self.lat.max()
@@ -139,9 +147,9 @@ class LatLonGrid(Grid):
         return np.repeat((cosine / cosine.mean())[:, None], len(self.lon), 1)
 
     def at(self, shape: Sequence[int]) -> LatLonGrid:
-        """The same cells divided otherwise: rows and columns keep the outer cell borders.
+        """The same domain with another number of points: the outer borders of the cells are kept.
 
-        Rows that include the poles stay on them.
+        If the first and last row are at the poles, they stay there.
         """
         if tuple(shape) == self.shape:
             return self
@@ -155,7 +163,7 @@ class LatLonGrid(Grid):
         return LatLonGrid(lat, start + step * np.arange(width))
 
     def _offset(self, lon: Array) -> Array:
-        """Columns east of the first one, with a little tolerance west of it."""
+        """Distance east of the first column, in columns; round-off west of it counts as zero."""
         turns = (lon - self.lon[0]) / 360.0
         fraction = turns - np.floor(turns)
         fraction = np.where(fraction > 1 - 1e-9, 0.0, fraction)
@@ -175,7 +183,7 @@ class LatLonGrid(Grid):
         first = np.clip(np.floor(offset).astype(int), 0, height - 2)
         second = np.clip(offset - first, 0.0, 1.0)
         rows, across = np.stack([first, first + 1]), np.zeros((2, *lat.shape), bool)
-        # Past the outermost row: that row here, and the same row on the other side of the pole.
+        # Beyond the outermost row: that row, and the same row on the other side of the pole.
         edge = np.where(offset < 0, 0, height - 1)
         gap = 90 - np.abs(self.lat[edge])
         share = (np.abs(lat) - np.abs(self.lat[edge])) / np.maximum(2 * gap, 1e-12)
@@ -188,12 +196,12 @@ class LatLonGrid(Grid):
 class BoxGrid(Grid):
     """A rectangle ``[0, lengths[0]] x [0, lengths[1]]``, periodic (a torus) or not.
 
-    Points stand where :class:`~ddo_modulus.fields.basis.FourierBasis` (periodic) and
-    :class:`~ddo_modulus.fields.basis.CosineBasis` (cell centres) have theirs.
+    The points are those of :class:`~ddo_modulus.fields.basis.FourierBasis` if it is periodic, else
+    those of :class:`~ddo_modulus.fields.basis.CosineBasis`, the centres of cells.
 
     Args:
         shape: ``(H, W)``.
-        lengths: Extent along rows and columns.
+        lengths: Extent along rows and along columns.
         periodic: Whether both axes wrap.
     """
 
@@ -213,7 +221,7 @@ class BoxGrid(Grid):
         )
 
     def contains(self, lat: ArrayLike, lon: ArrayLike) -> Array:
-        """Inside the rectangle, borders included."""
+        """Whether locations are in the rectangle, borders included."""
         inside = [
             (np.asarray(value, np.float64) >= -1e-9)
             & (np.asarray(value, np.float64) <= length * (1 + 1e-9))
@@ -222,7 +230,7 @@ class BoxGrid(Grid):
         return inside[0] & inside[1]
 
     def area(self) -> Array:
-        """Ones."""
+        """Ones: all cells have the same area."""
         return np.ones(self.shape)
 
     def at(self, shape: Sequence[int]) -> BoxGrid:
@@ -235,7 +243,7 @@ class BoxGrid(Grid):
         if self.periodic:
             first = np.floor(offset).astype(int)
             return np.stack([first, first + 1]) % points, offset - first
-        # Half a cell at the border: no gradient there, as the cosine basis has it.
+        # Constant over the outer half cell: no gradient at the border, as in the cosine basis.
         offset = np.clip(offset - 0.5, 0, points - 1)
         first = np.clip(np.floor(offset).astype(int), 0, points - 2)
         return np.stack([first, first + 1]), offset - first
@@ -249,13 +257,13 @@ class BoxGrid(Grid):
 
 
 def resampled(values: Float[Tensor, "*B h w"], own: Grid, other: Grid) -> Float[Tensor, "*B H W"]:
-    """Values on the points of another grid, bilinear.
+    """Interpolate values to the points of another grid, bilinearly.
 
-    A finer grid of the same domain has points beyond the outermost ones; up to half a cell away
-    they take the values of those.
+    A finer grid of the same domain has points outside the outermost ones of a regional grid. Up to
+    half a cell away, they take the values at the edge.
 
     Raises:
-        InputError: If a point is farther outside.
+        InputError: If a point of the other grid is farther outside.
     """
     if own.shape == other.shape and all(
         np.allclose(a, b, atol=1e-5) for a, b in ((own.lat, other.lat), (own.lon, other.lon))
@@ -270,17 +278,17 @@ def resampled(values: Float[Tensor, "*B h w"], own: Grid, other: Grid) -> Float[
 
 
 def _drawn_in(points: Array, axis: Array) -> Array:
-    """Points up to half a cell beyond an axis, moved to its end."""
+    """Move points that are up to half a cell outside an axis to its end."""
     reach = 0.5 * abs(axis[1] - axis[0]) + 1e-6
     near = (points > axis.min() - reach) & (points < axis.max() + reach)
     return np.where(near, points.clip(axis.min(), axis.max()), points)
 
 
 def evenly_spaced(values: ArrayLike, name: str) -> Array:
-    """Coordinates along one axis, float64.
+    """Check the coordinates of one axis; float64.
 
     Raises:
-        InputError: If they are fewer than two, not finite or not evenly spaced.
+        InputError: If there are fewer than two, or they are not finite or not evenly spaced.
     """
     axis = np.asarray(values, np.float64)
     if axis.ndim != 1 or len(axis) < 2 or not np.isfinite(axis).all():
@@ -292,7 +300,7 @@ def evenly_spaced(values: ArrayLike, name: str) -> Array:
 
 
 def overlaps(low: Array, high: Array, edges: Array) -> Array:
-    """Length that intervals have in common with cells that lie side by side.
+    """Length of the overlap of each interval with each of a row of adjacent cells.
 
     Args:
         low: ``(m,)`` lower ends of the intervals.
@@ -300,7 +308,7 @@ def overlaps(low: Array, high: Array, edges: Array) -> Array:
         edges: ``(n + 1,)`` ascending edges of the cells.
 
     Returns:
-        ``(m, n)``; zero where an interval and a cell do not meet.
+        ``(m, n)``; zero where an interval and a cell do not overlap.
     """
     shared = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
     return np.maximum(shared, 0.0)
@@ -314,15 +322,15 @@ def _recell(axis: Array, count: int) -> Array:
 
 
 def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
-    """Heights of a model's surface, as float64 in metres.
+    """Check the heights of a model's surface; float64, in metres.
 
     Args:
         heights: ``(H, W)``.
-        grid: Whose they are.
-        where: What holds them, for the message.
+        grid: Grid of the heights.
+        where: Source of the heights, for the message.
 
     Raises:
-        InputError: If they do not fit the grid, or are impossible as heights in metres.
+        InputError: If the heights are not on the grid, or not plausible in metres.
     """
     heights = np.asarray(heights, float)
     if heights.shape != grid.shape:
@@ -336,10 +344,14 @@ def check_orography(heights: ArrayLike, grid: Grid, where: str) -> np.ndarray:
 
 
 def as_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    """Rows and columns of ``value``; a single number stands for both.
+    """Two positive integers, for rows and columns; a single number is used for both.
+
+    Args:
+        value: One or two numbers.
+        name: Name of the argument, for the message.
 
     Raises:
-        InputError: Unless both are positive; ``name`` is what the message calls them.
+        InputError: If there are not one or two numbers, or one is not positive.
     """
     pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
     if len(pair) != 2 or min(pair) < 1:

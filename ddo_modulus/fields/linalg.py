@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear algebra in batches, and the constants that it is done with.
+"""Batched linear algebra: GMRES, Cholesky factors, and products on tensor cores.
 
-Axes: ``B`` batch, ``T`` analyses (their members stand next to each other in the batch),
+Axes: ``B`` batch, ``T`` analyses (the members of each are consecutive in the batch),
 ``M`` unknowns of a system.
 """
 
@@ -24,21 +24,22 @@ def gmres(
     b: Float[Tensor, "B M"],
     iterations: int,
 ) -> tuple[Tensor, Float[Tensor, "B M"]]:
-    r"""Minimise :math:`\|b - A w\|` over a Krylov space; an image of the minimiser, and the rest.
+    r"""Minimise :math:`\|b - A w\|` over a Krylov space.
 
-    Often what is wanted is not :math:`w` but a linear image of it that every product with
-    :math:`A` computes on its way, so the products hand it out and it is combined here at no
-    further cost.
+    The caller often needs not :math:`w` but a linear image of it, which each product with
+    :math:`A` computes as an intermediate result. So ``apply`` returns that image too, and the
+    image of the minimiser is combined from these at no further cost.
 
     Args:
         apply: ``w -> (A w, image of w)``; the image has the batch axis first.
         b: Right-hand sides.
-        iterations: Dimension of the Krylov space: that many calls of ``apply``. Fixed, so that a
-            batch stays in step and the loop can be captured in a graph.
+        iterations: Dimension of the Krylov space, which is the number of calls of ``apply``. It is
+            fixed, so that all systems of a batch take the same steps and the loop can be captured
+            in a CUDA graph.
 
     Returns:
-        Image of the minimiser, and the residual :math:`b - A w` that it leaves. A system that is
-        solved early stays solved.
+        Image of the minimiser, and its residual :math:`b - A w`. Further iterations do not change
+        a system that is already solved.
 
     Source: Saad & Schultz (1986), with the Arnoldi basis orthogonalised twice.
     """
@@ -57,10 +58,10 @@ def gmres(
             product = product - torch.einsum("bjm,bj->bm", span, overlap)
         rest = product.norm(dim=1, keepdim=True)
         hessenberg[:, j + 1, j] = rest[:, 0]
-        # A vanished remainder (solved) becomes a zero vector, which adds nothing.
+        # If nothing remains, the system is solved; a zero vector then adds nothing.
         solved = rest <= 1e-6 * hessenberg[:, : j + 1, j].norm(dim=1, keepdim=True)
         vectors.append(torch.where(solved, 0.0, product / rest.clamp_min(tiny)))
-    # Small normal equations, in double; the ridge only matters for directions that vanished.
+    # Small normal equations, in double; the ridge only affects the zero vectors.
     h = hessenberg.double()
     gram = h.mT @ h
     ridge = (1e-12 * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-200)
@@ -76,7 +77,7 @@ def gmres(
 def _eliminate(matrix: Float[Tensor, "B n n"], right: Float[Tensor, "B n"]) -> Tensor:
     """Solve small positive definite systems by Gauss-Jordan elimination, which needs no pivots.
 
-    A library would have the host wait for its verdict on singular ones.
+    A library routine would make the CPU wait for the GPU to report singular matrices.
     """
     rows = torch.cat([matrix, right[..., None]], 2)
     for j in range(matrix.shape[1]):
@@ -87,14 +88,14 @@ def _eliminate(matrix: Float[Tensor, "B n n"], right: Float[Tensor, "B n"]) -> T
 
 
 def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
-    """``P^-1`` of positive definite matrices ``P P^T``, ``P`` their lower Cholesky factor.
+    """Inverse ``P^-1`` of the lower Cholesky factor of positive definite matrices ``P P^T``.
 
-    Factor and inverse are found in double. A product with the inverse is as accurate as a solution
-    with the factor to the digits of the dtype, and many times quicker on a GPU. The host never
-    waits for a GPU: what cannot be factored there comes back as NaN.
+    Factor and inverse are computed in double, so that a product with the inverse is as accurate
+    as a triangular solve in the dtype of the matrix; on a GPU it is many times faster. The CPU
+    never waits for a GPU: a matrix that cannot be factored there gives NaN.
 
     Raises:
-        torch.linalg.LinAlgError: On the CPU, if a matrix is not positive definite.
+        torch.linalg.LinAlgError: If a matrix on the CPU is not positive definite.
     """
     factor, info = torch.linalg.cholesky_ex(
         matrix.double(), check_errors=matrix.device.type == "cpu"
@@ -105,13 +106,13 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
 
 
 class Rounded(torch.autograd.Function):
-    """A linear map in TF32 on a GPU, and its transpose in the derivative.
+    """A linear map in TF32 on a GPU; its derivative is the transpose, in TF32 too.
 
-    Tensor cores take factors of ten bits and keep sums in single precision: some ten times quicker,
-    and all that a network in half precision can tell.
+    Tensor cores round factors to ten bits of mantissa and accumulate in single precision. They are
+    some ten times faster, and accurate enough beside a network in half precision.
 
     Args:
-        x: What is mapped.
+        x: Argument of the map.
         product: The map.
         transpose: Its transpose.
     """
@@ -124,31 +125,31 @@ class Rounded(torch.autograd.Function):
         product: Callable[[Tensor], Tensor],
         transpose: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """The map."""
+        """Apply the map."""
         with _tensor_cores():
             return product(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
-        """Keep map and transpose."""
+        """Store the map and its transpose for the derivatives."""
         _, ctx.product, ctx.transpose = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        """The transpose."""
+        """Apply the transpose."""
         with _tensor_cores():
             return ctx.transpose(*gradients), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
-        """The map."""
+        """Apply the map to the tangent."""
         with _tensor_cores():
             return ctx.product(tangents[0])
 
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
-    """Let products of single precision round their factors."""
+    """Compute matrix products of single precision in TF32."""
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
     products.fp32_precision = "tf32"
@@ -159,21 +160,21 @@ def _tensor_cores() -> Iterator[None]:
 
 
 def one_level(level: Float[Tensor, " B"]) -> bool:
-    """Whether all noise levels of a batch are one.
+    """Whether all noise levels of a batch are equal.
 
-    An expanded number is, by its layout, which is known without a look at the values: a look makes
-    the host wait for a GPU.
+    Those of an expanded tensor are, which its strides show. Comparing values would make the CPU
+    wait for the GPU.
     """
     return level.stride(0) == 0 or len(level) == 1 or bool((level == level[0]).all())
 
 
 def per_member(t: Float[Tensor, "T ..."], batch: int) -> Float[Tensor, "B ..."]:
-    """Repeat what belongs to an analysis for each of its members.
+    """Repeat the entry of each analysis for all of its members.
 
     Raises:
-        InputError: If the batch is not a multiple of the analyses.
+        InputError: If the batch is not a multiple of the number of analyses.
     """
-    if len(t) == 1:  # asked first, so that a tracer learns nothing of a batch of unknown size
+    if len(t) == 1:  # first, so that a tracer does not constrain a batch of symbolic size
         return t.expand(batch, *t.shape[1:])
     if len(t) == batch:
         return t

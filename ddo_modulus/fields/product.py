@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The law of a state given a prior and an independent estimate.
+r"""Covariance of a state with a Gaussian prior and an independent estimate of it.
 
 Axes: ``T`` analyses, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients, ``N = C K``, ``n``
 coefficients that EOFs mix.
 
-A prior of covariance :math:`S` and an estimate :math:`x_b = x_0 + e`, :math:`e \sim N(0, B)`, of
-the same state: the precisions add,
+Let the prior have the covariance :math:`S`, and let :math:`x_b = x_0 + e` with
+:math:`e \sim N(0, B)` be the estimate. The product of both densities has the precision
 
 .. math:: P^{-1} = S^{-1} + B^{-1} .
 
-In the whitened coefficients of the noise the errors are independent of each other, with precision
-:math:`q_k = C_k / B_k`, while :math:`S` may mix coefficients. The product mixes those that
-:math:`S` does, and is diagonal in its own rotation.
+The whitened coefficients of the estimate have independent errors, of precision
+:math:`q_k = C_k / B_k` in units of the noise covariance :math:`C`. The prior may correlate
+coefficients. The product correlates the same ones, and is diagonal after a rotation of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ddo_modulus.fields.rotation import ChannelRotation, Rotation, SubsetRotatio
 
 
 class ProductField:
-    """Covariance of a state given a prior and an estimate with homogeneous errors.
+    """Covariance of a state with a Gaussian prior and an estimate with homogeneous errors.
 
     Args:
-        prior: Covariance of the state before the estimate.
-        error: Covariance of the estimate's errors; shares the basis of the prior.
-        inflation: Factor on the prior covariance, ``(T,)`` if analyses differ.
+        prior: Prior covariance.
+        error: Error covariance of the estimate, on the basis of the prior.
+        inflation: Factor on the prior covariance; ``(T,)`` for one factor per analysis.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ProductField:
     def relative_to(
         self, reference: GaussianField
     ) -> tuple[Float[Tensor, "*T N"], Rotation | None]:
-        """Covariance in the whitened coordinates of a field, as variances and a rotation.
+        """Covariance in the whitened coefficients of a field, as variances and a rotation.
 
         Raises:
             InputError: If prior, error and reference do not share their basis and channels.

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The spectrum of a field beyond the grid that it was measured on.
 
-Axes: ``C`` channel, ``K`` spectral coefficients, ``A`` functions that look like one on a grid.
+Axes: ``C`` channel, ``K`` spectral coefficients, ``A`` aliases of one function on a grid.
 
 **Spectrum.** Beyond the measured band the variance of a coefficient at wavenumber
 :math:`\kappa = \sqrt\lambda` follows
 
 .. math:: \log s(\kappa) = c - a \log\kappa - b\,\kappa, \qquad b \ge 0,
 
-a power law that dissipation ends: Kraichnan, "The structure of isotropic turbulence at very high
-Reynolds numbers" (J. Fluid Mech. 5, 1959), and measured since in two and in three dimensions.
+a power law with the exponential cut-off of a dissipation range (Kraichnan, "The structure of
+isotropic turbulence at very high Reynolds numbers", J. Fluid Mech. 5, 1959). It has since been
+measured in two and in three dimensions.
 
 **Cells.** Values on a grid are often means over its cells (``cell_methods`` of the CF convention).
-Such a mean shows a function with a response :math:`r < 1`, and the functions that look the same on
-the grid (aliases) with theirs. If :math:`s` is the variance of the field itself, that of the means
-is :math:`R^2 s`, with :math:`R_k^2 = \sum_{q \sim k} r_q^2 s_q / s_k`. The means over a finer
-grid's cells have their own :math:`R'`, so a coefficient of the coarse grid is to be multiplied by
-:math:`R' / R` there.
+Such means damp a function by a response :math:`r < 1`; its aliases, the functions that have the
+same values on the grid, are damped by responses of their own. If the field has the variance
+:math:`s_k`, its means have :math:`R_k^2 s_k` with :math:`R_k^2 = \sum_{q \sim k} r_q^2 s_q / s_k`.
+On a finer grid the factor is another, :math:`R'`, so coefficients of the coarse grid are multiplied
+by :math:`R' / R` there.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from torch import Tensor
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
 
-# Share of the band, in wavenumber, that the fit leaves out: the largest scales.
+# The fit leaves out the largest scales: this share of the band, in wavenumber.
 _LARGE = 1 / 3
-# Least fall-off of a variance over wavenumber where the band ends: no energy may pile up beyond.
+# Least slope of the variance where the band ends, so that the smaller scales have finite energy.
 _LEAST = 3.0
-# The fitted law gives the share of aliases; it is then fitted again without them.
+# The fitted law gives the variance of the aliases, and is then fitted again without them.
 _ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Variance of coefficients over wavenumber: a power law that dissipation ends.
+    """Variance of coefficients over wavenumber: a power law with an exponential cut-off.
 
     Attributes:
         level: ``(C,)`` float64, ``c``.
@@ -70,15 +71,15 @@ class Tail:
 
     @classmethod
     def fit(cls, basis: Basis, variance: Float[Tensor, "C K"], *, smallest: Tensor) -> Tail:
-        """Least squares over the shells of the upper two thirds of a band.
+        """Fit by least squares over the shells in the upper two thirds of a band.
 
-        Shells count alike. Those that are not filled are left out: in the corners of a band a
-        solver's own cut-off shows.
+        All shells have the same weight. Incomplete shells, in the corners of the band, are left
+        out, since the cut-off of a solver shows there.
 
         Args:
-            basis: Of the variances.
-            variance: Measured.
-            smallest: ``(C, K)`` or ``(C, 1)``; what is no larger was not measured.
+            basis: Basis of the coefficients.
+            variance: Measured variances.
+            smallest: ``(C, K)`` or ``(C, 1)``; variances up to this value count as not measured.
         """
         wavenumber = basis.eigenvalues.sqrt()
         end = basis.complete_wavenumber()
@@ -109,17 +110,19 @@ class Tail:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is assumed of a field beyond its values on one grid.
+    """Assumptions about a field beyond its values on one grid.
 
     Attributes:
-        cell_means: Whether the values are means over the grid's cells, here and on every grid;
-            values at the points otherwise.
-        tail: For each channel ``(c, a, b)`` of the spectrum beyond the band (of the field itself,
-            if values are means), over angular wavenumbers in the units of the basis. Channels
-            take them in turn (frames of a window share theirs). None: fitted to the band.
+        cell_means: Whether values are means over the cells of a grid, on every grid; otherwise they
+            are values at the points.
+        tail: ``(c, a, b)`` of the spectrum beyond the band for each channel, over angular
+            wavenumbers in the units of the basis. For means over cells it is the spectrum of the
+            field, not of the means. If there are more channels, as with the frames of a window,
+            the list is repeated. None to fit it to the band.
 
     Raises:
-        InputError: If a tail is not of three finite numbers, or grows.
+        InputError: If a tail does not have three finite numbers for each channel, or its variance
+            has no limit.
     """
 
     cell_means: bool = False
@@ -138,7 +141,12 @@ class Refinement:
             )
 
     def fit(self, basis: Basis, variance: Float[Tensor, "C K"], *, smallest: Tensor) -> Tail:
-        """The spectrum of the field itself at small scales, from variances on a grid.
+        """The spectrum of the field (not of its means over cells) beyond the band of a grid.
+
+        Args:
+            basis: Basis of the grid.
+            variance: Variances of the coefficients of values on the grid.
+            smallest: As in :meth:`Tail.fit`.
 
         Raises:
             InputError: If the values are means over cells on a domain where these mix functions, or
@@ -160,7 +168,7 @@ class Refinement:
         return Tail.fit(basis, variance / response, smallest=smallest / response)
 
     def response(self, basis: Basis, tail: Tail) -> Float[Tensor, "C K"]:
-        """Variance of each coefficient on the grid over that of the field itself; see the module.
+        """Ratio ``R^2`` of the variance of each coefficient on a grid to that of the field.
 
         Raises:
             InputError: If the values are means over cells on a domain where these mix functions.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analyses to be made: checked reports as systems in the units of a package's operator.
+"""Preparation of analyses: checked reports as systems in the operator's units.
 
 Axes: ``T`` analysis times, ``E`` members, ``C`` channel, ``H W`` grid, ``M`` observations.
 """
@@ -35,14 +35,21 @@ from ddo_modulus.observations import LinearOperator, Observations, ReportOperato
 from ddo_modulus.observations.table import ERROR_COLUMN
 from ddo_modulus.posterior.system import AnalysisSystem
 
-# Largest number of values in the rows HL of analyses that are solved together (float32), and in
-# those that are kept from quality control to the analysis (double).
+# Limits of memory, as numbers of values of HL: of analyses that are solved together (float32), and
+# kept from quality control until the analysis (float64).
 _MOST_TOGETHER, _MOST_KEPT = 2**27, 2**27
 
 
 @dataclass(frozen=True)
 class GriddedPrior:
-    """A package on a grid of its domain."""
+    """A package on some grid of its domain.
+
+    Attributes:
+        package: The package.
+        grid: The grid.
+        statistics: The package's statistics on this grid.
+        noise: The operator's noise field on this grid.
+    """
 
     package: Package
     grid: Grid
@@ -51,7 +58,7 @@ class GriddedPrior:
 
     @classmethod
     def of(cls, package: Package, shape: tuple[int, int]) -> GriddedPrior:
-        """On a number of points."""
+        """A package on the grid of its domain with this shape."""
         grid = package.grid.at(shape)
         return cls(package, grid, package.statistics_at(grid), package.operator.noise.at(shape))
 
@@ -61,7 +68,7 @@ class GriddedPrior:
         return self.package.operator.linear.at(self.noise.shape)
 
     def climatology(self, time: np.datetime64) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation at a time, ``(C, H, W)`` each, in double on the CPU."""
+        """Mean and standard deviation at a time, ``(C, H, W)`` each, in float64 on the CPU."""
         statistics = self.statistics
         hour = int(self.package.hours(np.array([time]))[0]) if statistics.per_hour else 0
         shape = (len(self.package.channels), *self.grid.shape)
@@ -73,13 +80,13 @@ class GriddedPrior:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is assimilated at one time.
+    """The observations of one analysis, ready to be assimilated.
 
     Attributes:
         time: UTC.
-        system: Its observations; None if there are none.
+        system: System of the observations; None if there are none.
         variables: ``(M,)`` variable of each observation.
-        dropped: Number of reports left out.
+        dropped: Number of reports that are not used.
     """
 
     time: np.datetime64
@@ -89,7 +96,7 @@ class Analysis:
 
     @property
     def is_linear(self) -> bool:
-        """Whether its observations are linear in the state."""
+        """Whether the observations are linear in the state."""
         return self.system is not None and isinstance(
             self.system.observations.operator, LinearOperator
         )
@@ -97,12 +104,13 @@ class Analysis:
 
 @dataclass
 class _Draft:
-    """Reports of one analysis on their way through quality control.
+    """Reports of one analysis during quality control.
 
     Attributes:
+        time: UTC.
         rows: Reports in the order of the system's observations.
-        system: Of these reports.
-        rejected: Reports left out, with their reason.
+        system: System of these reports.
+        rejected: Rejected reports, with their reason.
     """
 
     time: np.datetime64
@@ -111,7 +119,7 @@ class _Draft:
     rejected: list[pd.DataFrame]
 
     def drop(self, bad: Bool[np.ndarray, " M"], reason: str) -> None:
-        """Leave reports out, and remember them."""
+        """Reject reports, for a reason."""
         if not bad.any():
             return
         left_out = self.rows[bad].assign(reason=reason, analysis_time=pd.Timestamp(self.time))
@@ -119,7 +127,7 @@ class _Draft:
         self.keep(~bad)
 
     def keep(self, good: Bool[np.ndarray, " M"]) -> None:
-        """Take some of the reports; none at all leaves the system as it is."""
+        """Keep some of the reports; if none is left, the system stays unchanged."""
         self.rows = self.rows[good]
         if good.any() and not good.all():
             self.system = self.system.take(torch.from_numpy(np.flatnonzero(good)))
@@ -132,20 +140,20 @@ def prepare(
     expected: Sequence[GaussianDenoiser],
     quality: QualityControl,
 ) -> tuple[list[Analysis], pd.DataFrame]:
-    """Check the reports of each time, and make systems of them.
+    """Apply quality control to the reports of each time, and build their systems.
 
     Args:
         prior: The package on the grid of the analysis.
         reports: Usable reports of each time.
-        times: ``(T,)`` of the analyses.
-        expected: What the reports of each time are checked against.
-        quality: What is done to them.
+        times: ``(T,)`` analysis times.
+        expected: Gaussian distribution that the reports of each time are checked against.
+        quality: Options of quality control.
 
     Returns:
-        The analyses, and the reports left out with the columns ``reason`` and ``analysis_time``.
+        The analyses, and the rejected reports with the columns ``reason`` and ``analysis_time``.
 
     Raises:
-        InputError: If an observation error is unknown.
+        InputError: If a report has no observation error and there is no default for it.
     """
     operators = operators_at(reports.operators, prior.package.grid, prior.grid)
     analyses, rejected, kept = [], [], 0
@@ -174,7 +182,7 @@ def prepare(
 
 
 def _check(draft: _Draft, before: GaussianDenoiser, quality: QualityControl) -> None:
-    """Leave out gross errors."""
+    """Reject gross errors."""
     if quality.gross_error is None:
         return
     innovation = normalized_innovations(draft.system.at_mean(before))[0]
@@ -187,9 +195,9 @@ def _check(draft: _Draft, before: GaussianDenoiser, quality: QualityControl) -> 
 def _reduce(
     draft: _Draft, prior: GriddedPrior, operators: ReportOperators, quality: QualityControl
 ) -> None:
-    """Fewer reports that say what all say, by thinning, averaging duplicates or superobbing."""
+    """Reduce the number of reports: thinning, averaging of duplicates, superobbing."""
     if quality.thinning_km is not None:
-        rows = draft.rows.sort_index()  # of equal reports the first of the table stays
+        rows = draft.rows.sort_index()  # of equal reports, the first in the table is kept
         bad = pd.Series(thinned(rows, draft.time, quality.thinning_km), rows.index)
         draft.drop(bad[draft.rows.index].to_numpy(), "thinned")
     if quality.duplicates == "average":
@@ -203,14 +211,14 @@ def _reduce(
             quality.superob_km,
             representativeness=quality.representativeness,
         )
-        # In new places: the only reports that need an operator of their own.
+        # Superobservations are at new places, so they need a new operator.
         draft.rows, draft.system = _observe(prior, draft.time, rows, operators)
 
 
 def _observe(
     prior: GriddedPrior, time: np.datetime64, rows: pd.DataFrame, operators: ReportOperators
 ) -> tuple[pd.DataFrame, AnalysisSystem]:
-    """Reports in the order of their operator, and their system in the operator's units."""
+    """Reports in the order of their observation operator, and their system in normalised units."""
     operator, rows = operators.operator(rows)
     observations = Observations(operator, *_values(rows)).rescale(*prior.climatology(time))
     return rows, AnalysisSystem(observations, prior.noise)
@@ -223,27 +231,27 @@ def _values(rows: pd.DataFrame) -> tuple[Tensor, Tensor]:
 
 
 def refuse_empty(analyses: Sequence[Analysis], quality: QualityControl) -> None:
-    """Raise if quality control left an analysis nothing.
+    """Raise if quality control rejected all reports of an analysis.
 
     Raises:
-        InputError: If it did.
+        InputError: If an analysis has no observations.
     """
     empty = [str(pd.Timestamp(a.time)) for a in analyses if a.system is None]
     if empty:
         raise InputError(
             f"all observations of {', '.join(empty[:5])} are gross errors: more than "
-            f"{quality.gross_error:g} standard deviations from what is known before them. Look at "
+            f"{quality.gross_error:g} standard deviations from the prior or background. Check "
             "their values and units, or raise gross_error"
         )
 
 
 def working_shape(own: Grid, wanted: LatLonGrid | None) -> tuple[int, int]:
-    """Grid of the prior's domain to draw on so that a grid inside it can be read off.
+    """Shape of the grid to sample on, for a result that is interpolated to the grid wanted.
 
-    The prior's own, or one that is nowhere coarser than the grid wanted.
+    It is the prior's own grid, or a finer one of the same domain if the grid wanted is finer.
 
     Raises:
-        InputError: If that is not wholly inside the domain.
+        InputError: If the grid wanted is not inside the prior's domain.
     """
     if wanted is None:
         return own.shape
@@ -270,11 +278,11 @@ def working_shape(own: Grid, wanted: LatLonGrid | None) -> tuple[int, int]:
 def batches(
     analyses: Sequence[Analysis], ensemble: int, batch: int, prior: GriddedPrior
 ) -> Iterator[list[Analysis]]:
-    """Consecutive analyses that are solved together; those that are not linear by themselves.
+    """Group consecutive analyses that are solved together; nonlinear ones are solved alone.
 
     Args:
-        analyses: All of them.
-        ensemble: Members of each.
+        analyses: All analyses.
+        ensemble: Members of each analysis.
         batch: Largest number of states computed together.
         prior: The package on the grid of the analysis.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analyses: a package and observations in, ensembles of states in physical units out.
+"""Assimilation: analysis ensembles in physical units, from a package and observations.
 
-Axes: ``T`` analysis times, ``E`` members, ``B = T E`` states (members of an analysis next to each
-other), ``C`` channel, ``H W`` grid, ``M`` observations.
+Axes: ``T`` analysis times, ``E`` members, ``B = T E`` states (members of an analysis are
+consecutive), ``C`` channel, ``H W`` grid, ``M`` observations.
 """
 
 from __future__ import annotations
@@ -67,35 +67,36 @@ def assimilate(
     engine: Prior | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnalysisResult:
-    """Condition a package's prior on observations, at each of a list of times by itself.
+    """Condition a package's prior on observations, independently at each of several times.
 
-    A member depends on its time, its number, the seed and the observations of its time, and on
-    nothing else (up to round-off): not on the other times of the call, the size of the ensemble or
-    the batch. It is computed where the package's operator is.
+    A member depends only on its time, its number, the seed and the observations of its time (up to
+    round-off), not on the other times of the call, the size of the ensemble or the batch. It is
+    computed on the device of the package's operator.
 
     Args:
         package: The prior.
-        observations: Reports: a checked table, or what :func:`.read_table` takes. Rows that the
-            package cannot use are left out.
-        times: Analysis times, UTC; sorted, and repetitions dropped.
-        ensemble: Members ``E``.
-        seed: Of all noise.
-        posterior: How to sample; the package's own options where None.
-        quality: Which reports are used, with which errors, and how near in time.
-        background: Forecasts that prior and observations are combined with.
-        grid: Where the analysis is wanted, inside the prior's domain; the prior's own grid if None.
-            On a finer one, the prior is sampled at a resolution as fine.
-        engine: What evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself
-            if None.
-        progress: Called with the number of steps of states done and their total.
+        observations: Reports: a checked table, or an argument of :func:`.read_table`. Rows that
+            the package cannot use are left out.
+        times: Analysis times, UTC. They are sorted, and repeated times are dropped.
+        ensemble: Number of members ``E``.
+        seed: Seed of all noise.
+        posterior: Options of sampling; None for those of the package.
+        quality: Options of quality control: which reports are used, with which errors, and within
+            which time of the analysis.
+        background: Forecasts that are combined with prior and observations.
+        grid: Grid of the result, inside the prior's domain; the prior's own grid if None. If it is
+            finer, the prior is sampled at a resolution at least as fine.
+        engine: Evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself if
+            None.
+        progress: Called with the number of steps times states done, and their total.
 
     Returns:
-        The analyses and their diagnostics. Attributes of the dataset record the options, the rows
-        ``dropped`` by reason, and ``notes``.
+        The analyses and their diagnostics. Attributes of the dataset record the options, the
+        number of rows ``dropped`` by reason, and ``notes``.
 
     Raises:
-        InputError: If an option is out of range, no time is given, there is no usable observation
-            for one of them, or an observation error is unknown.
+        InputError: If an option is out of range, ``times`` is empty, a time has no usable
+            observation, or an observation has no error and no default error.
     """
     times = np.unique(np.asarray(times, "datetime64[ns]"))
     if ensemble < 1 or seed < 0 or not len(times):
@@ -156,7 +157,7 @@ def assimilate(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the batches of a call have in common."""
+    """Options that the batches of a call share."""
 
     prior: GriddedPrior
     engine: Prior
@@ -169,7 +170,7 @@ class _Run:
     def analyse(
         self, analyses: Sequence[Analysis], forecast: Forecast | None
     ) -> tuple[Float[Tensor, "T E C H W"], list[dict[str, float]]]:
-        """Members of some analyses in physical units, and the diagnostics of each."""
+        """Ensembles of some analyses in physical units, and the diagnostics of each analysis."""
         systems = [a.system for a in analyses if a.system is not None]
         system = AnalysisSystem.batch(systems) if systems else None
         factor = self._inflation(system, len(analyses))
@@ -195,7 +196,7 @@ class _Run:
         return self._physical(states, analyses), rows
 
     def attributes(self, control: QualityControl) -> dict[str, Any]:
-        """Options, for the dataset."""
+        """Options, as attributes of the dataset."""
         config, (first, last) = (
             self.config,
             (offset / np.timedelta64(1, "s") for offset in control.offsets),
@@ -215,7 +216,7 @@ class _Run:
         return options | {name: chosen[name] for name in names if name in chosen}
 
     def _inflation(self, system: AnalysisSystem | None, analyses: int) -> Float[Tensor, " T"]:
-        """Factor on the prior's covariance for each analysis."""
+        """Inflation of the prior covariance for each analysis."""
         factor = torch.ones(analyses, dtype=torch.float64)
         if self.config.inflation == "none":
             return factor
@@ -253,7 +254,7 @@ class _Run:
     def _physical(
         self, states: Float[Tensor, "T E C H W"], analyses: Sequence[Analysis]
     ) -> Float[Tensor, "T E C H W"]:
-        """States in physical units on the grid of the result, float32 on the CPU."""
+        """Convert states to physical units on the grid of the result, float32 on the CPU."""
         clock = np.array([a.time for a in analyses])
         hours = self.prior.package.hours(clock.repeat(self.ensemble))
         physical = self.prior.statistics.denormalize(states.flatten(0, 1), hours)
@@ -262,7 +263,7 @@ class _Run:
 
 
 def member_generator(seed: int, time: np.datetime64, member: int) -> torch.Generator:
-    """Source of the noise of one member at one time, on the CPU: the same on every machine."""
+    """Generator of the noise of one member at one time; on the CPU, so independent of machines."""
     nanoseconds = int(time.astype("datetime64[ns]").astype("int64")) % 2**64
     return generator(seed, nanoseconds, member)
 
@@ -283,7 +284,10 @@ def _forecast(
 def _expected(
     prior: GriddedPrior, forecast: Forecast | None, config: PosteriorConfig, analyses: int
 ) -> list[Any]:
-    """What the reports of each analysis are checked against: the forecast, if there is one."""
+    """Distribution that the reports of each analysis are checked against.
+
+    It is that of the forecast if there is one, otherwise the Gaussian part of the prior.
+    """
     if forecast is not None:
         return forecast.expected(prior.noise)
     linear = prior.linear
@@ -300,7 +304,7 @@ def _add_statistics(
     states: Float[Tensor, "T E C H W"],
     background: Float[Tensor, "T C H W"] | None,
 ) -> None:
-    """Add the statistics of innovations and residuals to the diagnostics of each analysis."""
+    """Add statistics of innovations (O-B) and residuals (O-A) to the diagnostics."""
     operator = system.observations.operator
     values = per_member(system.observations.values.reshape(-1, operator.size), len(analyses))
     before = torch.zeros_like(states[:, 0]) if background is None else background

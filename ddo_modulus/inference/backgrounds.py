@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backgrounds: forecasts in physical units as states of a package, with their errors.
+"""Backgrounds: forecasts as states in a package's units, with their error covariance.
 
 Axes: ``T`` times, ``E`` members, ``C`` channel, ``H W`` grid.
 """
@@ -29,24 +29,24 @@ from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, resampled
 from ddo_modulus.lexicon import check_units
 from ddo_modulus.posterior import Background
 
-#: Correlation length of forecast errors, km, and smoothness: exponential correlations, whose fine
-#: scales are as uncertain as those of the fields themselves. Smoother errors claim that a forecast
-#: knows the fine scales best of all.
+#: Correlation length of forecast errors, km, and smoothness of their Matérn correlation. This
+#: smoothness is that of exponential correlations, with errors of fine scales as large as those
+#: scales themselves. Smoother errors would make a forecast most accurate at the finest scales.
 LENGTH_KM, SMOOTHNESS = 200.0, 0.5
 
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """A forecast as prior information beside what the prior has learned, and its errors.
+    """A forecast that is combined with the prior, and its errors.
 
     Attributes:
-        error: Standard deviation of its errors in physical units, one for all channels or by
-            channel; or their covariance in the operator's units. Of an ensemble of forecasts, the
-            errors that its members do not show (:mod:`ddo_modulus.posterior.background`).
-        length: Correlation length of the errors, km; of a box, in its own units.
+        error: Standard deviation of the forecast errors in physical units, one for all channels or
+            by channel; or their covariance in the operator's units. For an ensemble of forecasts,
+            it is the part of the error that the spread of the members does not represent.
+        length: Correlation length of the errors in km; for a box, in units of the box.
         forecast: Forecast valid at each analysis time, in physical units
-            (:func:`background_states`). Of several members each is that of a posterior member, in
-            turn. A model that is handed its forecasts later leaves it out.
+            (:func:`background_states`). With several members, the members of the posterior use
+            them in turn. None for an assimilation model that gets its forecasts at each step.
 
     Raises:
         InputError: If an error or the length is not positive.
@@ -68,23 +68,27 @@ class BackgroundConfig:
 
     @classmethod
     def of(cls, options: BackgroundConfig | Mapping[str, Any] | None) -> BackgroundConfig | None:
-        """The options as one object, from itself or a mapping (JSON, YAML); None stays None.
+        """The options from such an object or a mapping (JSON, YAML); None stays None.
 
         Raises:
-            InputError: If there is no such option, or a value is out of range.
+            InputError: If an option is unknown, or a value is out of range.
         """
         if options is None or isinstance(options, BackgroundConfig):
             return options
         return cls(**{"error": None, **checked_names(cls, options, "background")})
 
     def field(self, package: Package) -> GaussianField:
-        """Covariance of the errors, on the basis of a package's prior."""
+        """Error covariance, on the basis of a package's prior."""
         if isinstance(self.error, GaussianField):
             return self.error
         return background_error_field(package, self.error, self.length)
 
     def to_json(self) -> dict[str, Any]:
-        """Error and length for JSON, without the forecast."""
+        """Error and length for JSON, without the forecast.
+
+        Raises:
+            InputError: If the error is a covariance.
+        """
         if isinstance(self.error, GaussianField):
             raise InputError("a covariance cannot be saved with the options; give a number")
         plain = self.error
@@ -95,32 +99,32 @@ class BackgroundConfig:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Background states of each analysis and the covariance of their errors.
+    """Background states of each analysis, and their error covariance.
 
     Attributes:
-        states: Normalised, ``(T, E, C, H, W)`` float64.
-        error: In the operator's units.
+        states: ``(T, E, C, H, W)`` normalised, float64.
+        error: Error covariance in the operator's units.
     """
 
     states: Float[Tensor, "T E C H W"]
     error: GaussianField
 
     def select(self, analyses: slice) -> Forecast:
-        """Those of some of the analyses."""
+        """The forecasts of some of the analyses."""
         return Forecast(self.states[analyses], self.error)
 
     def condition(self, prior: Prior, members: range) -> Background:
-        """A prior given the forecasts of some members of each analysis."""
+        """Condition a prior on the forecasts, for some members of each analysis."""
         states = self.states
         if states.shape[1] > 1:
             states = states[:, [member % states.shape[1] for member in members]]
         return Background(prior, states.flatten(0, 1), self.error)
 
     def expected(self, noise: GaussianField) -> list[GaussianDenoiser]:
-        """For each analysis a Gaussian of the forecast's mean, error and spread.
+        """A Gaussian for each analysis, with the mean of the forecast, and its error and spread.
 
         Args:
-            noise: Of the prior, on the grid of the analysis.
+            noise: Noise field of the prior, on the grid of the analysis.
         """
         error = self.error.at(noise.shape)
         stated = (error.basis.mean_square() * error.variance).sum(1).mean()
@@ -138,21 +142,21 @@ class Forecast:
 def background_states(
     package: Package, forecast: xr.Dataset, times: np.ndarray, grid: Grid
 ) -> Float[Tensor, "T E C H W"]:
-    """States of a forecast at given times, in the units of a package's operator.
+    """States of a forecast at some times, in the units of a package's operator.
 
     Args:
-        package: Names the channels.
-        forecast: Every channel on ``(time, lat, lon)`` in any order, or on ``ensemble`` too, in
-            physical units. It may be on another grid that covers the package's.
+        package: The package, for channels and statistics.
+        forecast: Every channel on ``(time, lat, lon)`` in any order, optionally with ``ensemble``,
+            in physical units. It may be on another grid that covers the package's.
         times: UTC.
-        grid: Where the states are wanted, on the package's domain.
+        grid: Grid of the states, on the package's domain.
 
     Returns:
         Normalised states, float64; one member if the forecast has no ensemble.
 
     Raises:
-        InputError: If a channel or a time is missing, values are, or are not in the lexicon's
-            units, or the forecast does not cover the grid.
+        InputError: If a channel, a time or a value is missing, values are not plausible in the
+            units of the lexicon, or the forecast does not cover the grid.
     """
     if missing := [c for c in package.channels if c not in forecast]:
         raise InputError(
@@ -168,7 +172,9 @@ def background_states(
     if "ensemble" not in fields.dims:
         fields = fields.expand_dims("ensemble")
     if more := set(map(str, fields.dims)) - axes - {"ensemble"}:
-        raise InputError(f"the background has the axes {', '.join(sorted(more))} besides; choose")
+        raise InputError(
+            f"the background has further axes: {', '.join(sorted(more))}; select one index of each"
+        )
     available = fields["time"].values.astype("datetime64[ns]")
     for time in times:
         if time not in available:
@@ -199,14 +205,14 @@ def _interpolated(
     cartesian: bool,
     grid: Grid,
 ) -> Float[Tensor, "T E C H W"]:
-    """Values on the points of a grid, bilinear."""
+    """Interpolate values to the points of a grid, bilinearly."""
     if cartesian != isinstance(grid, BoxGrid):
         raise InputError(
-            "a background in degrees is for a prior in degrees, one on a box for a box"
+            "a background in degrees needs a prior in degrees; one on a box, a prior on a box"
         )
     if isinstance(grid, BoxGrid):
         own: Grid = BoxGrid((len(lat), len(lon)), grid.lengths, periodic=grid.periodic)
-    else:  # longitudes of any branch, also across its seam
+    else:  # longitudes may start anywhere, and wrap
         middle = 0.5 * (grid.lon[0] + grid.lon[-1])
         turned = (lon - middle + 180) % 360 + middle - 180
         order = np.argsort(turned)
@@ -224,13 +230,13 @@ def background_error_field(
     length: float = LENGTH_KM,
     smoothness: float = SMOOTHNESS,
 ) -> GaussianField:
-    """Homogeneous errors of a forecast, in the units of a package's operator.
+    """Covariance of homogeneous forecast errors, in the units of a package's operator.
 
     Args:
-        package: Gives basis, channels and scales.
+        package: The package, for basis, channels and statistics.
         error: Standard deviation in physical units, one for all channels or by channel.
-        length: Correlation length in km; of a box, in its own units.
-        smoothness: Of the Matérn correlation.
+        length: Correlation length in km; for a box, in units of the box.
+        smoothness: Smoothness of the Matérn correlation.
 
     Raises:
         InputError: If a channel has no error, or a value is not positive.
@@ -251,7 +257,7 @@ def background_error_field(
     scale = package.normalization.std.double().square().mean((0, 2, 3)).cpu().tolist()
     variance = [by_channel[c] ** 2 / s for c, s in zip(channels, scale, strict=True)]
     units = length
-    if isinstance(package.grid, LatLonGrid):  # the box of a region is measured in 1000 km
+    if isinstance(package.grid, LatLonGrid):  # the basis of a region is in units of 1000 km
         units = length / (EARTH_RADIUS_KM if package.grid.is_global else 1000.0)
     spectrum = Scaled.with_variance(basis, Matern(units, smoothness), variance)
     return GaussianField(basis, spectrum)

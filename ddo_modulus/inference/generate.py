@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated fields: draws of a package's prior, of trajectories, or of states given a coarse view.
+"""Generation: draws of states, of trajectories, or of states conditioned on a coarse view.
 
 Axes: ``E`` members, ``T`` times, ``B`` states drawn together, ``P`` frames of a state, ``C``
 variables, ``H W`` grid, ``h w`` coarse grid.
@@ -45,26 +45,30 @@ def generate(
 ) -> xr.Dataset:
     """Draw fields from a package.
 
-    A package of single states gives independent states, one for each member and time; one of
-    windows in time gives a trajectory over all times for each member (drawn with some frames more
-    at both ends, where windows reach to one side only, which are cut off); one with a coarse view
-    gives states that belong to the view of each time. A draw depends on the seed, its member and
-    its time (a trajectory: its first time), not on the others or on the batch.
+    What is drawn depends on the package:
+
+    - single states: independent states, one for each member and time;
+    - windows in time: one trajectory over all times for each member. It is drawn with further
+      frames at both ends, which are cut off, since frames near an end have no centred window;
+    - a coarse view as condition: states that agree with the view of each time.
+
+    A draw depends only on the seed, its member and its time (the first time of a trajectory), not
+    on other draws or the batch. It is computed on the device of the package's operator.
 
     Args:
-        package: Where to draw from; it computes where its operator is.
-        times: UTC. Labels only, for a package without condition; in steps of the package's
-            interval for trajectories.
-        ensemble: Members ``E``.
+        package: The package to draw from.
+        times: UTC. For a package without condition they are only labels; for trajectories their
+            step is the package's interval.
+        ensemble: Number of members ``E``.
         coarse: Coarse views in physical units, of the ``P`` frames around each time.
-        resolution: Grid of the draws, the package's own if None. Finer ones show finer scales of
-            the same functions; values that are means over cells on the package's grid are means
-            over the cells of this one.
-        seed: Of all noise.
-        frozen: Whether all times of a member start from the same noise: each remains a sound
-            draw, and a film of them flickers less.
-        posterior: How to sample; the package's own options where None.
-        progress: Called with the number of steps of states done and their total.
+        resolution: Grid of the draws; the package's own if None. A finer grid shows finer scales
+            of the same functions. If values are means over the cells of the package's grid, draws
+            are means over the cells of this grid.
+        seed: Seed of all noise.
+        frozen: Whether all times of a member start from the same noise. Each draw is still correct
+            by itself, and an animation flickers less.
+        posterior: Options of sampling; None for those of the package.
+        progress: Called with the number of steps times states done, and their total.
 
     Returns:
         Every variable on ``(ensemble, time, lat, lon)``, float32 in physical units. Attributes
@@ -96,7 +100,7 @@ def generate(
         prior = TrajectoryPrior(package.operator, task.frames, length, balance=1.0)
         middle = longer[prior.members[:, task.frames // 2].numpy()]
         conditions = package.conditions(middle)
-        conditions = None if conditions is None else conditions[None]  # of each window
+        conditions = None if conditions is None else conditions[None]  # one for each window
     else:
         conditions = conditions_of(package, times, coarse)
     places = [(member, t) for member in range(ensemble) for t in range(len(starts))]
@@ -126,7 +130,7 @@ def generate(
 
 
 def _attributes(package: Package, config: PosteriorConfig, seed: int) -> dict[str, object]:
-    """Options, for the dataset."""
+    """Options, as attributes of the dataset."""
     attributes: dict[str, object] = {
         "seed": seed,
         "steps": config.steps,
@@ -157,18 +161,18 @@ def draw(
     progress: StepCounter,
     device: torch.device,
 ) -> Float[Tensor, "B PC H W"]:
-    """Draw from a prior or posterior, some states at a time.
+    """Draw states from a prior or posterior, in batches.
 
     Args:
-        prior: Where to draw from.
-        config: How; resolved.
+        prior: Prior or posterior.
+        config: Resolved options of sampling.
         generators: One for each state.
         shape: Grid of the states.
-        conditions: ``(T, ...)``, if the prior takes any.
-        rows: Which of them each state has.
-        batch: States drawn together.
-        progress: Counts the steps.
-        device: Where to compute.
+        conditions: ``(T, ...)``; None if the prior takes none.
+        rows: Index into ``conditions`` for each state.
+        batch: Number of states drawn together.
+        progress: Counter of the steps.
+        device: Device to compute on.
 
     Returns:
         Normalised states, on the CPU.
@@ -195,7 +199,7 @@ def draw(
 
 
 def _prolonged(times: np.ndarray, margin: int, interval: float | None) -> np.ndarray:
-    """Times of a trajectory with so many more at both ends."""
+    """Times of a trajectory, extended by ``margin`` times at both ends."""
     step = np.timedelta64(round((1.0 if interval is None else interval) * 1e9), "ns")
     if len(times) > 1:
         step = times[1] - times[0]
@@ -204,7 +208,7 @@ def _prolonged(times: np.ndarray, margin: int, interval: float | None) -> np.nda
 
 
 def _check_steps(times: np.ndarray, interval: float | None) -> None:
-    """Raise unless times are those of a trajectory's frames."""
+    """Raise an InputError unless times are one interval apart."""
     steps = np.diff(times) / np.timedelta64(1, "s")
     if interval is not None and not np.allclose(steps, interval, rtol=1e-3):
         raise InputError(
@@ -219,17 +223,20 @@ def finished(
     linear: GaussianDenoiser,
     config: PosteriorConfig,
 ) -> Float[Tensor, "B P C H W"]:
-    """Draws of a package's own law as data on their grid would be: the same, on the package's own.
+    """Give draws on another grid the form of data on that grid; others are unchanged.
+
+    Scales below the last noise level get their variance back, and values become means over the
+    cells of the grid if the package's are.
 
     Args:
-        package: What they were drawn from.
-        drawn: Normalised states; on another grid with scales that no network has a hand in.
-        linear: Gaussian part of what they were drawn from, on any grid.
-        config: How they were drawn; resolved.
+        package: Package that the states were drawn from.
+        drawn: Normalised states.
+        linear: Gaussian part of the prior that they were drawn from, on any grid.
+        config: Resolved options of sampling.
     """
     if tuple(drawn.shape[-2:]) != package.grid.shape:
         levels = config.scheduler(linear.noise).timesteps(config.steps, dtype=torch.float64)
-        last = float(levels[-2])  # the least but zero
+        last = float(levels[-2])  # the smallest above zero
         linear = linear.at(drawn.shape[-2:])
         drawn = linear.uncovered(drawn, last, package.operator.basis)
     frames = drawn.unflatten(1, (-1, len(package.channels)))
@@ -254,4 +261,4 @@ def conditions_of(
     if statistics.mean.shape[-1] > 1 or statistics.per_hour:
         raise InputError("a coarse view needs statistics that are the same at all points and hours")
     y = statistics.normalize(coarse.flatten(0, 1)).unflatten(0, coarse.shape[:2]).flatten(1, 2)
-    return task.coarse.spread(y, package.operator.basis)
+    return task.coarse.on_grid(y, package.operator.basis)

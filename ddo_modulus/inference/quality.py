@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Quality control of reports: those that cannot be right, and those that say the same.
+r"""Quality control of reports: gross errors, duplicates, thinning and superobbing.
 
 Axes: ``T`` analyses, ``M`` observations, ``N`` coordinates of the prior.
 
-*Gross errors.* If prior and errors are as told, an innovation :math:`d = y - H(m)` has the variance
-:math:`v = H P H^T + R`. A report whose :math:`|d| / \sqrt v` exceeds a threshold is rejected (the
-background check of operational centres: Lorenc and Hammon 1988, Q. J. R. Meteorol. Soc. 114, 515).
-A prior may be too narrow for the day, and the good reports then lie far off together. So the scale
-is widened to what their innovations show, by a measure that a few wrong ones do not move: the
-median of :math:`d^2 / v`, which is .455 of a calibrated prior.
+*Gross errors.* If prior and observation errors are calibrated, an innovation :math:`d = y - H(m)`
+has the variance :math:`v = H P H^T + R`. A report is rejected if :math:`|d| / \sqrt v` exceeds a
+threshold. This is the background check of operational centres (Lorenc and Hammon 1988, Q. J. R.
+Meteorol. Soc. 114, 515). On a day for which the prior is too narrow, good reports have large
+innovations too. So the expected variance is scaled up by a robust estimate from the innovations of
+the day: the median of :math:`d^2 / v` over .455, its value for a calibrated prior.
 
-*Thinning* keeps, of the reports in a cell, the one nearest in time. *Superobservations* are means
-over a cell. Part :math:`\rho` of an error's variance is what the cell's own size leaves out
-(representativeness), which reports in it share and no averaging takes away: with weights
-:math:`w_i \propto 1 / \sigma_i^2`, the mean has the error variance
+*Thinning* keeps one report of each cell, the one nearest in time. *Superobservations* are means
+over the reports of a cell. A share :math:`\rho` of the error variance is an error of
+representativeness, which reports in a cell have in common and which averaging does not reduce. With
+weights :math:`w_i \propto 1 / \sigma_i^2`, the mean has the error variance
 
 .. math:: \rho \left(\sum_i w_i \sigma_i\right)^2 + (1 - \rho) \sum_i w_i^2 \sigma_i^2 .
 
-Cells are of equal height, and of the same width at the latitude of their middle.
+All cells have the same height, and about the same width at the latitude of their middle.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from ddo_modulus.observations import ReportOperators, typical_error
 from ddo_modulus.observations.table import ERROR_COLUMN, NO_TOLERANCE, Tolerance, offsets
 from ddo_modulus.posterior.system import LinearizedSystem
 
-#: Innovations further off than that many of their expected standard deviations are gross errors.
+#: Innovations larger than this number of their expected standard deviations are gross errors.
 GROSS_ERROR = 5.0
 
-#: Share of an error's variance that reports of one cell have in common.
+#: Share of the error variance that reports of one cell have in common.
 REPRESENTATIVENESS = 0.25
 
 _KM_PER_DEGREE = math.radians(1) * EARTH_RADIUS_KM
@@ -51,13 +51,14 @@ _KM_PER_DEGREE = math.radians(1) * EARTH_RADIUS_KM
 # Median of a squared standard normal variable.
 _MEDIAN = 0.4549364
 
-# From as many reports of a kind on, the median of their innovations is trusted; and how far.
+# Smallest number of reports of a variable for which the median is used, and the largest factor on
+# the expected variance.
 _ENOUGH, _WIDEST = 8, 15.0
 
-# Reports of these have no mean: directions of the wind.
+# Variables whose reports cannot be averaged: wind directions.
 _CIRCULAR = re.compile(r"wd(\d+m?)?")
 
-# What tells reports apart beside their place and variable; pressures in layers of a tenth.
+# Columns that distinguish reports of one place and variable; pressures by layers of a tenth.
 _KINDS = ("pres", "sensor_index", "satellite")
 
 
@@ -66,26 +67,28 @@ class QualityControl:
     """Which reports an analysis uses, and with which errors.
 
     Attributes:
-        gross_error: Largest innovation, in the standard deviations that the prior (with a
-            background, its errors) and the observation error make one expect
-            (:func:`gross_errors`); None for no such check.
-        duplicates: ``"average"`` makes one report of those of a kind, place and time
-            (:func:`average_duplicates`); ``"keep"`` takes them as independent.
-        thinning_km: Spacing of :func:`thinned`; None to keep all.
+        gross_error: Largest innovation, in its expected standard deviations, which come from the
+            prior (or the background and its errors) and the observation error
+            (:func:`gross_errors`); None for no check.
+        duplicates: ``"average"`` merges reports of one variable, place and time
+            (:func:`average_duplicates`); ``"keep"`` treats them as independent.
+        thinning_km: Spacing of :func:`thinned`; None for no thinning.
         superob_km: Spacing of :func:`superobservations`; None for none.
-        representativeness: Of superobservations.
-        tolerance: Largest distance in time of a report from the analysis, either way, or the first
-            and last offset; as durations or text (``"10min"``).
+        representativeness: Share of the error variance that reports of one cell have in common,
+            for superobservations.
+        tolerance: Largest difference in time between report and analysis, before or after; or the
+            first and the last offset. Durations, or text such as ``"10min"``.
         default_error: Error standard deviation, in physical units, of reports without one: one for
-            all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for the others.
-        accept: Least and largest mark of the column ``quality`` to use; reports without a mark are
-            used. None for all marks.
-        missing: What to do at a time without usable reports: ``"error"``, or ``"prior"``, draw from
-            what is known without them.
-        operators: How reports are read from the prior; :func:`.report_operators` if None.
+            all, or by variable; :data:`~ddo_modulus.observations.TYPICAL_ERROR` for others.
+        accept: Smallest and largest mark of the column ``quality`` to use; reports without a mark
+            are used. None for all marks.
+        missing: What to do at a time without usable reports: ``"error"`` to raise, ``"prior"`` to
+            draw from the prior (and the background, if there is one).
+        operators: Observation operators of the reports; :func:`.report_operators` if None.
 
     Raises:
-        InputError: If an option is out of range, or reports would be thinned and averaged.
+        InputError: If an option is out of range, or both ``thinning_km`` and ``superob_km`` are
+            set.
     """
 
     gross_error: float | None = GROSS_ERROR
@@ -119,15 +122,15 @@ class QualityControl:
             object.__setattr__(self, "accept", tuple(float(mark) for mark in self.accept))
             if len(self.accept) != 2 or not self.accept[0] <= self.accept[1]:
                 raise InputError(
-                    f"accept={list(self.accept)} must be two marks, the least and the largest"
+                    f"accept={list(self.accept)} must be two marks, the smallest and the largest"
                 )
 
     @classmethod
     def of(cls, options: QualityControl | Mapping[str, Any] | None) -> QualityControl:
-        """The options as one object, from itself, a mapping (JSON, YAML) or None for the defaults.
+        """The options from such an object, a mapping (JSON, YAML), or None for the defaults.
 
         Raises:
-            InputError: If there is no such option, or a value is out of range.
+            InputError: If an option is unknown, or a value is out of range.
         """
         if isinstance(options, QualityControl):
             return options
@@ -143,7 +146,7 @@ class QualityControl:
         """The options for JSON.
 
         Raises:
-            InputError: If they hold operators, which are code.
+            InputError: If ``operators`` is set, which is code.
         """
         if self.operators is not None:
             raise InputError("quality.operators are code, and cannot be saved with the options")
@@ -162,7 +165,7 @@ class QualityControl:
         return mark.notna() & ~mark.between(*self.accept)
 
     def errors(self, rows: pd.DataFrame) -> pd.Series:
-        """Error standard deviations of reports, with the defaults where there is none.
+        """Error standard deviations of reports, with defaults for reports without one.
 
         Raises:
             InputError: If there is no default for a variable.
@@ -184,7 +187,7 @@ class QualityControl:
 
 
 def normalized_innovations(at: LinearizedSystem) -> Float[Tensor, "T M"]:
-    """Innovations over the standard deviations that prior and observation errors make one expect.
+    """Innovations over their standard deviations under the prior and the observation errors.
 
     Args:
         at: The system at the prior mean of each analysis (:meth:`.AnalysisSystem.at_mean`).
@@ -195,12 +198,12 @@ def normalized_innovations(at: LinearizedSystem) -> Float[Tensor, "T M"]:
 def gross_errors(
     innovation: Float[Tensor, " M"], variables: np.ndarray, threshold: float = GROSS_ERROR
 ) -> Bool[np.ndarray, " M"]:
-    """Which reports of one analysis cannot be right.
+    """Which reports of one analysis are gross errors.
 
     Args:
-        innovation: As :func:`normalized_innovations` gives them.
-        variables: ``(M,)`` what each report is of; each kind is judged by its own scale.
-        threshold: In standard deviations.
+        innovation: Normalised innovations (:func:`normalized_innovations`).
+        variables: ``(M,)`` variable of each report; each variable has a scale of its own.
+        threshold: Largest innovation, in standard deviations.
 
     Raises:
         InputError: If the threshold is not positive.
@@ -219,15 +222,15 @@ def gross_errors(
 
 
 def average_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Make one report of those of one variable, place and time.
+    """Merge reports of one variable, place and time into their mean.
 
-    Their mean has the error of the best: what is reported twice is hardly measured twice.
+    The mean has the smallest of their errors: duplicates are rarely independent measurements.
 
     Args:
         rows: Reports, with errors.
 
     Returns:
-        Rows in their order, the first of each place with the mean. Directions stay as they are.
+        Rows in their order; the first of each group holds the mean. Wind directions are unchanged.
     """
     keys = [rows["time"], rows["lat"], rows["lon"] % 360, *_kinds(rows)]
     label = pd.Series(_label(keys), rows.index).where(~_circular(rows), -1)
@@ -242,14 +245,15 @@ def average_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def thinned(rows: pd.DataFrame, time: np.datetime64, spacing_km: float) -> Bool[np.ndarray, " M"]:
-    """Which reports to leave out so that each cell has one of a kind.
+    """Which reports to drop so that each cell has one report of each kind.
 
-    Kept is the nearest in time, of equal ones that of the smallest error, then the first.
+    The report nearest in time is kept; among equals, the one with the smallest error, then the
+    first.
 
     Args:
         rows: Reports of one analysis, with errors.
-        time: Of the analysis.
-        spacing_km: Height of a cell.
+        time: Analysis time.
+        spacing_km: Height of a cell, km.
 
     Raises:
         InputError: If the spacing is not positive.
@@ -266,16 +270,18 @@ def thinned(rows: pd.DataFrame, time: np.datetime64, spacing_km: float) -> Bool[
 def superobservations(
     rows: pd.DataFrame, spacing_km: float, *, representativeness: float = REPRESENTATIVENESS
 ) -> pd.DataFrame:
-    """Means over cells of values, places and times; directions stay as they are.
+    """Average values, places and times of the reports in each cell.
+
+    Wind directions are not averaged.
 
     Args:
         rows: Reports of one analysis, with errors.
-        spacing_km: Height of a cell.
-        representativeness: Share of the errors' variance that reports of a cell have in common.
+        spacing_km: Height of a cell, km.
+        representativeness: Share of the error variance that reports of a cell have in common.
 
     Returns:
-        A row for each cell and kind, of the first report's columns, its index included, but for
-        what is averaged.
+        One row for each cell and kind. Index and columns that are not averaged are those of the
+        first report.
 
     Raises:
         InputError: If the spacing is not positive, or the share not between 0 and 1.
@@ -284,7 +290,7 @@ def superobservations(
         raise InputError(f"representativeness={representativeness} must be between 0 and 1")
     cell = _label([*_cells(rows, spacing_km), *_kinds(rows)])
     alone = _circular(rows).to_numpy()
-    cell[alone] = -1 - np.flatnonzero(alone)  # a cell of its own
+    cell[alone] = -1 - np.flatnonzero(alone)  # one cell for each
     _, first, label = np.unique(cell, return_index=True, return_inverse=True)
     variance = rows[ERROR_COLUMN].to_numpy(float) ** 2
     weight = 1 / variance
@@ -294,7 +300,7 @@ def superobservations(
         return np.bincount(label, weight**power * values)
 
     out = rows.iloc[first].copy()
-    # About the first of each cell: longitudes have a seam, times are large numbers.
+    # Relative to the first report of a cell, since longitudes wrap and times are large numbers.
     for name, turn in (("lat", None), ("lon", 360.0), ("observation", None)):
         values = rows[name].to_numpy(float)
         start = values[first][label]
@@ -310,7 +316,7 @@ def superobservations(
 
 
 def _cells(rows: pd.DataFrame, spacing_km: float) -> list[np.ndarray]:
-    """Row and column of the cell that each report lies in."""
+    """Row and column of the cell of each report."""
     if not (np.isfinite(spacing_km) and spacing_km > 0):
         raise InputError(f"a spacing of {spacing_km} km must be positive")
     height = spacing_km / _KM_PER_DEGREE
@@ -322,7 +328,7 @@ def _cells(rows: pd.DataFrame, spacing_km: float) -> list[np.ndarray]:
 
 
 def _kinds(rows: pd.DataFrame) -> list[np.ndarray | pd.Series]:
-    """What reports that are compared have in common, beside their place."""
+    """Columns that must agree for reports to be of one kind, apart from their place."""
     kinds: list[np.ndarray | pd.Series] = [rows["variable"]]
     for name in _KINDS:
         if name in rows:
@@ -332,7 +338,7 @@ def _kinds(rows: pd.DataFrame) -> list[np.ndarray | pd.Series]:
 
 
 def _label(keys: list[np.ndarray | pd.Series]) -> np.ndarray:
-    """A number for each combination of keys; what is missing is a value too."""
+    """Number the combinations of keys; a missing value counts as a value."""
     frame = pd.DataFrame({str(i): np.asarray(key) for i, key in enumerate(keys)})
     return frame.groupby(list(frame), dropna=False, sort=False).ngroup().to_numpy().copy()
 

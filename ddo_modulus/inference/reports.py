@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which reports of a table belong to which analysis.
+"""Selection of the reports of a table that each analysis can use.
 
 Axes: ``T`` analysis times, ``H W`` grid, ``M`` observations.
 """
@@ -26,12 +26,12 @@ class Reports:
     """Usable reports by analysis time.
 
     Attributes:
-        operators: How they are read from the package's prior.
-        frames: The rows for each time.
-        unused: Number of rows of the table for each time that cannot be used.
-        dropped: Rows of the whole table left out, by reason.
+        operators: Observation operators of the reports.
+        frames: Usable rows of each time.
+        unused: Number of unusable rows of each time.
+        dropped: Number of unusable rows of the whole table, by reason.
         rejected: These rows, with a column ``reason``.
-        notes: Number of rows that are used with a reservation, by the reservation.
+        notes: Number of rows that are used with a reservation, by reservation.
     """
 
     operators: ReportOperators
@@ -49,16 +49,17 @@ class Reports:
         times: np.ndarray,
         quality: QualityControl,
     ) -> Reports:
-        """Share out the usable rows of a table to analysis times.
+        """Select the usable rows of a table for each analysis time.
 
         Args:
             package: The prior.
             table: Checked observations.
             times: ``(T,)`` UTC.
-            quality: Says which may be used, how near in time, and whether each time needs some.
+            quality: Options of quality control: accepted marks, tolerance in time, and whether
+                each time must have observations.
 
         Raises:
-            InputError: If there are none, or none for a time that needs them.
+            InputError: If there are no usable rows, or none for a time that must have some.
         """
         operators = quality.operators or report_operators(package)
         required = quality.missing == "error"
@@ -91,20 +92,21 @@ def usable(
     *,
     required: bool = True,
 ) -> ObservationTable:
-    """Leave out, and remember, the rows that a package's prior says nothing about.
+    """Drop the rows that cannot be compared with the states of a package, and record why.
 
     Args:
         package: The prior.
         table: Checked observations.
-        operators: How reports are read from the prior; :func:`report_operators` if None.
-        required: Whether there must be such rows.
+        operators: Observation operators of the reports; :func:`report_operators` if None.
+        required: Whether the table must have usable rows.
 
     Returns:
-        The rows that follow from the package's channels (:mod:`.observations.reports`) and lie in
-        its grid.
+        The rows within the package's grid that have an observation operator on its channels
+        (:mod:`.observations.reports`).
 
     Raises:
-        InputError: If none is left.
+        InputError: If usable rows are required and there are none, or the package's states are
+            windows of several frames.
     """
     if package.task.frames > 1:
         raise InputError(
@@ -141,12 +143,12 @@ def usable(
 
 
 def report_operators(package: Package) -> ReportOperators:
-    """How reports are read from a package's states; ``dataclasses.replace`` changes its options."""
+    """Observation operators of reports on a package's states, with default options."""
     return ReportOperators(package.channels, package.grid, package.orography)
 
 
 def operators_at(operators: ReportOperators, own: Grid, grid: Grid) -> ReportOperators:
-    """The same on another grid of the domain."""
+    """The observation operators on another grid of the domain."""
     if grid.shape == own.shape:
         return operators
     orography = operators.orography

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results: labelled datasets in physical units, and what was noticed on the way.
+"""Results: labelled datasets in physical units, with diagnostics and rejected reports.
 
 Axes: ``T`` times, ``E`` members, ``C`` channel, ``H W`` grid.
 """
@@ -23,20 +23,21 @@ from ddo_modulus.lexicon import CELL_MEANS, long_name, reported_range
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What :func:`~ddo_modulus.inference.assimilate.assimilate` gives.
+    """Result of :func:`~ddo_modulus.inference.assimilate.assimilate`.
 
     Attributes:
         dataset: Every channel on ``(ensemble, time, lat, lon)``, float32 in physical units, and the
             diagnostics on ``time``.
-        rejected: Reports left out: their columns, the ``reason`` and, where it was of an analysis,
-            its ``analysis_time``.
-        dropped: Number of rows left out, by reason.
-        notes: Number of rows that are used with a reservation, by the reservation.
-        diagnostics: A row for each time: ``inflation``; ``observations`` used and rows ``dropped``;
-            ``chi2``, the squared innovations over their expectation (one if prior and errors are
-            calibrated); for every variable observed ``<variable>_omb`` and ``<variable>_oma``, the
-            RMS of observation minus background (without one, the prior's mean) and of observation
-            minus analysis mean, in the variable's unit.
+        rejected: Reports that are not used, with their columns, the ``reason`` and, if the quality
+            control of an analysis rejected them, its ``analysis_time``.
+        dropped: Number of reports that are not used, by reason.
+        notes: Number of reports that are used with a reservation, by reservation.
+        diagnostics: One row for each time, with the columns ``time``; ``inflation``; the numbers of
+            ``observations`` used and of reports ``dropped``; ``chi2``, the mean squared innovation
+            over its expectation (one if prior and errors are calibrated); and for each observed
+            variable, in its unit, ``<variable>_omb``, the RMS of observation minus background (the
+            prior mean if there is no background), and ``<variable>_oma``, the RMS of observation
+            minus analysis mean.
     """
 
     dataset: xr.Dataset
@@ -56,11 +57,11 @@ def labelled(
     """Dataset of a package's channels, from fields in physical units.
 
     Args:
-        package: Names the channels and their units.
+        package: The package, for names and units of the channels.
         times: ``(T,)`` UTC.
-        fields: In physical units.
-        axes: The coordinates of a grid (:func:`coordinates`).
-        attributes: Of the dataset.
+        fields: Fields in physical units.
+        axes: Coordinates of the grid (:func:`coordinates`).
+        attributes: Attributes of the dataset.
     """
     means = package.operator.refinement.cell_means
     methods = {"cell_methods": CELL_MEANS} if means else {}
@@ -77,7 +78,7 @@ def labelled(
 
 
 def coordinates(grid: Grid) -> dict[str, Any]:
-    """Latitude and longitude of a grid, or the two axes of a box, for a dataset."""
+    """Coordinates of a grid for a dataset: latitude and longitude, or the axes of a box."""
     spherical = isinstance(grid, LatLonGrid)
     axes = (("lat", "degrees_north", "y"), ("lon", "degrees_east", "x"))
     return {
@@ -91,7 +92,7 @@ def coordinates(grid: Grid) -> dict[str, Any]:
 
 
 def diagnostic_variables(package: Package, rows: pd.DataFrame) -> dict[str, Any]:
-    """Variables of a dataset on ``time``, of one row for each time."""
+    """Diagnostics as variables of a dataset on ``time``, from one row for each time."""
     units = dict(zip(package.channels, package.units, strict=True))
     others = {str(c).rpartition("_")[0] for c in rows} - units.keys()
     units |= {v: found.units for v in others if (found := reported_range(v)) is not None}

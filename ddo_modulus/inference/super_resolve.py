@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Super-resolution: ensembles of fine states that belong to a coarse field.
+r"""Super-resolution: ensembles of fine states that agree with a coarse field.
 
-Axes: ``T`` coarse fields, ``E`` members, ``B = T E`` states (members of a field next to each
-other), ``P`` frames, ``C`` variables, ``H W`` grid, ``h w`` coarse grid.
+Axes: ``T`` coarse fields, ``E`` members, ``B = T E`` states (members of a field are consecutive),
+``P`` frames, ``C`` variables, ``H W`` grid, ``h w`` coarse grid.
 
-Two ways lead there. A package with a coarse condition was trained for it
-(:mod:`.task`). A prior of single states needs no training: the value :math:`y` of a
-coarse cell is the mean of the state over the cell, a linear observation
+There are two ways. A package with a coarse view as condition was trained for it (:mod:`.task`). A
+prior of single states needs no training, since the value :math:`y` of a coarse cell is the mean of
+the state over the cell, a linear observation
 
 .. math:: y = A x + \epsilon, \qquad
     A_{ij} = \frac{|c_i \cap f_j|}{\sum_k |c_i \cap f_k|}, \qquad \epsilon \sim N(0, r^2),
 
-of cells :math:`c_i` with the area of the points' own cells :math:`f_j` in them, and moment matching
-conditions on it like on any other (Rozet et al., arXiv 2405.13712). The error :math:`r` is small:
-the draws keep the coarse field and differ in the scales that it does not show. Where the prior is
-Gaussian, they are draws from the exact posterior, optimal interpolation.
+Here :math:`c_i` are the coarse cells and :math:`f_j` the cells around the points of the state.
+Moment matching conditions on :math:`y` as on any observation (Rozet et al., arXiv 2405.13712). The
+error :math:`r` is small, so that draws agree with the coarse field and differ at smaller scales.
+For a Gaussian prior, they are draws from the exact posterior, which is optimal interpolation.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class CoarseGrid:
-    """Cells of a coarse grid, as their centres; they reach half a step from there, or to the pole.
+    """Cells of a coarse grid, described by their centres.
+
+    A cell extends half a step to either side of its centre, but not beyond a pole.
 
     Attributes:
         lat: ``(h,)`` row coordinates, evenly spaced, in either direction.
-        lon: ``(w,)`` column coordinates, evenly spaced and ascending; on the globe of any branch,
-            also across its seam.
+        lon: ``(w,)`` column coordinates, evenly spaced and ascending; on the globe they may start
+            anywhere, and wrap.
 
     Raises:
         InputError: If a coordinate is not as described.
@@ -70,7 +72,7 @@ class CoarseGrid:
 
     @classmethod
     def blocks(cls, grid: Grid, window: CoarseWindow) -> CoarseGrid:
-        """The blocks of points that a window takes the means of."""
+        """The cells of a coarse view of a grid."""
         axes = []
         for axis, few in zip((grid.lat, grid.lon), window.shape(grid.shape), strict=True):
             place = (np.arange(few) + 0.5) * len(axis) / few - 0.5
@@ -79,9 +81,10 @@ class CoarseGrid:
 
     @classmethod
     def of(cls, grid: Grid, factor: float) -> CoarseGrid:
-        """Cells ``factor`` times as large as a grid's, over all of its domain.
+        """Cells ``factor`` times as large as those of a grid, over its whole domain.
 
-        A global grid keeps its first meridian, and the poles as centres if they are points of it.
+        On a global grid the first meridian stays the same. If the grid has points at the poles, the
+        coarse cells have centres there.
 
         Raises:
             InputError: If the factor is below one, or leaves a single row or column.
@@ -101,10 +104,10 @@ class CoarseGrid:
         return len(self.lat), len(self.lon)
 
     def weights(self, grid: Grid) -> tuple[Float[Tensor, "h H"], Float[Tensor, "w W"]]:
-        """Weights of a grid's rows and columns in the mean of each cell; they sum to one.
+        """Weights of the rows and columns of a grid in the mean over each cell; they sum to one.
 
         Raises:
-            InputError: If a cell is not wholly inside the grid's own cells.
+            InputError: If a cell extends beyond the cells of the grid.
         """
         lat, lon = evenly_spaced(self.lat, "coarse lat"), self.lon
         periodic = (False, False)
@@ -133,7 +136,7 @@ class CoarseGrid:
         """Means of every channel over the cells, in the order ``C h w``.
 
         Raises:
-            InputError: As :meth:`weights`.
+            InputError: As for :meth:`weights`.
         """
         (row, row_weight), (column, column_weight) = (_sparse(w) for w in self.weights(grid))
         index = row[:, None, :, None] * grid.shape[1] + column[None, :, None, :]
@@ -145,7 +148,7 @@ class CoarseGrid:
 
 
 def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool = False) -> Array:
-    """Share of each fine cell ``(n,)`` that lies in each coarse one, ``(m, n)``."""
+    """Share of each of ``n`` fine cells that is in each of ``m`` coarse cells, ``(m, n)``."""
     count, step = len(fine), fine[1] - fine[0]
     place = (coarse - fine[0]) / step
     half = abs((coarse[1] - coarse[0]) / step) / 2
@@ -162,7 +165,7 @@ def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool 
             f"within {name} {border.min():g} to {border.max():g}. Leave the others out"
         )
     if periodic and 2 * half * len(coarse) > count + 1e-6:
-        raise InputError(f"the coarse cells overlap: {name} goes round more than once")
+        raise InputError(f"the coarse cells overlap: {name} covers more than one period")
     share = np.zeros((len(coarse), count))
     for turn in (-count, 0, count) if periodic else (0,):
         share += overlaps(low, high, np.arange(count + 1) + turn - 0.5)
@@ -170,7 +173,7 @@ def _overlap(fine: Array, coarse: Array, periodic: bool, name: str, poles: bool 
 
 
 def _sparse(weight: Float[Tensor, "m n"]) -> tuple[Tensor, Tensor]:
-    """Places and values of the weights that are not zero, padded with zeros, ``(m, k)`` each."""
+    """Indices and values of the nonzero weights, padded with zeros, ``(m, k)`` each."""
     width = int((weight != 0).sum(1).max())
     index = (weight != 0).int().argsort(dim=1, descending=True, stable=True)[:, :width]
     return index, weight.gather(1, index).float()
@@ -187,21 +190,21 @@ def conditioned(
     posterior: PosteriorConfig | Mapping[str, Any] | None = None,
     engine: Prior | None = None,
 ) -> MomentMatching:
-    """A prior of single states given the means over coarse cells.
+    """Condition a prior of single states on means over coarse cells.
 
     Args:
         package: The prior.
         times: ``(T,)`` UTC.
-        means: In physical units.
-        cells: What they are the means over.
-        shape: Grid of the states, the package's own if None.
-        error: Standard deviation of a mean, in standard deviations of its variable.
-        posterior: How to sample; the package's own options where None.
-        engine: What evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself
-            if None.
+        means: Means over the cells, in physical units.
+        cells: The coarse cells.
+        shape: Grid of the states; the package's own if None.
+        error: Error standard deviation of a mean, in standard deviations of its variable.
+        posterior: Options of sampling; None for those of the package.
+        engine: Evaluates the package's prior (:mod:`ddo_modulus.engines`); the operator itself if
+            None.
 
     Returns:
-        A posterior of ``B`` states, in the operator's units.
+        The posterior, in the operator's units.
 
     Raises:
         InputError: If an argument is out of range or does not fit the package.
@@ -253,25 +256,25 @@ def super_resolve(
     engine: Prior | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "T E C H W"]:
-    """Draw fine states that belong to coarse fields, by either way (see the module).
+    """Draw fine states that agree with coarse fields, in either of the two ways (see the module).
 
-    A draw depends on its coarse field, its time and its generator, not on the others or on the
-    batch, up to round-off.
+    Up to round-off, a draw depends only on its coarse field, its time and its generator, not on
+    other draws or the batch.
 
     Args:
-        package: With a coarse condition, or a prior of single states.
-        times: ``(T,)`` UTC; with several frames, of the middle ones.
-        coarse: In physical units; ``P`` is the span of a coarse condition, else one.
-        generators: ``T`` lists of ``E``, one for each draw.
-        cells: The coarse cells, for a prior.
-        shape: Grid of the draws, the package's own if None.
-        error: For a prior; see :func:`conditioned`.
-        posterior: How to sample; the package's own options where None.
+        package: A package with a coarse view as condition, or a prior of single states.
+        times: ``(T,)`` UTC; those of the middle frames if there are several.
+        coarse: Coarse fields in physical units; ``P`` is the span of the coarse view, or 1.
+        generators: ``T`` lists of ``E`` generators, one for each draw.
+        cells: The coarse cells; only for a prior of single states.
+        shape: Grid of the draws; the package's own if None.
+        error: Only for a prior of single states; see :func:`conditioned`.
+        posterior: Options of sampling; None for those of the package.
         engine: See :func:`conditioned`.
-        progress: Called with the number of steps of states done and their total.
+        progress: Called with the number of steps times states done, and their total.
 
     Returns:
-        Float32, in physical units, on the CPU.
+        States in physical units, float32 on the CPU.
 
     Raises:
         InputError: If an argument is out of range or does not fit the package, or a coarse value is
@@ -283,11 +286,11 @@ def super_resolve(
     if (cells is None) != (package.task.coarse is not None):
         raise InputError(
             f"the package's condition is {package.task.condition!r}: it takes "
-            + ("coarse cells" if cells is None else "no coarse cells, since it knows its own")
+            + ("coarse cells" if cells is None else "no coarse cells, since its own are part of it")
         )
     grid, members = _grid_at(package, shape), len(generators[0])
     counter = StepCounter(config.steps * members * len(times), progress)
-    # A posterior is for whole ensembles: as many at once as fit, or one, in parts.
+    # A posterior needs whole ensembles: as many as fit in a batch, or one ensemble in parts.
     together = max(1, config.batch // members) if cells is not None else len(times)
     parts = []
     for first in range(0, len(times), together):
@@ -334,7 +337,7 @@ def _grid_at(package: Package, shape: tuple[int, int] | None) -> Grid:
     """Grid of the draws.
 
     Raises:
-        InputError: If the package has statistics of its own grid's points alone.
+        InputError: If the package has statistics by point and the grid is another.
     """
     if shape is None or tuple(shape) == package.grid.shape:
         return package.grid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Posteriors: a prior and observations in, a prior out. One method a file."""
+"""Posteriors: each takes a prior and data, and is a prior itself. One method per file."""
 
 from ddo_modulus.posterior.background import Background
 from ddo_modulus.posterior.inflation import Inflated, Innovations, innovation_inflation

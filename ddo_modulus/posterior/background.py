@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A forecast as prior information beside what a model has learned.
+r"""A forecast (background) combined with a learned prior.
 
 Axes: ``B`` batch, ``T`` analyses, ``C`` channel, ``H W`` grid, ``K`` spectral coefficients,
 ``N = C K``.
@@ -8,26 +8,26 @@ A forecast (the background of an assimilation cycle) is an estimate of the whole
 :math:`x_b = x_0 + e` with :math:`e \sim N(0, B)`. Let :math:`q_k = C_k / B_k` be its precision in
 the whitened coefficients of the noise, of covariance :math:`C`.
 
-*What is exact.* Where :math:`B = C / q`, a noisy state and the forecast say as much together as one
-noisy state of a lower level,
+*The exact part.* If :math:`B = C / q`, a noisy state and the forecast together hold the same
+information as one noisy state at a lower level,
 
 .. math:: x_* = \frac{x / \sigma^2 + q\,x_b}{1 / \sigma^2 + q}, \qquad
     \sigma_*^{-2} = \sigma^{-2} + q, \qquad E[x_0 | x_\sigma, x_b] = D(x_*, \sigma_*),
 
-for every prior, Gaussian or not: :math:`x_*` is a sufficient statistic.
+for every prior, Gaussian or not, since :math:`x_*` is a sufficient statistic.
 
-*What is linear.* For any other :math:`B` a share :math:`q_0 \le q_k` of the precision is taken so,
-and the rest, :math:`r_k = q_k - q_0`, by the Gaussian part of the prior. With :math:`P` the
-covariance of prior and forecast together (:mod:`ddo_modulus.fields.product`),
+*The linear part.* For any other :math:`B`, a precision :math:`q_0` common to all modes is treated
+in this way, and the rest, :math:`r_k = q_k - q_0`, with the Gaussian part of the prior. With
+:math:`P` the covariance of prior and forecast together (:mod:`ddo_modulus.fields.product`),
 
 .. math:: D_b = D_* + (P^{-1} + \sigma^{-2})^{-1}\,r\,(x_b - D_*), \qquad D_* = D(x_*, \sigma_*),
 
-in closed form along the axes of :math:`P`, and exact for a Gaussian prior. The share is as large as
-it can be without telling of modes more than the forecast knows, up to :data:`_EXCESS` nats in those
-which the prior hardly lets vary.
+which has a closed form along the axes of :math:`P` and is exact for a Gaussian prior. The common
+precision is as large as it can be without using more information than the forecast has. An excess
+of :data:`_EXCESS` nats is allowed, which goes to modes with a very small prior variance.
 
-The error of the forecast is taken to be independent of the prior: of a forecast that was itself
-made from the prior, give the error of its model and start.
+The error of the forecast is assumed to be independent of the prior. For a forecast that started
+from an analysis with the same prior, use the errors of the initial state and of the model.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import per_member
 from ddo_modulus.fields.product import ProductField
 
-# Information that the exact share may hold too much of; in modes that are known anyway.
+# Information (nats) by which the exact part may exceed that of the forecast.
 _EXCESS = 0.01
 
 
 @dataclass(frozen=True)
 class _Terms:
-    """What a call needs on one grid, in one precision and on one device.
+    """Constants of a call on one grid, in one precision and on one device.
 
     Attributes:
         background: ``(C, H, W)``, or with a leading axis ``T`` (or ``B``).
-        share: Precision that is taken exactly.
-        rest: ``(N,)`` precision that is taken linearly, or None if there is none.
+        share: Precision that is treated exactly, in units of the noise.
+        rest: ``(N,)`` precision that is treated linearly; None if there is none.
         linear: Gaussian part of prior and background together.
     """
 
@@ -71,33 +71,35 @@ class _Terms:
     def corrected(
         self, clean: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C H W"]:
-        """Clean states given what was taken exactly, and then the rest."""
+        """Expected clean states given the whole background, from those given its exact part."""
         if self.rest is None:
             return clean
         background = self.background
         if background.ndim == 4:
             background = per_member(background, len(clean))
         z = self.linear.noise.whiten(background - clean).flatten(1)
-        gain = self.linear.posterior_variance(sigma)
-        return clean + self.linear.fields(gain * self.linear.rotate(self.rest * z), mean=False)
+        variance = self.linear.posterior_variance(sigma)
+        return clean + self.linear.fields(variance * self.linear.rotate(self.rest * z), mean=False)
 
 
 class Background:
-    """Conditions a prior on a forecast; the result is a prior.
+    """A prior conditioned on a forecast; it is a prior itself.
 
-    Observations come after it: ``MomentMatching(Background(...), ...)``. A prior may be inflated
-    before (:class:`~ddo_modulus.posterior.Inflated`): the forecast keeps its error.
+    Condition on the forecast first and on observations afterwards:
+    ``MomentMatching(Background(...), ...)``. Inflate the prior before both
+    (:class:`~ddo_modulus.posterior.Inflated`), so that the error of the forecast is not inflated.
 
     Args:
         prior: The prior.
-        background: Forecast in the units of the states: ``(C, H, W)``; ``(T, C, H, W)``, one for
-            each analysis, whose members stand next to each other in the batch; or
+        background: Forecast in the units of the states: ``(C, H, W)`` for all states;
+            ``(T, C, H, W)``, one for each analysis, whose members are consecutive in the batch; or
             ``(B, C, H, W)``, one for each member (an ensemble of forecasts).
-        covariance: Covariance of its error, on the basis of the noise.
+        covariance: Error covariance of the forecast, on the basis of the noise.
 
     Raises:
-        InputError: If the background is not finite or of another shape, the fields do not share a
-            basis, or only a part of the forecast can be exact and the prior has no Gaussian part.
+        InputError: If the background has another shape or values that are not finite, if the
+            covariance is on another basis, or if a part of the forecast has to be treated linearly
+            and the prior has no Gaussian part.
     """
 
     def __init__(
@@ -116,11 +118,11 @@ class Background:
             raise InputError("the background holds values that are NaN or infinite; fill them")
         self.prior, self.noise, self.covariance = prior, noise, covariance
         self.background = noise.basis.synthesize(noise.basis.analyze(background.double().cpu()))
-        self._grids: dict[tuple[int, int], _Terms] = {}  # in double, on the CPU
+        self._grids: dict[tuple[int, int], _Terms] = {}  # in float64 on the CPU
         self._terms: dict[tuple, _Terms] = {}
 
         if self._at(noise.shape, self.background).rest is not None:
-            _ = prior.linear  # the rest is weighed by it: a prior without one says so now
+            _ = prior.linear  # needed for the rest: a prior that has none raises here
 
     @cached_property
     def linear(self) -> GaussianDenoiser:
@@ -133,7 +135,7 @@ class Background:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean state given the noisy one and the background."""
+        """Expected clean states, given the noisy states and the background."""
         terms, both, level, _ = self._joined(x, sigma)
         return terms.corrected(self.prior(both, level, condition), sigma)
 
@@ -143,7 +145,7 @@ class Background:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean state and ``v -> J^T v``."""
+        """Expected clean states, and the map ``v -> J^T v`` for their Jacobian ``J``."""
         terms, both, level, wide = self._joined(x, sigma)
         clean, pullback = self.prior.value_and_pullback(both, level, condition)
         with torch.enable_grad():
@@ -158,7 +160,12 @@ class Background:
     def _joined(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
     ) -> tuple[_Terms, Tensor, Tensor, Tensor]:
-        """Terms, the state and level that say as much as both, and their ratio of precisions."""
+        """The noisy state and level that combine ``x`` with the exact part of the background.
+
+        Returns:
+            The terms, the combined state ``x_*``, its noise levels, and the ratio of the
+            background's precision to that of ``x``, ``(B, 1, 1, 1)``.
+        """
         terms = self._at((x.shape[-2], x.shape[-1]), x)
         background = terms.background
         if background.ndim == 4:
@@ -168,7 +175,7 @@ class Background:
         return terms, (x + wide * background) / (1 + wide), sigma / (1 + odds).sqrt(), wide
 
     def _at(self, shape: tuple[int, int], like: Tensor) -> _Terms:
-        """The terms on a grid, in the dtype and on the device of ``like``."""
+        """The terms on a grid, in the dtype and on the device of ``like``; cached."""
         key = (shape, like.dtype, str(like.device))
         if key not in self._terms:
             with lasting():
@@ -190,7 +197,7 @@ class Background:
         share = shared_precision(precision, own)
         rest = precision - share
         product = GaussianDenoiser(0.0, ProductField(own.prior, error, own.inflation), noise)
-        # The mean: one step from the prior's towards the background.
+        # The mean: one linear step from the prior mean towards the background.
         start, end = (t.reshape(-1, *t.shape[-3:]) for t in (own.mean, background))
         batch = max(len(start), len(end), product.analyses)
         start = per_member(start, batch)
@@ -207,15 +214,15 @@ class Background:
 
 
 def shared_precision(precision: Float[Tensor, " N"], linear: GaussianDenoiser) -> float:
-    r"""Precision in units of the noise that can be taken from every mode at once.
+    r"""The precision that is treated exactly for all modes, in units of the noise.
 
-    The largest :math:`q_0` for which :math:`\frac12 \sum \log(1 + s_k (q_0 - q_k)_+)`, the
-    information in excess of what the modes have, stays below :data:`_EXCESS`; at least the
-    smallest precision of all.
+    It is the largest :math:`q_0` for which the information in excess of that of the forecast,
+    :math:`\frac12 \sum \log(1 + s_k (q_0 - q_k)_+)`, is at most :data:`_EXCESS`. It is never less
+    than the smallest precision.
 
     Args:
-        precision: Precision :math:`q_k` of each whitened coefficient.
-        linear: Tells the variances :math:`s_k`.
+        precision: Precision :math:`q_k` of each whitened coefficient of the forecast.
+        linear: Gaussian part of the prior, with the variances :math:`s_k`.
     """
     variance = linear.variance.amax(0).double().cpu()
     if linear.rotation is not None and linear.rotation.analyses == 1:

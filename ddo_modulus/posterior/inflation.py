@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Scaling a prior to what the observations say of it.
+r"""Inflation: scaling the covariance of a prior, by a factor estimated from innovations.
 
 Axes: ``B`` batch, ``T`` analyses, ``C`` channel, ``H W`` grid, ``M`` observations.
 
-A prior learned in one month may be too narrow in the next. If :math:`x_0` follows the prior with
-mean :math:`m`, then :math:`m + \sqrt\lambda (x_0 - m)` follows the prior inflated by
-:math:`\lambda`, and its denoiser is the old one in scaled units:
+A prior learned in one month may be too narrow in the next. If :math:`x_0` is drawn from the prior
+with mean :math:`m`, then :math:`m + \sqrt\lambda (x_0 - m)` is a draw from the prior inflated by
+:math:`\lambda`. The denoiser of the inflated prior is the original one in scaled units:
 
 .. math:: D_\lambda(x, \sigma) = m + \sqrt\lambda\,
     \left[D\left(m + \frac{x - m}{\sqrt\lambda}, \frac{\sigma}{\sqrt\lambda}\right) - m\right].
 
-The factor is estimated at each analysis from the innovations
-:math:`d = y - H(m) \sim N(0, \lambda H P H^T + R)` (Dee 1995, Mon. Wea. Rev. 123, 1128) by maximum
-a posteriori with :math:`\log\lambda \sim N(0, w^2)`, which keeps a handful of observations from
-deciding it alone.
+The factor of each analysis is the maximum a posteriori estimate from the innovations
+:math:`d = y - H(m) \sim N(0, \lambda H P H^T + R)` (Dee 1995, Mon. Wea. Rev. 123, 1128), with the
+prior :math:`\log\lambda \sim N(0, w^2)`, so that a few observations cannot move it far from one.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from ddo_modulus.posterior.system import AnalysisSystem, LinearizedSystem
 
 
 class Inflated:
-    """A prior scaled about its mean; again a prior.
+    """A prior whose covariance is multiplied by a factor; it is a prior itself.
 
     Args:
         prior: The prior.
-        factor: Variance factors: a number, or ``(T,)``, one for each analysis.
+        factor: Factor on the covariance: one number, or ``(T,)``, one for each analysis.
 
     Raises:
         InputError: If a factor is not positive and finite.
@@ -62,7 +61,7 @@ class Inflated:
 
     @cached_property
     def linear(self) -> GaussianDenoiser:
-        """Gaussian part of the prior, scaled in the same way."""
+        """Gaussian part of the prior, inflated by the same factor."""
         return self.prior.linear.inflated(self.factor)
 
     def __call__(
@@ -71,7 +70,7 @@ class Inflated:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean state under the inflated prior."""
+        """Expected clean states under the inflated prior."""
         mean, root, wide = self._scaling(x)
         clean = self.prior(mean + (x - mean) / wide, _over(sigma, root), condition)
         return mean + wide * (clean - mean)
@@ -82,7 +81,10 @@ class Inflated:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        """Expected clean state and ``v -> J^T v``; the two factors of the chain rule cancel."""
+        """Expected clean states, and ``v -> J^T v``, which is that of the prior.
+
+        The two scale factors of the chain rule cancel.
+        """
         mean, root, wide = self._scaling(x)
         scaled = mean + (x - mean) / wide
         level = _over(sigma, root)
@@ -90,7 +92,7 @@ class Inflated:
         return mean + wide * (clean - mean), pullback
 
     def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean of the prior, and the root of each state's factor, ``(B,)`` and ``(B, 1, 1, 1)``."""
+        """Prior mean, and the square root of each factor as ``(B,)`` and as ``(B, 1, 1, 1)``."""
         key = (x.dtype, str(x.device))
         if key not in self._roots:
             with lasting():
@@ -101,7 +103,7 @@ class Inflated:
 
 
 def _over(sigma: Float[Tensor, " B"], root: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """``sigma / root``; levels that are plainly one stay so, which spares work for each state."""
+    """``sigma / root``, expanded if both arguments are, so that one level stays recognisable."""
     if sigma.stride(0) == root.stride(0) == 0:
         return (sigma[:1] / root[:1]).expand(len(sigma))
     return sigma / root
@@ -109,13 +111,14 @@ def _over(sigma: Float[Tensor, " B"], root: Float[Tensor, " B"]) -> Float[Tensor
 
 @dataclass(frozen=True)
 class Innovations:
-    r"""Innovations in coordinates where their expected covariance is diagonal.
+    r"""Innovations in coordinates in which their covariance is diagonal.
 
-    In units of the observation errors, along the eigenvectors of :math:`H P H^T`, the squares
-    :math:`q` have the expectation :math:`1 + \lambda w`.
+    The innovations are scaled by the observation errors and rotated to the eigenvectors of the
+    scaled :math:`H P H^T`. With inflation :math:`\lambda` their squares :math:`q` have the
+    expectation :math:`1 + \lambda w`.
 
     Attributes:
-        signal: ``(T, M)`` eigenvalues :math:`w` of the prior's share, float64.
+        signal: ``(T, M)`` eigenvalues :math:`w` of the scaled :math:`H P H^T`, float64.
         square: ``(T, M)`` squares :math:`q`, float64.
     """
 
@@ -124,7 +127,7 @@ class Innovations:
 
     @classmethod
     def of(cls, at: LinearizedSystem) -> Innovations:
-        """Innovations against the Gaussian part of a prior.
+        """Innovations relative to the mean of a prior, with the covariance of its Gaussian part.
 
         Args:
             at: The system at the prior mean of each analysis (:meth:`.AnalysisSystem.at_mean`).
@@ -150,7 +153,7 @@ class Innovations:
         return logarithm[fit.argmax(0)].exp()
 
     def chi_square(self, factor: float | Float[Tensor, " T"] = 1.0) -> Float[Tensor, " T"]:
-        """Sum of squares in units of their expectation; about M if the prior is calibrated.
+        """Sum of squares over their expectations: about ``M`` if prior and errors are calibrated.
 
         Args:
             factor: Inflation of the prior.
@@ -166,12 +169,13 @@ def innovation_inflation(
     width: float = 1.0,
     bounds: tuple[float, float] = (0.2, 15.0),
 ) -> Float[Tensor, " T"]:
-    """Inflation of each analysis that its innovations make most probable.
+    """Most probable inflation of each analysis, given its innovations.
 
     Args:
         prior: The prior.
-        observations: Of one or several analyses, or the system that they make.
-        width: Prior standard deviation of the factor's logarithm; infinity is maximum likelihood.
+        observations: Observations of one or several analyses, or their system.
+        width: Prior standard deviation of the logarithm of the factor; infinity gives the maximum
+            likelihood estimate.
         bounds: Range of the factor.
 
     Returns:

@@ -4,24 +4,24 @@ r"""Moment matching posterior sampling in function space (MMPS; Rozet et al., ar
 Axes: ``B`` batch, ``T`` analyses, ``G`` groups of states that share a system, ``C`` channel,
 ``H W`` grid, ``M`` observations.
 
-Given :math:`y = H(x_0) + \epsilon`, :math:`\epsilon \sim N(0, R)`, and the first two moments of
-:math:`x_0 | x_\sigma`, the conditional mean is
+For observations :math:`y = H(x_0) + \epsilon` with :math:`\epsilon \sim N(0, R)`, and a Gaussian
+with the first two moments of :math:`x_0 | x_\sigma`, the conditional mean is
 
 .. math:: D_y = D + V H^T (H V H^T + R)^{-1} (y - H(D)), \qquad V = \sigma^2 J C .
 
-:math:`V v = \sigma^2 C J^T v` costs one vector-Jacobian product; the noise covariance :math:`C` is
-what methods written for white noise leave out. Nonlinear operators are linearised at :math:`D`
-(one Gauss-Newton step at every noise level).
+:math:`V v = \sigma^2 C J^T v` costs one vector-Jacobian product. The noise covariance :math:`C` is
+missing from formulas for white noise. Nonlinear operators are linearised at :math:`D`, which is one
+Gauss-Newton step at every noise level.
 
 The system is solved by GMRES, since the covariance of a learned prior is neither symmetric nor
-positive. The innovation covariance of the prior's Gaussian part, :math:`S_{lin} = P P^T`
-(:mod:`.system`), preconditions it. A few iterations leave part of the innovation unexplained; the
-Gaussian part, which needs no derivative, accounts for that:
+positive definite. The preconditioner is the innovation covariance of the Gaussian part of the
+prior, :math:`S_{lin} = P P^T` (:mod:`.system`). After a few iterations part of the innovation is
+left. The Gaussian part, which needs no derivative, takes care of it:
 
 .. math:: D_y = D + V H^T u + V_{lin} H^T S_{lin}^{-1} \bigl(y - H(D) - (H V H^T + R) u\bigr) .
 
-After :math:`k` iterations the error is of order :math:`k + 1` in :math:`V - V_{lin}`. Without any
-this is optimal interpolation of the innovation with :math:`V_{lin}`.
+After :math:`k` iterations the error is of order :math:`k + 1` in :math:`V - V_{lin}`. With no
+iteration, the update is optimal interpolation with :math:`V_{lin}`.
 """
 
 from __future__ import annotations
@@ -54,24 +54,23 @@ Covariance = Literal["jacobian", "linear"]
 
 
 class MomentMatching:
-    r"""Conditions a prior on observations; the result is a prior.
+    r"""A prior conditioned on observations; it is a prior itself.
 
     Args:
         prior: The prior.
-        observations: What to condition on, or the system that it makes. With several analyses ``T``
-            the members of each stand next to each other in the batch.
-        covariance: ``"jacobian"`` takes :math:`V` from the derivative of the prior; ``"linear"``
-            takes :math:`V_{lin}` instead: no derivative, no iteration, exact where the prior is
-            Gaussian.
+        observations: Observations, or their system. With several analyses ``T``, the members of
+            each are consecutive in the batch.
+        covariance: ``"jacobian"`` uses :math:`V` from the derivative of the prior. ``"linear"``
+            uses :math:`V_{lin}`: no derivative, no iteration, and exact for a Gaussian prior.
         iterations: GMRES iterations, one vector-Jacobian product each.
-        guidance_interval: Least and largest noise level at which the derivative is taken;
-            :math:`V_{lin}` stands in at the others. At high noise little but the Gaussian part of
-            the prior can be seen, at low noise the observations have had their effect. None: at
-            all levels.
+        guidance_interval: Smallest and largest noise level at which the derivative is taken;
+            :math:`V_{lin}` is used at other levels. At high noise the posterior hardly depends on
+            more than the Gaussian part of the prior; at low noise the states fit the observations
+            already. None: at all levels.
 
     Raises:
-        InputError: On an unknown ``covariance``, ``iterations`` below one, or a
-            ``guidance_interval`` that is no interval.
+        InputError: If ``covariance`` is unknown, ``iterations`` is below one, or
+            ``guidance_interval`` is not an interval.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class MomentMatching:
         self.prior, self.system = prior, observations
         self.covariance, self.iterations = covariance, iterations
         interval = level_range(guidance_interval, "guidance_interval")
-        # All levels: none has to be looked at.
+        # An interval of all levels: levels need not be compared with it.
         self.guidance_interval = None if interval == (0.0, math.inf) else interval
         self._gaussian = gaussian_part(prior)
         self._factors: LevelFactors | None = None
@@ -102,7 +101,7 @@ class MomentMatching:
     def configured(
         cls, prior: Prior, observations: Observations | AnalysisSystem, config: PosteriorConfig
     ) -> MomentMatching:
-        """With the options of a resolved configuration."""
+        """The posterior with the options of a resolved configuration."""
         return cls(
             prior,
             observations,
@@ -134,13 +133,13 @@ class MomentMatching:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Expected clean states given the noisy ones and the observations.
+        """Expected clean states, given the noisy states and the observations.
 
         Args:
             x: Noisy states.
-            sigma: Noise levels. An expanded number is one level for all without a look at its
-                value, which would wait for the GPU; a ``guidance_interval`` needs that look, which
-                samplers avoid through :meth:`scheduled`.
+            sigma: Noise levels. An expanded tensor counts as one level, and its value is not read,
+                since that would wait for the GPU. Only a ``guidance_interval`` needs the value;
+                samplers avoid that by :meth:`scheduled`.
             condition: Passed on to the prior.
         """
         if self._takes_derivative(sigma):
@@ -155,10 +154,10 @@ class MomentMatching:
         sigma: Float[Tensor, " B"],
         condition: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B C H W"], Pullback]:
-        r"""Expected clean states and ``v -> J_y^T v``, with the covariance taken as constant.
+        r"""Expected clean states, and ``v -> J_y^T v`` with the covariance held constant.
 
-        :math:`J_y = (I - K H) J` with :math:`K = V H^T (H V H^T + R)^{-1}`: exact for a Gaussian
-        prior and linear observations.
+        :math:`J_y = (I - K H) J` with the Kalman gain :math:`K = V H^T (H V H^T + R)^{-1}`. This
+        is exact for a Gaussian prior and linear observations.
         """
         clean, pullback = self.prior.value_and_pullback(x, sigma, condition)
         at, factor = self._linearized(clean, sigma)
@@ -182,10 +181,11 @@ class MomentMatching:
     def scheduled(
         self, levels: Float[Tensor, " S"], like: Float[Tensor, "B C H W"]
     ) -> Mapping[float, Prior]:
-        """One denoiser for the levels at which the derivative is taken, one for the others.
+        """One prior for the levels at which the derivative is taken, and one for the others.
 
-        Both know the factors of all levels beforehand, where those do not depend on the states. The
-        same levels and states get the same denoisers again, so that recorded graphs stay in use.
+        Both share factors of the innovation covariance that are computed here for all levels,
+        unless these depend on the states. Calls with the same levels and the same kind of states
+        return the same priors, so that recorded graphs can be reused.
         """
         levels = levels.unique()
         key = tuple(levels.tolist()), tuple(like.shape[1:]), like.dtype, str(like.device)
@@ -204,7 +204,7 @@ class MomentMatching:
         return prepared
 
     def _takes_derivative(self, sigma: Float[Tensor, "*B"]) -> bool:
-        """Whether the derivative is taken at some of these levels."""
+        """Whether the derivative is taken at any of these levels."""
         if self.covariance == "linear":
             return False
         return self.guidance_interval is None or bool(within(sigma, self.guidance_interval).any())
@@ -215,7 +215,7 @@ class MomentMatching:
         sigma: Float[Tensor, " B"],
         pullback: Pullback | None,
     ) -> Float[Tensor, "B C H W"]:
-        """``D_y`` from ``D`` and the derivative, if it is taken."""
+        """``D_y`` from ``D``; with the derivative if there is a pullback."""
         at, factor = self._linearized(clean, sigma)
         rest = by_analysis(factor, at.innovation)
         if pullback is not None:
@@ -227,7 +227,7 @@ class MomentMatching:
     def _linearized(
         self, clean: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]
     ) -> tuple[LinearizedSystem, Float[Tensor, "G M M"]]:
-        """The system at the prior's estimate, and the inverse factor that preconditions it."""
+        """The system linearised at the prior's estimate, and the inverse factor ``P^-1``."""
         at = self.system.at(clean, self._gaussian.at(grid_of(clean)))
         return at, at.factor(sigma) if self._factors is None else self._factors(sigma)
 
@@ -244,7 +244,7 @@ class MomentMatching:
         sigma: Float[Tensor, " B"],
         pullback: Pullback,
     ) -> Callable[[Float[Tensor, "B M"]], tuple[Tensor, Tensor]]:
-        """``w -> P^-1 (H V H^T + R) P^-T w``, with ``V H^T P^-T w`` beside it."""
+        """The map from ``w`` to ``P^-1 (H V H^T + R) P^-T w`` and to ``V H^T P^-T w``."""
 
         def apply(w: Float[Tensor, "B M"]) -> tuple[Tensor, Tensor]:
             u = by_analysis(factor.mT, w)

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The system that the observations of an analysis make: innovations and their covariance.
+r"""The system of an analysis: innovations and their covariance.
 
-Axes: ``B`` batch, ``T`` analyses (the members of each stand next to each other in the batch),
+Axes: ``B`` batch, ``T`` analyses (the members of each are consecutive in the batch),
 ``G`` groups of states that share a system, ``C`` channel, ``H W`` grid, ``K`` coefficients of the
 noise of one channel, ``M`` observations, ``N = C K`` coordinates, ``S`` noise levels.
 
-Observations :math:`y = H(x) + \epsilon`, :math:`\epsilon \sim N(0, R)`, of a state whose Gaussian
-part has the covariance :math:`V = L E\,\mathrm{diag}(v)\,E^T L^T` have innovations of covariance
+For observations :math:`y = H(x) + \epsilon` with :math:`\epsilon \sim N(0, R)`, and a Gaussian
+part of the prior with the covariance :math:`V = L E\,\mathrm{diag}(v)\,E^T L^T`, the innovations
+have the covariance
 
 .. math:: S = (H L E)\,\mathrm{diag}(v)\,(H L E)^T + R .
 
-:math:`H L`, the *observation-space square root* of the noise covariance, depends neither on the
-prior nor on the noise level. It is computed once, by one adjoint of the operator for each
-observation, and serves quality control, inflation, guidance and diagnostics.
+:math:`H L` is the *observation-space square root* of the noise covariance. It depends neither on
+the prior nor on the noise level. It is computed once, with one adjoint of the operator per
+observation, and used for quality control, inflation, guidance and diagnostics.
 """
 
 from __future__ import annotations
@@ -31,34 +32,35 @@ from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import inverse_factor, one_level, per_member
 from ddo_modulus.observations import LinearOperator, Observations, Tangent
 
-# Largest number of values that are kept: of the factors of all noise levels (1 GiB in float32), of
-# factors that are computed at once (in double), of the square roots of a nonlinear operator.
+# Limits of memory, as numbers of values: factors kept for all noise levels (1 GiB in float32),
+# factors computed at once (in float64), and square roots kept for a nonlinear operator.
 _MOST_FACTORS, _MOST_AT_ONCE, _MOST_ROOTS = 2**28, 2**26, 2**28
-# Square roots of linear operators that are kept; some operators make new ones at each call.
+# Linear operators whose square roots are kept; some operators make new parts at each call.
 _MOST_PARTS = 64
 
 
 class AnalysisSystem:
-    """Observations of one or several analyses, ready to be compared with states.
+    """The observations of one or several analyses, with their square roots ``HL``.
 
     Args:
-        observations: What was observed.
+        observations: Observations, in the units of the states.
         noise: Noise field of the prior, on the grid of the analysis.
     """
 
     def __init__(self, observations: Observations, noise: GaussianField) -> None:
         self.observations, self.noise = observations, noise
         self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
-        # Square roots by linear operator, each with the operator, which keeps its id in use.
+        # Square roots by the id of a linear operator. The operator is stored too, so that the id
+        # is not used again.
         self._roots: dict[int, tuple[Tangent | LinearOperator, dict[tuple, Tensor]]] = {}
         self._rotated: dict[tuple, tuple[object, Tensor]] = {}
 
     @staticmethod
     def batch(parts: Sequence[AnalysisSystem]) -> AnalysisSystem:
-        """The systems of several analyses as one; square roots that exist are kept.
+        """Join the systems of several analyses; square roots that all of them have are kept.
 
         Raises:
-            InputError: As :meth:`.Observations.batch`.
+            InputError: As for :meth:`.Observations.batch`.
         """
         if len(parts) == 1:
             return parts[0]
@@ -74,41 +76,41 @@ class AnalysisSystem:
         return whole
 
     def take(self, rows: Int[Tensor, " R"]) -> AnalysisSystem:
-        """The system of some of the observations; square roots that exist are kept.
+        """The system of some of the observations; existing square roots are kept.
 
         Args:
-            rows: Their numbers, ascending.
+            rows: Indices of these observations, ascending.
         """
         fewer = AnalysisSystem(self.observations.take(rows), self.noise)
         before, after = self._parts(self.observations), self._parts(fewer.observations)
-        if len(before) == len(after):  # else a part of the operator has no observation left
+        if len(before) == len(after):  # otherwise a part of the operator has no observation left
             for old, new in zip(before, after, strict=True):
                 for key, root in self._roots.get(id(old), (old, {}))[1].items():
                     fewer._keep(new, key, root[:, rows])
         return fewer
 
     def with_values(self, values: Tensor, variance: Tensor) -> AnalysisSystem:
-        """The same places with other values and errors."""
+        """The system of the same operator with other observed values and error variances."""
         operator = self.observations.operator
         other = AnalysisSystem(Observations(operator, values, variance), self.noise)
         other._roots, other._rotated = self._roots, self._rotated
         return other
 
     def forget(self) -> None:
-        """Free the memory of the square roots; they are computed again when they are needed."""
+        """Free the memory of the square roots; they are computed again when needed."""
         self._roots.clear()
         self._rotated.clear()
 
     @property
     def analyses(self) -> int:
-        """Number of analyses that the observed values tell apart."""
+        """Number of analyses ``T``: sets of observed values."""
         return self.observations.values.numel() // self.observations.operator.size
 
     def at(self, x: Float[Tensor, "B C H W"], linear: GaussianDenoiser) -> LinearizedSystem:
-        """The system linearised at states, in the precision and on the device of the states.
+        """The system linearised at states, in their precision and on their device.
 
         Args:
-            x: States, a multiple of the analyses in number.
+            x: States; their number is a multiple of the number of analyses.
             linear: Gaussian part of the prior, on the grid of the states.
         """
         operator = self.observations.operator
@@ -123,10 +125,10 @@ class AnalysisSystem:
         )
 
     def at_mean(self, linear: GaussianDenoiser) -> LinearizedSystem:
-        """The system linearised at the prior mean of each analysis, in double on the CPU.
+        """The system linearised at the prior mean of each analysis, in float64 on the CPU.
 
-        The mean over the members where theirs differ. This is what quality control, inflation and
-        diagnostics look at.
+        If members have means of their own, their average is used. Quality control, inflation and
+        diagnostics use this system.
         """
         linear = linear.at(self.noise.shape)
         mean = linear.mean.double().cpu().reshape(-1, *linear.mean.shape[-3:])
@@ -140,16 +142,16 @@ class AnalysisSystem:
         linear: GaussianDenoiser,
         like: Float[Tensor, "B C H W"],
     ) -> LevelFactors | None:
-        """Factors of the innovation covariance at noise levels that will be asked for.
+        """Precompute the factors of the innovation covariance at the noise levels of a sampler.
 
         Args:
-            levels: Ascending.
+            levels: Noise levels, ascending.
             linear: Gaussian part of the prior, on the grid of the states.
-            like: States of the shape, dtype and device to come.
+            like: Tensor with the shape, dtype and device of the states.
 
         Returns:
-            The factors; None if the operator is not linear, since they then depend on the states,
-            or if there are too many values to keep.
+            The factors; None if they depend on the states, because the operator is nonlinear, or
+            if they would take too much memory.
         """
         tangent = self.observations.operator.linearize(like)
         if not tangent.linear:
@@ -167,7 +169,7 @@ class AnalysisSystem:
         return LevelFactors(levels.to(like), torch.cat(parts).unflatten(0, (len(levels), groups)))
 
     def _on(self, like: Tensor) -> tuple[Float[Tensor, "T M"], Float[Tensor, "T M M"]]:
-        """Observed values and ``R`` in the dtype and on the device of ``like``; copied once."""
+        """Observed values and ``R`` in the dtype and on the device of ``like``; cached."""
         key = like.dtype, str(like.device)
         if key not in self._constants:
             with lasting():
@@ -178,7 +180,7 @@ class AnalysisSystem:
     def _coordinates(
         self, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
     ) -> Float[Tensor, "G M N"]:
-        """``H L E``; of a nonlinear operator for each state, from the roots of its linear parts."""
+        """``H L E``; for a nonlinear operator one per state, from the roots of its linear parts."""
         if tangent.linear:
             return self._rotate(self.observations.operator, tangent, linear, like)
         size = tangent.terms[0][1].size * linear.variance.shape[-1]
@@ -195,7 +197,7 @@ class AnalysisSystem:
     def _rotate(
         self, part: object, tangent: Tangent, linear: GaussianDenoiser, like: Tensor
     ) -> Float[Tensor, "T M N"]:
-        """``H L E`` of a linear operator, remembered for each rotation."""
+        """``H L E`` of a linear operator; cached for each rotation."""
         root = self._root(part, tangent, like)
         if linear.rotation is None:
             return root
@@ -206,7 +208,7 @@ class AnalysisSystem:
         return self._rotated[key][1]
 
     def _root(self, part: object, tangent: Tangent, like: Tensor) -> Float[Tensor, "T M N"]:
-        """``H L`` of a linear operator; computed once, converted for other devices and dtypes."""
+        """``H L`` of a linear operator; computed once, then converted to other dtypes, devices."""
         key = tuple(like.shape[1:]), like.dtype, str(like.device)
         found = self._roots.get(id(part), (part, {}))[1]
         if key in found:
@@ -227,7 +229,7 @@ class AnalysisSystem:
         self._roots.setdefault(id(part), (part, {}))[1][key] = root  # type: ignore[arg-type]
 
     def _parts(self, observations: Observations) -> list[object]:
-        """What square roots are kept of: the operator if it is linear, else its linear parts."""
+        """The linear operators whose square roots are kept: the operator itself, or its parts."""
         size = self.noise.channels, *self.noise.shape
         state = torch.zeros(1, *size, dtype=torch.float64)
         tangent = observations.operator.linearize(state)
@@ -236,7 +238,7 @@ class AnalysisSystem:
 
 @dataclass(frozen=True)
 class LinearizedSystem:
-    r"""An analysis system, linearised at states.
+    r"""An analysis system linearised at states.
 
     Attributes:
         tangent: The linearised operator :math:`H`.
@@ -253,7 +255,7 @@ class LinearizedSystem:
     linear: GaussianDenoiser
 
     def expected_variance(self) -> Float[Tensor, "B M"]:
-        """Variance of each innovation that prior and observation errors make one expect."""
+        """Variance of each innovation under the prior: the diagonal of ``H V H^T + R``."""
         rows = per_member(self.rows, len(self.innovation))
         prior = (rows.square() * self.linear.variance.to(rows)[:, None]).sum(-1)
         return prior + self.error.diagonal(dim1=1, dim2=2)
@@ -261,7 +263,8 @@ class LinearizedSystem:
     def factor(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "G M M"]:
         r""":math:`P^{-1}` with :math:`P P^T = S` at noise levels, for each group of states.
 
-        The members of an analysis are one group where they share their noise level.
+        All members of an analysis form one group if they share their noise level; otherwise each
+        state is a group of its own.
         """
         groups = len(sigma)
         if one_level(sigma):
@@ -277,7 +280,13 @@ class LinearizedSystem:
     def increment(
         self, u: Float[Tensor, "B M"], sigma: Float[Tensor, " B"], groups: int
     ) -> Float[Tensor, "B C H W"]:
-        r""":math:`V H^T u` with the covariance of the Gaussian part at noise levels."""
+        r""":math:`V H^T u` with the posterior covariance of the Gaussian part at noise levels.
+
+        Args:
+            u: Vectors in observation space.
+            sigma: Noise levels.
+            groups: Number of groups of states that share a system.
+        """
         a = (u.unflatten(0, (groups, -1)) @ per_member(self.rows, groups)).flatten(0, 1)
         return self.linear.fields(a * self.linear.posterior_variance(sigma), mean=False)
 
@@ -295,7 +304,10 @@ class LevelFactors:
     factors: Float[Tensor, "S G M M"]
 
     def __call__(self, sigma: Float[Tensor, " B"]) -> Float[Tensor, "G M M"]:
-        """The factors at the level of a batch; looked up on its device, NaN for other levels."""
+        """The factors at the noise level of a batch; NaN if it is none of the levels.
+
+        The look-up happens on the device, so that the CPU does not wait for the GPU.
+        """
         place = torch.searchsorted(self.levels, sigma[:1]).clamp_max(len(self.levels) - 1)
         found = self.levels[place] == sigma[:1]
         return torch.where(found, self.factors.index_select(0, place)[0], math.nan)
@@ -304,16 +316,22 @@ class LevelFactors:
 def observation_root(
     tangent: Tangent, noise: GaussianField, like: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "T M N"]:
-    """``H L``: a tangent applied to every coefficient of the noise.
+    """``H L``: the observations of each coefficient of the noise.
 
-    Taken by the adjoint: one field for each observation instead of one for each coefficient.
+    It is computed by the adjoint, ``(L^T H^T)^T``, which takes one field per observation instead of
+    one per coefficient.
+
+    Args:
+        tangent: Linearised operator.
+        noise: Noise field, on the grid of the states.
+        like: Tensor with the shape, dtype and device of the states.
     """
     analyses = max(
         max(len(operator.index), 1 if a is None else len(a)) for a, operator in tangent.terms
     )
     unit = torch.eye(tangent.terms[0][1].size, dtype=like.dtype, device=like.device)
     parts = []
-    for part in unit.split(max(1, 512 // analyses)):  # the fields of all at once would be large
+    for part in unit.split(max(1, 512 // analyses)):  # in parts, to bound the memory
         batch = analyses * len(part)
         terms = [(None if a is None else per_member(a, batch), o) for a, o in tangent.terms]
         fields = Tangent(terms, tangent.linear).adjoint(part.repeat(analyses, 1), like.shape[1:])
@@ -324,13 +342,13 @@ def observation_root(
 def innovation_covariance(
     rows: Float[Tensor, "T M N"], variance: Float[Tensor, "G N"], error: Float[Tensor, "T M M"]
 ) -> Float[Tensor, "G M M"]:
-    """``H V H^T + R`` of each group of states that share a system."""
+    """``H V H^T + R`` of each group of states."""
     rows, error = per_member(rows, len(variance)), per_member(error, len(variance))
     return (rows * variance[:, None]) @ rows.mT + error
 
 
 def by_analysis(matrix: Float[Tensor, "G M M"], u: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-    """Apply the matrix of each group of states to its members."""
+    """Apply the matrix of each group to the vectors of its states."""
     return (u.unflatten(0, (len(matrix), -1)) @ matrix.mT).flatten(0, 1)
 
 

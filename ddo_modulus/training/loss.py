@@ -69,7 +69,7 @@ class DenoisingLoss(nn.Module):
             a0 = linear.modes(x0 - self.operator.conditional_mean(condition, x0))
             a = a0 + sigma[:, None] * z
             variance = linear.posterior_variance(sigma)
-            target = (a0 - a * linear.gain(sigma)) / variance.sqrt()
+            target = (a0 - a * linear.wiener_weight(sigma)) / variance.sqrt()
         shape = (x0.shape[-2], x0.shape[-1])
         output = self.operator.residual(a, sigma, shape, condition, linear)
         weight = variance ** (1 - self.whitening)

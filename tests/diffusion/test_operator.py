@@ -162,14 +162,14 @@ def test_conditions():
         operator(x, sigma, torch.zeros(2, 3))
     with pytest.raises(InputError, match="a condition of 0 channels, got 2"):
         build("torus-even")[0](x, sigma, torch.zeros(2, 2))
-    given = torch.tensor([[0.5, -1.0]])
-    as_numbers = operator(x, sigma, given)
-    as_fields = operator(x, sigma, given[:, :, None, None].expand(2, 2, 8, 8))
+    condition = torch.tensor([[0.5, -1.0]])
+    as_numbers = operator(x, sigma, condition)
+    as_fields = operator(x, sigma, condition[:, :, None, None].expand(2, 2, 8, 8))
     torch.testing.assert_close(as_numbers, as_fields)
-    assert not torch.allclose(operator(x, sigma, -given), as_numbers, atol=1e-3)
+    assert not torch.allclose(operator(x, sigma, -condition), as_numbers, atol=1e-3)
     fine = operator.basis.truncate(7).synthesize(operator.basis.truncate(7).analyze(x), (16, 16))
-    fields = given[:, :, None, None].expand(2, 2, 16, 16)
-    torch.testing.assert_close(operator(fine, sigma, given), operator(fine, sigma, fields))
+    fields = condition[:, :, None, None].expand(2, 2, 16, 16)
+    torch.testing.assert_close(operator(fine, sigma, condition), operator(fine, sigma, fields))
 
 
 @pytest.mark.parametrize("name", ["torus-mixed", "box-eofs", "sphere-eofs"])

@@ -29,14 +29,14 @@ def test_a_view_keeps_the_mean_and_a_linear_ramp(factor):
 
 @pytest.mark.parametrize("basis", [FourierBasis((16, 24)), CosineBasis((16, 24))])
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_what_is_spread_is_not_shifted(basis, factor):
+def test_a_view_on_the_grid_is_not_shifted(basis, factor):
     """Large waves come back in phase, damped by the mean over a cell, twice."""
     window = CoarseWindow(factor)
     c = torch.zeros(2, basis.size, dtype=torch.float64)
     low = basis.eigenvalues.argsort()[1:3]
     c[torch.arange(2), low] = 1.0
     x = basis.synthesize(c)[:, None]
-    back = window.spread(window.view(x), basis)
+    back = window.on_grid(window.view(x), basis)
     found = basis.analyze(back)[:, 0]
     assert float(found[torch.arange(2), low].min()) > 0.8
     found[torch.arange(2), low] = 0
@@ -63,7 +63,7 @@ def test_the_hour_is_a_circle():
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "message"),
     [
         (lambda: CoarseWindow(0.5), "from 1 up"),
         (lambda: CoarseWindow(float("nan")), "from 1 up"),
@@ -75,6 +75,6 @@ def test_the_hour_is_a_circle():
         (lambda: Task(1, "none", CoarseWindow(2)), "belongs to condition=coarse"),
     ],
 )
-def test_mistakes_are_told(build, told):
-    with pytest.raises(InputError, match=told):
+def test_mistakes_are_named(build, message):
+    with pytest.raises(InputError, match=message):
         build()

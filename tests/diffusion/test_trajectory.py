@@ -177,7 +177,7 @@ def test_what_it_cannot_compose_is_refused(window):
     with pytest.raises(InputError, match="shorter than a window"):
         TrajectoryPrior(window, FRAMES, 2)
     single = DiffusionOperator(list(SHAPE), network={"widths": [8], "depths": [1], "modes": [3]})
-    with pytest.raises(InputError, match="knows no windows"):
+    with pytest.raises(InputError, match="has no windows of"):
         TrajectoryPrior(single, 5, 10)
     with pytest.raises(InputError, match="needs joint=True"):
         TrajectoryPrior(window, FRAMES, LENGTH, joint=False, balance=0.5)
@@ -195,8 +195,8 @@ class Fading(torch.nn.Module):
 
     def forward(self, x, sigma, condition=None):
         a = self.linear.modes(x)
-        gain = self.linear.gain(sigma)
-        return self.linear.fields(a * (gain - self.epsilon * (gain * (1 - gain)).sqrt()))
+        w = self.linear.wiener_weight(sigma)
+        return self.linear.fields(a * (w - self.epsilon * (w * (1 - w)).sqrt()))
 
 
 def spread_of_draws(denoiser, length: int) -> torch.Tensor:
@@ -233,10 +233,10 @@ def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
     free = TrajectoryPrior(trained, FRAMES, LENGTH)
     balanced = TrajectoryPrior(trained, FRAMES, LENGTH, balance=1.0)
     linear = free.linear
-    a, gain = linear.modes(x), linear.gain(sigma)
+    a, w = linear.modes(x), linear.wiener_weight(sigma)
     size = (2, LENGTH, -1)  # on a grid of twenty points all functions are of one shell
-    h = (a * (gain * (1 - gain)).sqrt()).view(size)
-    before, after = ((linear.modes(d(x, sigma)) - a * gain).view(size) for d in (free, balanced))
+    h = (a * (w * (1 - w)).sqrt()).view(size)
+    before, after = ((linear.modes(d(x, sigma)) - a * w).view(size) for d in (free, balanced))
     assert float((before * h).sum(-1).abs().max()) > 1e-3
     torch.testing.assert_close(
         (after * h).sum(-1), torch.zeros(2, LENGTH).double(), atol=1e-6, rtol=0
@@ -247,7 +247,7 @@ def test_balance_takes_what_lies_along_the_state_and_nothing_else(trained):
 
 
 def test_balance_is_not_lost_to_round_off_where_noise_is_small(trained):
-    """At ``s / sigma^2`` of 3e8, where one minus the gain is nothing in single precision."""
+    """At ``s / sigma^2`` of 3e8, where one minus the Wiener weight is zero in single precision."""
     x, sigma = states(6)
     sigma = torch.full_like(sigma, 1e-4)
     found = []

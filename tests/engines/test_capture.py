@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guided sampling that leaves the host out: no look at a value, and CUDA graphs of it all."""
+"""Guided sampling without waiting for the GPU, and as CUDA graphs."""
 
 import copy
 import warnings
@@ -68,7 +68,7 @@ def draws(posterior, operator, device="cpu", solver="dpmpp_2m", **options):
 
 
 class NoLook(TorchDispatchMode):
-    """Fails on every operation whose result the host reads off the device."""
+    """Fails on every operation whose result the CPU reads from the device."""
 
     FORBIDDEN = (
         torch.ops.aten._local_scalar_dense.default,
@@ -81,7 +81,7 @@ class NoLook(TorchDispatchMode):
     )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in self.FORBIDDEN, f"the host waits for {function}"
+        assert function not in self.FORBIDDEN, f"the CPU waits for {function}"
         return function(*args, **(kwargs or {}))
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_prepared_is_noticed(operator):
     """The watch itself: levels that may differ between members have to be compared."""
     posterior = MomentMatching(operator, observe())
     x, sigma = torch.zeros(6, 1, *SHAPE), torch.full((6,), 0.5)
-    with pytest.raises(AssertionError, match="the host waits for"):
+    with pytest.raises(AssertionError, match="the CPU waits for"):
         Watched(posterior)(x, sigma)
 
 
@@ -328,7 +328,7 @@ def test_a_denoiser_that_looks_at_values_runs_without_a_graph(on_gpu):
     torch.testing.assert_close(found, expected)
     assert captured.failure
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # told once
+        warnings.simplefilter("error")  # it warns only once
         torch.testing.assert_close(captured(x, sigma.expand(4)), expected)
     assert torch.randn(2, device="cuda").isfinite().all()  # torch's generator is as it was
     graph = Captured(on_gpu)  # and the next capture is not spoilt

@@ -188,13 +188,15 @@ def test_analyses(untrained, table, monkeypatch, precision, bound):
     for parameter in package.operator.network.parameters():
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     monkeypatch.setattr(NeuralOperator, "compile", lambda self, mode=None: None)
-    told, recorded = [], []
-    engine = open_engine("compile", package, EngineOptions(precision=precision, report=told.append))
+    lines, recorded = [], []
+    engine = open_engine(
+        "compile", package, EngineOptions(precision=precision, report=lines.append)
+    )
     monkeypatch.setattr(engine, "captured", lambda d: recorded.append(type(d)) or d)
     expected, found = analyse(package, table), analyse(package, table, engine)
     assert float(((found - expected) ** 2).mean()) ** 0.5 < bound  # K
     assert recorded == [MomentMatching]
-    assert told == ["engine=compile without a GPU: compiled code, but no CUDA graphs"]
+    assert lines == ["engine=compile without a GPU: compiled code, but no CUDA graphs"]
 
 
 @pytest.mark.gpu

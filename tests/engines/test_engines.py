@@ -167,7 +167,7 @@ def test_torch_is_the_operator_itself(built, vjp):
 def test_graphs_are_exported_once(exported, built, tmp_path, monkeypatch):
     """On the fly into the cache; found again, but not for another operator."""
     monkeypatch.setenv("DDO_ENGINES", str(tmp_path))
-    made, told = [], []
+    made, lines = [], []
 
     def fake(package, folder, **options):
         made.append(options)
@@ -176,19 +176,19 @@ def test_graphs_are_exported_once(exported, built, tmp_path, monkeypatch):
 
     monkeypatch.setattr("ddo_modulus.engines.folder.export", fake)
     package = built("linear")
-    options = EngineOptions(report=told.append)
+    options = EngineOptions(report=lines.append)
     assert find(package, options)[0] == find(package, options)[0]
-    assert len(made) == 1 and len(told) == 1 and str(tmp_path) in told[0]
+    assert len(made) == 1 and len(lines) == 1 and str(tmp_path) in lines[0]
     package.operator.prior_variance[0] += 1
     find(package, options)
-    find(package, EngineOptions(shape=(8, 8), report=told.append))
+    find(package, EngineOptions(shape=(8, 8), report=lines.append))
     assert len(made) == 3
 
 
 def test_onnxruntime_by_name(exported):
-    one, told = exported("linear"), []
-    engine = open_engine("onnxruntime", one.package, EngineOptions(one.folder, report=told.append))
-    assert engine.providers == [CPU] and CPU in told[0]
+    one, lines = exported("linear"), []
+    engine = open_engine("onnxruntime", one.package, EngineOptions(one.folder, report=lines.append))
+    assert engine.providers == [CPU] and CPU in lines[0]
     x, sigma, _ = probes(one.package, (5, 6), 2)
     torch.testing.assert_close(engine(x, sigma), one.engine(x, sigma))
 

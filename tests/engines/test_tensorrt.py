@@ -155,10 +155,10 @@ def test_a_guided_analysis_in_tensorrt(plans):
 @pytest.mark.tensorrt
 def test_plans_are_kept(plans):
     package, _, folder = plans("box")
-    told = []
-    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=told.append))
-    assert not told
+    lines = []
+    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=lines.append))
+    assert not lines
     record = next((folder / "plans").glob("*.json"))
     record.write_text(record.read_text().replace('"batch": 8', '"batch": 9'))
-    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=told.append))
-    assert len(told) == 1 and "batch is 8, not 9" in told[0]
+    open_engine("tensorrt", package, EngineOptions(folder, batch=8, report=lines.append))
+    assert len(lines) == 1 and "batch is 8, not 9" in lines[0]

@@ -3,8 +3,8 @@
 
 What it builds and launches is computed by ONNX Runtime, at the addresses that it is given; streams
 and CUDA graphs of torch are stood in for too. It shows that calls exist, in which order they come
-and that failures are told, not that TensorRT would compute the same. Names and arguments are those
-of NVIDIA's bindings, for which see ``ddo_modulus.engines.trt``.
+and that failures are reported, not that TensorRT would compute the same. Names and arguments are
+those of NVIDIA's bindings, for which see ``ddo_modulus.engines.trt``.
 """
 
 import ctypes
@@ -428,15 +428,15 @@ def test_inputs_are_aligned(opened, stand_in):
 
 
 def test_plans_are_used_again(opened, stand_in, tmp_path):
-    told = []
-    opened(report=told.append)
-    assert all("there is none yet" in line for line in told) and len(told) == 2
-    opened(report=told.append)
-    assert len(told) == 2 and stand_in.state.builds == 2
+    lines = []
+    opened(report=lines.append)
+    assert all("there is none yet" in line for line in lines) and len(lines) == 2
+    opened(report=lines.append)
+    assert len(lines) == 2 and stand_in.state.builds == 2
     plans = tmp_path / "box" / "plans"
     (plans / "denoiser-stand-in-b8.plan").write_bytes(b"of something else")
-    opened(report=told.append)
-    assert len(told) == 3 and "it cannot be read" in told[2]
+    opened(report=lines.append)
+    assert len(lines) == 3 and "it cannot be read" in lines[2]
     (timed,) = plans.glob("timings-*.cache")
     assert timed.name == f"timings-stand-in-b8-{stand_in.trt.__version__}.cache"
     assert len(json.loads(timed.read_bytes())) == 4
@@ -479,7 +479,7 @@ def test_what_the_parser_says_is_told(stand_in, tmp_path):
         ("runtime", InputError, "cannot use this GPU or its driver"),
         ("build", InputError, "built no plan of .*smaller batch="),
         ("load", InputError, "cannot load the plan .*smaller batch="),
-        ("type", InputError, "something else than fp32"),
+        ("type", InputError, "inputs or outputs not in fp32"),
     ],
 )
 def test_failures_to_open_are_told(fails, kind, words, opened, stand_in):
@@ -500,7 +500,7 @@ def test_failures_to_run_are_told(fails, words, opened, stand_in):
     stand_in.state.fails = None
     with pytest.raises(RuntimeError, match=r"refused x of shape \(9, "):
         engine.run("denoiser", {"x": x[:1].expand(9, -1, -1, -1).contiguous()})
-    with pytest.raises(RuntimeError, match="knows no tensor other"):
+    with pytest.raises(RuntimeError, match="has no tensor other"):
         context = engine._context("denoiser")
         engine._bind(context, {}, {"other": x})
 

@@ -141,11 +141,11 @@ def test_single_precision():
 
 
 def test_whitening_is_exact_where_the_noise_is_far_below_the_signal():
-    """One minus the gain would be round-off there, in single precision."""
+    """One minus the Wiener weight would be round-off there, in single precision."""
     noise = GaussianField(FourierBasis((8, 8)), Matern(0.005, 0.5))
     denoiser = GaussianDenoiser(0.0, GaussianField(noise.basis, Matern(0.4, 3.0)), noise)
     sigma = torch.tensor([5e-5, 1e-2, 1.0, 80.0])
-    assert bool((denoiser.gain(sigma) == 1).any())
+    assert bool((denoiser.wiener_weight(sigma) == 1).any())
     expected = (denoiser.variance + sigma.double()[:, None] ** 2).rsqrt()
     torch.testing.assert_close(denoiser.whitening(sigma), expected.float(), rtol=1e-6, atol=0)
 

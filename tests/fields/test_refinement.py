@@ -254,7 +254,7 @@ def test_scales_that_the_last_level_covers_are_drawn_all_the_same():
         )
     )
     fine = FourierBasis((32, 32))
-    covered = made.linear.at((32, 32)).gain(torch.tensor([0.01])).min()
+    covered = made.linear.at((32, 32)).wiener_weight(torch.tensor([0.01])).min()
     assert float(covered) < 1e-2
     found = generate(
         package(made),

@@ -95,7 +95,7 @@ def test_mistakes(warm, states):
     mistake("degrees Celsius", good - 273.15)
     mistake("does not cover", good.isel(lat=slice(0, 4)))
     mistake("no axis lon", good.isel(lon=0, drop=True))
-    mistake("has the axes level", good.expand_dims("level"))
+    mistake("has further axes: level", good.expand_dims("level"))
 
 
 def test_errors_have_the_standard_deviation_and_the_length_asked_for(package):

@@ -239,7 +239,7 @@ def test_inflation_widens_where_the_field_is_far_from_the_prior(untrained):
 
 
 def test_progress_counts_to_its_total(untrained):
-    package, told = untrained(), []
+    package, calls = untrained(), []
     cells = CoarseGrid.of(package.grid, 2)
     coarse = torch.full((2, 1, 1, *cells.shape), 283.0)
     super_resolve(
@@ -249,9 +249,9 @@ def test_progress_counts_to_its_total(untrained):
         generators(2, 3),
         cells=cells,
         posterior={"steps": 2, "batch": 2},
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert told[-1] == (12, 12) and [d for d, _ in told] == sorted(d for d, _ in told)
+    assert calls[-1] == (12, 12) and [d for d, _ in calls] == sorted(d for d, _ in calls)
 
 
 # ---- a package that was trained for it --------------------------------------------------------
@@ -303,7 +303,7 @@ def test_mistakes_are_told_before_work(untrained, change, message):
 
 def test_each_package_goes_one_way(trained, untrained):
     cells = CoarseGrid.of(trained.grid, 2)
-    with pytest.raises(InputError, match="no coarse cells, since it knows its own"):
+    with pytest.raises(InputError, match="no coarse cells, since its own are part of it"):
         super_resolve(trained, TIMES[:1], torch.zeros(1, 3, 1, 4, 4), generators(1, 1), cells=cells)
     with pytest.raises(InputError, match="prior of single states"):
         conditioned(trained, TIMES[:1], torch.zeros(1, 1, 4, 4), cells)

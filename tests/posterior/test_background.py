@@ -79,7 +79,7 @@ class Dense:
         gain = cov @ operator.T @ total
         return mean + (values - operator @ mean) @ gain.T, cov - gain @ operator @ cov
 
-    def given(self, background, error, observations=None, noisy=None, sigma=None, factor=1.0):
+    def conditional(self, background, error, observations=None, noisy=None, sigma=None, factor=1.0):
         """Mean and covariance of the state given all that is given."""
         mean, cov = self.mean, factor * self.prior
         unit = torch.eye(len(mean), dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_a_call_is_the_exact_conditional_mean(name, kind, level, dense):
     result = conditioned(x, torch.full((3,), level, dtype=torch.float64))
     exact = Dense(denoiser, dense)
     for i in range(3):
-        mean, _ = exact.given(background, error, noisy=x[i], sigma=level)
+        mean, _ = exact.conditional(background, error, noisy=x[i], sigma=level)
         torch.testing.assert_close(result[i].flatten(), mean, rtol=1e-6, atol=1e-6)
 
 
@@ -140,7 +140,7 @@ def test_its_linear_part_is_prior_and_background_together(name, kind, dense):
     error = ERRORS[kind](denoiser.noise)
     background = forecast(denoiser, error)
     linear = Background(denoiser, background, error).linear
-    mean, cov = Dense(denoiser, dense).given(background, error)
+    mean, cov = Dense(denoiser, dense).conditional(background, error)
     torch.testing.assert_close(linear.mean.flatten(), mean, rtol=1e-6, atol=1e-7)
     root = dense(lambda a: linear.fields(a, mean=False), (linear.variance.shape[-1],))
     found = root @ torch.diag(linear.variance[0]) @ root.T
@@ -161,11 +161,11 @@ def test_sampling_given_background_and_observations(name, kind, covariance, dens
         iterations=1,
     )
     mean, cov = affine_law(posterior, denoiser.noise, steps=24)
-    m, p = Dense(denoiser, dense).given(background, error, observations)
+    m, p = Dense(denoiser, dense).conditional(background, error, observations)
     assert float((mean - m).square().mean().sqrt() / p.diagonal().mean().sqrt()) < 0.03
     assert 0.97 < float((cov.diagonal() / p.diagonal()).sqrt().mean()) < 1.03
     # Without the background it is another law altogether.
-    alone, _ = Dense(denoiser, dense).given(None, None, observations)
+    alone, _ = Dense(denoiser, dense).conditional(None, None, observations)
     assert float((alone - m).square().mean().sqrt() / p.diagonal().mean().sqrt()) > 0.3
 
 
@@ -177,7 +177,7 @@ def test_background_after_observations_where_it_is_exact(dense):
     x, sigma = denoiser.fields(randn(2, 96)), torch.full((2,), 0.6, dtype=torch.float64)
     result = Background(observed, background, error)(x, sigma)
     for i in range(2):
-        mean, _ = Dense(denoiser, dense).given(background, error, observations, x[i], 0.6)
+        mean, _ = Dense(denoiser, dense).conditional(background, error, observations, x[i], 0.6)
         torch.testing.assert_close(result[i].flatten(), mean, rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="condition on the background first"):
         Background(observed, background, smooth(denoiser.noise))
@@ -223,10 +223,10 @@ def test_inflation_before_and_after(name, dense):
     background, exact = forecast(denoiser, error), Dense(denoiser, dense)
     x, sigma = denoiser.fields(randn(1, denoiser.variance.shape[-1])), torch.tensor([0.5]).double()
     before = Background(Inflated(denoiser, 2.0), background, error)
-    mean, _ = exact.given(background, error, noisy=x[0], sigma=0.5, factor=2.0)
+    mean, _ = exact.conditional(background, error, noisy=x[0], sigma=0.5, factor=2.0)
     torch.testing.assert_close(before(x, sigma)[0].flatten(), mean, rtol=1e-6, atol=1e-6)
     after = Inflated(Background(denoiser, background, error), 2.0)
-    mean, cov = exact.given(background, error)
+    mean, cov = exact.conditional(background, error)
     unit = torch.eye(len(mean), dtype=torch.float64)
     mean, _ = exact.condition(mean, 2 * cov, unit, x.flatten(), 0.25 * exact.noise)
     torch.testing.assert_close(after(x, sigma)[0].flatten(), mean, rtol=1e-6, atol=1e-6)
@@ -250,7 +250,7 @@ def test_innovations_are_against_the_background(dense):
     prior = Background(denoiser, members, error)
     system = AnalysisSystem(observations, denoiser.noise)
     chi2 = Innovations.of(system.at_mean(prior.linear)).chi_square(torch.ones(1))
-    mean, cov = Dense(denoiser, dense).given(members.mean(0), error)
+    mean, cov = Dense(denoiser, dense).conditional(members.mean(0), error)
     h = dense(observations.operator.increment, (1, 6, 7))
     d = observations.values - h @ mean
     total = h @ cov @ h.T + torch.diag(observations.variance)
@@ -277,7 +277,7 @@ class Mixture:
         prior = EOFField.from_covariance(self.noise, total, index, torch.ones(36).double())
         self.linear = GaussianDenoiser(self.part.mean, prior, self.noise)
 
-    def given(self, knowledge):
+    def conditional(self, knowledge):
         """Mean of the state given pairs (value, error covariance)."""
         unit = torch.eye(36, dtype=torch.float64)
         means, logs = [], []
@@ -295,7 +295,7 @@ class Mixture:
 
     def __call__(self, x, sigma, condition=None):
         rows = [
-            self.given([(x[i].flatten(), float(sigma[i]) ** 2 * self.dense.noise)])
+            self.conditional([(x[i].flatten(), float(sigma[i]) ** 2 * self.dense.noise)])
             for i in range(len(x))
         ]
         return torch.stack(rows).unflatten(1, (1, 6, 6))
@@ -323,7 +323,7 @@ def test_it_is_exact_for_any_prior_where_errors_are_like_the_noise(mixture, leve
     sigma = torch.full((4,), level, dtype=torch.float64)
     result = Background(mixture, background, error)(x, sigma)
     for i in range(4):
-        exact = mixture.given(
+        exact = mixture.conditional(
             [
                 (x[i].flatten(), level**2 * mixture.dense.noise),
                 (background[i].flatten(), 1.5 * mixture.dense.noise),
@@ -342,7 +342,7 @@ def test_the_exact_share_makes_other_errors_more_exact(mixture, monkeypatch):
     matrix = mixture.dense.matrix(error.cov, (1, 6, 6))
     exact = torch.stack(
         [
-            mixture.given(
+            mixture.conditional(
                 [
                     (x[i].flatten(), 1.5**2 * mixture.dense.noise),
                     (background[i].flatten(), matrix),
