@@ -2,6 +2,7 @@
 from .diffusion.noise import FieldNoiseScheduler
 from .diffusion.operator import DiffusionOperator
 from .diffusion.package import Package
+from .diffusion.posterior_config import PosteriorConfig
 from .diffusion.prior import Denoiser, FunctionPrior, Prior
 from .diffusion.samplers import Churn, sample
 from .diffusion.task import CoarseWindow, Task
@@ -12,6 +13,12 @@ from .fields.gaussian_denoiser import GaussianDenoiser
 from .fields.gaussian_field import GaussianField, Matern, MeasuredSpectrum, WhiteField
 from .fields.grid import BoxGrid, LatLonGrid
 from .fields.spherical_basis import SphericalBasis
+from .inference.assimilate import assimilate
+from .inference.backgrounds import BackgroundConfig
+from .inference.generate import generate
+from .inference.quality import QualityControl
+from .inference.result import AnalysisResult
+from .inference.super_resolve import super_resolve
 from .observations import (
     AreaMeanOperator,
     LevelOperator,
@@ -33,9 +40,11 @@ from .posterior import (
 )
 
 __all__ = [
+    "AnalysisResult",
     "AnalysisSystem",
     "AreaMeanOperator",
     "Background",
+    "BackgroundConfig",
     "BoxGrid",
     "Churn",
     "CoarseWindow",
@@ -43,9 +52,9 @@ __all__ = [
     "CoupledField",
     "Denoiser",
     "DiffusionOperator",
-    "FunctionPrior",
     "FieldNoiseScheduler",
     "FourierBasis",
+    "FunctionPrior",
     "GaussianDenoiser",
     "GaussianField",
     "Inflated",
@@ -59,15 +68,20 @@ __all__ = [
     "Observations",
     "Package",
     "PointOperator",
+    "PosteriorConfig",
     "Prior",
     "ProfileRadiance",
+    "QualityControl",
     "ReportOperators",
     "SphericalBasis",
     "Task",
     "TrajectoryPrior",
     "WhiteField",
+    "assimilate",
+    "generate",
     "innovation_inflation",
     "sample",
+    "super_resolve",
     "wind_direction",
     "wind_speed",
 ]
