@@ -25,15 +25,8 @@ from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import long_name
 from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
-from ddo_modulus.plots.films import (
-    Edges,
-    Film,
-    Panel,
-    check_rate,
-    field_scale,
-    spread_scale,
-    write_film,
-)
+from ddo_modulus.plots.film import Edges, Film, Panel, field_scale, spread_scale
+from ddo_modulus.plots.films import check_rate, write_film
 
 logger = logging.getLogger(__name__)
 

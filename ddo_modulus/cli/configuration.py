@@ -33,10 +33,37 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
             raise InputError(f"{override} is an option of sweeps: `ddo train -m ...`")
     overrides = [parsable(override) for override in overrides]
     if command == "resume":
-        from ddo_modulus.cli.resume import compose_run
-
-        return compose_run(overrides)
+        return _compose_run(overrides)
     return complete(command, load(command, overrides))
+
+
+def _compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run with changes, whatever has become of ``conf/`` since.
+
+    Args:
+        overrides: ``out=...``, the folder of the run, and changes, in Hydra's grammar.
+
+    Raises:
+        InputError: If the folder does not hold a run, or a key is unknown.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    from ddo_modulus.cli.run_folder import CONFIG, open_run
+
+    place = [override for override in overrides if override.startswith("out=")]
+    changes = [override for override in overrides if override not in place]
+    out = Path(complete("resume", load("resume", place)).out)
+    open_run(out)
+    # `overwrite=true` may be in the run's configuration; it was meant for its first start.
+    control = [f"out={quoted(str(out))}", "resume=true", "overwrite=false"]
+    config = load(Path(CONFIG).stem, [*control, *changes], folder=out, command="resume")
+    # A run of an older version lacks newer keys: today's defaults fill them in.
+    today = load("train", ["~experiment", "~operator"])
+    with open_dict(config):
+        OmegaConf.set_struct(today, False)  # `run` refuses keys that only another version has
+        for section in ("trainer", "data"):  # the others depend on the experiment
+            config[section] = OmegaConf.merge(today[section], config[section])
+    return complete("resume", config)
 
 
 def load(

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from ddo_modulus.cli import train
-from ddo_modulus.cli.configuration import complete, differences, load, quoted
+from ddo_modulus.cli.configuration import differences
 from ddo_modulus.cli.options import integer, plain
 from ddo_modulus.cli.run_folder import CONFIG, open_run
 from ddo_modulus.errors import InputError
@@ -29,36 +28,11 @@ _FREE = (
 )
 
 
-def compose_run(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run with changes, whatever has become of ``conf/`` since.
-
-    Args:
-        overrides: ``out=...``, the folder of the run, and changes, in Hydra's grammar.
-
-    Raises:
-        InputError: If the folder does not hold a run, or a key is unknown.
-    """
-    place = [override for override in overrides if override.startswith("out=")]
-    changes = [override for override in overrides if override not in place]
-    out = Path(complete("resume", load("resume", place)).out)
-    open_run(out)
-    # `overwrite=true` may be in the run's configuration; it was meant for its first start.
-    control = [f"out={quoted(str(out))}", "resume=true", "overwrite=false"]
-    config = load(Path(CONFIG).stem, [*control, *changes], folder=out, command="resume")
-    # A run of an older version lacks newer keys: today's defaults fill them in.
-    today = load("train", ["~experiment", "~operator"])
-    with open_dict(config):
-        OmegaConf.set_struct(today, False)  # `run` refuses keys that only another version has
-        for section in ("trainer", "data"):  # the others depend on the experiment
-            config[section] = OmegaConf.merge(today[section], config[section])
-    return complete("resume", config)
-
-
 def run(config: DictConfig) -> None:
     """Continue a run.
 
     Args:
-        config: The run's own configuration with changes, of :func:`compose_run`.
+        config: The run's own configuration with changes, of :func:`.compose`.
 
     Raises:
         InputError: If the changes would make it another run, or another version began it.

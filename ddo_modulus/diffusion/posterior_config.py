@@ -6,20 +6,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ddo_modulus.diffusion.noise import DISCRETIZATIONS, FieldNoiseScheduler, level_range
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn
 from ddo_modulus.errors import InputError
 
 if TYPE_CHECKING:
-    from ddo_modulus.diffusion.package import Package
     from ddo_modulus.fields.gaussian_field import GaussianField
 
 Inflation = Literal["none", "adaptive"] | float
 
 # Default of an option: use the value of the package.
 _PACKAGE: Any = None
+
+
+class Configured(Protocol):
+    """What has options of its own: a package."""
+
+    posterior: PosteriorConfig
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class PosteriorConfig:
             chosen["churn"] = Churn(**{k: v for k, v in churn.items() if v is not None})
         return cls(**chosen)
 
-    def resolve(self, package: Package) -> PosteriorConfig:
+    def resolve(self, package: Configured) -> PosteriorConfig:
         """These options, with the package's values in place of None."""
         return self.over(package.posterior)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .curves import CurvePanel, curves_figure, rank_histogram_figure, spectra_figure
-from .films import Edges, Film, Panel, Scale, check_rate, field_scale, spread_scale, write_film
+from .film import Edges, Film, Panel, Scale, field_scale, spread_scale
+from .films import check_rate, write_film
 from .maps import PointValues, analysis_panel, estimate_panel, samples_figure
 
 __all__ = [

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
     from matplotlib.image import AxesImage
 
-    from ddo_modulus.plots.films import Film, Panel, Scale
+    from ddo_modulus.plots.film import Film, Panel, Scale
 
 Box = tuple[float, float, float, float]
 
