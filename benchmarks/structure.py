@@ -3,6 +3,7 @@
 
     python benchmarks/structure.py                    # this checkout
     python benchmarks/structure.py --tree OTHER       # another one, such as an older revision
+    python benchmarks/structure.py --since REVISION   # lines by room, then and now
 
 A *room* is a module or a package directly under ``ddo_modulus``. An *arrow* is an import from one
 room to another, a *floor* the length of the longest chain of arrows below a room. The way of an
@@ -71,6 +72,40 @@ def lines_by_room(tree: Path, folder: str) -> Counter[str]:
         room = path.relative_to(root).parts[0].removesuffix(".py")
         counts[room] += len(path.read_text(encoding="utf-8").splitlines())
     return counts
+
+
+def lines_since(tree: Path, revision: str) -> str:
+    """Table of the lines by room at a revision and now; a moved file counts where it is now."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tree), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def room(path: str) -> str:
+        return path.split("/")[1].removesuffix(".py")
+
+    moved = {}
+    for line in git("diff", "-M20%", "-l0", "--diff-filter=R", "--name-status", revision).split(
+        "\n"
+    ):
+        if line:
+            _, old, new = line.split("\t")
+            moved[old] = new
+    before: dict[str, Counter[str]] = {PACKAGE: Counter(), "tests": Counter()}
+    for path in git("ls-tree", "-r", "--name-only", revision, PACKAGE, "tests").split():
+        if path.endswith(".py"):
+            text = git("show", f"{revision}:{path}")
+            before[path.split("/")[0]][room(moved.get(path, path))] += len(text.splitlines())
+    now = {folder: lines_by_room(tree, folder) for folder in before}
+    rooms = {r for count in (*before.values(), *now.values()) for r in count}
+    counts = [before[PACKAGE], now[PACKAGE], before["tests"], now["tests"]]
+    rows = ["| room | package, before | now | tests, before | now |", "|---|---|---|---|---|"]
+    for one in sorted(rooms, key=lambda r: (-now[PACKAGE][r], r)):
+        rows.append(
+            f"| {one} | " + " | ".join(f"{c[one]:,}" if c[one] else "-" for c in counts) + " |"
+        )
+    rows.append("| all | " + " | ".join(f"{sum(c.values()):,}" for c in counts) + " |")
+    return "\n".join(rows)
 
 
 _TRACED = """
@@ -215,9 +250,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--no-ways", action="store_true", help="leave the traced commands out")
+    parser.add_argument("--since", help="revision to compare the lines by room with, only")
     parser.add_argument("--picture", type=Path, help="SVG of the floors to write")
     options = parser.parse_args()
     tree = options.tree.resolve()
+    if options.since:
+        print(lines_since(tree, options.since))
+        return
     arrows = arrows_of(tree)
     floors = floors_of(arrows)
     package, tests = lines_by_room(tree, PACKAGE), lines_by_room(tree, "tests")

@@ -82,7 +82,7 @@ def test_a_requeued_job_goes_on_with_its_own_run_only(ddo, tiny, monkeypatch, tm
     (run / "package").rmdir()
     caplog.clear()
     assert ddo("train", **tiny).status == 0
-    assert "requeued: going on" in caplog.text and "resumed at step 3" in caplog.text
+    assert "requeued: continuing" in caplog.text and "resumed at step 3" in caplog.text
     starts = json.loads((run / "environment.json").read_text())
     assert [start["slurm"].get("SLURM_RESTART_COUNT") for start in starts] == [None, "1"]
 

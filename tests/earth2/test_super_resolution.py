@@ -346,7 +346,7 @@ def test_options_that_do_not_fit(untrained, options, message):
 
 
 def test_packages_of_another_kind(untrained):
-    with pytest.raises(InputError, match="the package knows its coarse grid"):
+    with pytest.raises(InputError, match="the package has its own coarse grid"):
         DDOSuperResolution(conditional(OWN_FRAME), coarse_factor=2)
     with pytest.raises(InputError, match="how far apart its frames are"):
         DDOSuperResolution(conditional(OWN_FRAME, interval=None))

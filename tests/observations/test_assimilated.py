@@ -19,7 +19,9 @@ import torch
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.package import Package
-from ddo_modulus.inference.assimilate import assimilate, report_operators
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.inference.assimilate import assimilate
+from ddo_modulus.inference.reports import report_operators
 from ddo_modulus.observations import Observations, ProfileRadiance
 from ddo_modulus.observations.table import read_table
 from ddo_modulus.posterior import MomentMatching
@@ -230,19 +232,15 @@ class _Silent(FieldNoiseScheduler):
 @pytest.mark.parametrize("name", CASES)
 def test_analyses_are_those_of_gauss_newton(untrained, prior, monkeypatch, name):
     package, operators, frame = built(untrained, name)
-    monkeypatch.setattr(
-        type(package), "scheduler", lambda self: _Silent(self.operator.noise, 0.01, 3e3)
-    )
+    monkeypatch.setattr(PosteriorConfig, "scheduler", lambda self, noise: _Silent(noise, 0.01, 3e3))
     result = assimilate(
         package,
         read_table(frame),
         [TIME],
         ensemble=1,
-        inflation="none",
-        covariance="linear",
-        steps=32,
-        operators=operators,
-    )
+        posterior={"inflation": "none", "covariance": "linear", "steps": 32},
+        quality={"operators": operators},
+    ).dataset
     found = np.stack([result[name].values[0, 0] for name in package.channels])
     m, p, _ = statistics(package, prior)
     h = predicted(package, name)
@@ -269,8 +267,10 @@ def test_reports_that_cannot_be_used_are_counted_and_told(untrained, caplog):
     high = frame.iloc[[0]].assign(pres=2e4)
     nowhere = frame.iloc[[0]].assign(pres=np.nan, lat=53.0)
     table = read_table(pd.concat([frame, high, nowhere]))
-    result = assimilate(package, table, [TIME], ensemble=1, steps=2)
+    analysed = assimilate(package, table, [TIME], ensemble=1, posterior={"steps": 2})
+    result = analysed.dataset
     dropped = {"outside the pressure levels": 1, "no pressure": 1}
+    assert analysed.dropped == dropped and analysed.notes == {}
     assert json.loads(result.attrs["dropped"]) == dropped
     assert int(result["dropped"][0]) == 2
     assert result["t_omb"].attrs["units"] == "K" and result["r_omb"].attrs["units"] == "%"
@@ -279,9 +279,12 @@ def test_reports_that_cannot_be_used_are_counted_and_told(untrained, caplog):
     package.orography = None
     frame = frame[frame["variable"] != "msl"]
     with caplog.at_level(logging.INFO, "ddo_modulus"):
-        result = assimilate(package, read_table(frame), [TIME], ensemble=1, steps=2)
+        analysed = assimilate(
+            package, read_table(frame), [TIME], ensemble=1, posterior={"steps": 2}
+        )
+    result = analysed.dataset
     notes = {f"{name} without correction for height": 3 for name in ("t2m", "sp")}
-    assert json.loads(result.attrs["notes"]) == notes
+    assert json.loads(result.attrs["notes"]) == analysed.notes == notes
     notices = [record.getMessage() for record in caplog.records if "height" in record.getMessage()]
     assert notices == [f"{note}: 3 reports" for note in notes]
 

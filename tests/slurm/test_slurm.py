@@ -92,7 +92,7 @@ def test_the_signal_before_the_time_limit(cluster, submit, keys, whole):
     cluster.start_now(job)
     end = cluster.await_end(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(run)
-    assert "requeued: going on" in log(run) and "resumed at step" in log(run)
+    assert "requeued: continuing" in log(run) and "resumed at step" in log(run)
     assert_same(run, whole)
     first, second = starts(run)
     assert first["slurm"]["SLURM_JOB_ID"] == second["slurm"]["SLURM_JOB_ID"] == job
