@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 
 from ddo_modulus.cli.options import flag, integer
 from ddo_modulus.console import progress_bar
+from ddo_modulus.data.output import FILE, check_output, replacing
 from ddo_modulus.data.source import is_cartesian, open_dataset, slabs
-from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import long_name
 from ddo_modulus.plots.coastlines import coastlines, shipped_coastlines
@@ -44,13 +44,12 @@ def run(config: DictConfig) -> None:
         InputError: On wrong values or data that do not fit, before anything is drawn.
     """
     overwrite, rate = flag(config, "overwrite"), _number(config, "fps")
-    out = check_output(config.out, overwrite=overwrite)
-    if out.is_dir():
-        raise InputError(f"out={out} is a folder; choose another place")
+    inputs = [config.dataset, config.samples, config.truth]
+    out = check_output(config.out, overwrite=overwrite, kind=FILE, inputs=inputs)
     kind = out.suffix.lower()
     check_rate(kind, rate)
     film = _film(config)
-    with progress_bar("animate") as progress, replacing(out, overwrite=overwrite) as new:
+    with progress_bar("animate") as progress, replacing(out, overwrite=overwrite, kind=FILE) as new:
         write_film(film, new, kind=kind, fps=rate, progress=progress)
     count = len(film.stamps)
     print(f"{out}: {count} frames, {count / rate:.3g} s")

@@ -23,8 +23,9 @@ from ddo_modulus.cli.options import (
 )
 from ddo_modulus.console import notify, progress_bar, show
 from ddo_modulus.data.orography import read_orography
+from ddo_modulus.data.output import FILE, STORE, check_output, replacing
 from ddo_modulus.data.source import is_cartesian, open_dataset
-from ddo_modulus.data.store import check_output, replacing, write_store
+from ddo_modulus.data.store import write_store
 from ddo_modulus.diffusion.noise import level_range
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
@@ -47,8 +48,13 @@ def run(config: DictConfig) -> None:
         InputError: If an argument, the package or the table cannot be used, or the store exists.
     """
     overwrite = flag(config, "overwrite")
-    out = check_output(config.out, overwrite=overwrite)
-    rejects = None if config.rejected is None else _table_output(config.rejected, overwrite)
+    inputs = [config[key] for key in ("package", "observations", "background", "orography")]
+    out = check_output(config.out, overwrite=overwrite, kind=STORE, inputs=inputs)
+    rejects = None
+    if config.rejected is not None:
+        rejects = _table_output(config.rejected, overwrite, inputs)
+        if rejects.absolute() == out.absolute():
+            raise InputError(f"out and rejected are both {out}; give the table a name of its own")
     tolerance = _duration(config.tolerance, "tolerance")
     table = read_table(config.observations)
     package = Package.load(config.package, pick_device(config.device))
@@ -244,14 +250,14 @@ def _grid(config: DictConfig, package: Package) -> LatLonGrid | None:
     return LatLonGrid(north - dlat * np.arange(rows), west + dlon * np.arange(columns))
 
 
-def _table_output(path: str, overwrite: bool) -> Path:
+def _table_output(path: str, overwrite: bool, others: list[object]) -> Path:
     if Path(path).suffix not in (".parquet", ".csv"):
         raise InputError(f"rejected={path}: name a .parquet or .csv file")
-    return check_output(path, overwrite=overwrite)
+    return check_output(path, overwrite=overwrite, kind=FILE, inputs=others)
 
 
 def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing(path, overwrite=overwrite, kind=FILE) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ddo_modulus import __version__
 from ddo_modulus.cli.options import flag, integer, number, pick_device
 from ddo_modulus.console import notify, show
-from ddo_modulus.data.store import check_output, replacing
+from ddo_modulus.data.output import FILE, check_output, replacing
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.prior import Prior, Recorder
@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
         InputError: If an argument or the package cannot be used, or the table exists.
     """
     overwrite = flag(config, "overwrite")
-    out = None if config.out is None else check_output(config.out, overwrite=overwrite)
+    out = None if config.out is None else check_output(config.out, overwrite=overwrite, kind=FILE)
     if out is not None and out.suffix not in (".md", ".json"):
         raise InputError(f"out={out} must end in .md or .json")
     chosen = list(ENGINES) if config.engine is None else [str(e) for e in _several(config.engine)]
@@ -94,7 +94,7 @@ def run(config: DictConfig) -> None:
         if row.failure is not None:
             print(f"{row.engine}, {row.precision}: {row.failure}")
     if out is not None:
-        with replacing(out, overwrite=overwrite) as temporary:
+        with replacing(out, overwrite=overwrite, kind=FILE) as temporary:
             temporary.write_text(_document(rows, str(config.package), out.suffix))
         print(out)
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ddo_modulus.cli.options import flag
 from ddo_modulus.console import progress_bar, show
-from ddo_modulus.data.store import check_output
+from ddo_modulus.data.output import ENGINE, check_output
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.folder import export
 from ddo_modulus.errors import InputError
@@ -21,7 +21,8 @@ def run(config: DictConfig) -> None:
         InputError: If an argument or the package cannot be used, or the folder exists.
     """
     overwrite = flag(config, "overwrite")
-    out = check_output(config.out, overwrite=overwrite)
+    inputs = [config.package]
+    out = check_output(config.out, overwrite=overwrite, kind=ENGINE, inputs=inputs)
     external = flag(config, "external")
     shape = _shape(config.resolution)
     package = Package.load(config.package)

@@ -19,8 +19,9 @@ from torch import Tensor
 from ddo_modulus.cli.assimilate import parse_time
 from ddo_modulus.cli.options import flag, integer, number, optional_number, pick_device, plain
 from ddo_modulus.console import progress_bar
+from ddo_modulus.data.output import STORE, check_output
 from ddo_modulus.data.source import check_values, open_dataset
-from ddo_modulus.data.store import check_output, write_store
+from ddo_modulus.data.store import write_store
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.samplers import Churn
@@ -40,7 +41,8 @@ def run(config: DictConfig) -> None:
             exists.
     """
     overwrite = flag(config, "overwrite")
-    out = check_output(config.out, overwrite=overwrite)
+    inputs = [config.package, config.data.path]
+    out = check_output(config.out, overwrite=overwrite, kind=STORE, inputs=inputs)
     posterior = posterior_of(config)
     package = Package.load(config.package, pick_device(config.device))
     resolution = _resolution(config.resolution)

@@ -8,8 +8,11 @@ with its keys.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ddo_modulus import __version__, cli
@@ -51,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 2 for a mistake in the input; 75 for a run that a signal stopped and that
             `ddo resume` continues; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: After SIGTERM, with status 143.
     """
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with _ended_by_sigterm():
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         return _fail(error, _USAGE_ERROR)
     except Stopped as stopped:
@@ -61,6 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that half-written results are removed.
+
+    Training has a handler of its own, which saves the state.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can set handlers
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from ddo_modulus.cli.options import flag, integer
 from ddo_modulus.console import progress_bar
+from ddo_modulus.data.output import STORE, check_output
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.data.statistics import write_statistics
-from ddo_modulus.data.store import check_output
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.domains import DOMAINS
@@ -34,7 +34,7 @@ def run(config: DictConfig) -> None:
     """
     overwrite, compress = flag(config, "overwrite"), flag(config, "compress")
     fields = integer(config, "statistics.spectrum", 0)
-    out = check_output(config.out, overwrite=overwrite)
+    out = check_output(config.out, overwrite=overwrite, kind=STORE, inputs=[config.source])
     names = config.variables
     variables = [names] if isinstance(names, str) else names
     where = str(config.source)

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from ddo_modulus.cli.options import flag, integer, pick_device, plain
 from ddo_modulus.console import progress_bar
-from ddo_modulus.data.store import check_store_output, replacing, write_store
+from ddo_modulus.data.output import STORE, check_output, replacing
+from ddo_modulus.data.store import write_store
 from ddo_modulus.errors import InputError
 from ddo_modulus.simulators import SIMULATORS, Simulator
 
@@ -25,7 +26,7 @@ def run(config: DictConfig) -> None:
         InputError: On a value that is out of range, or if the store exists.
     """
     overwrite = flag(config, "overwrite")
-    out = check_store_output(config.out, overwrite=overwrite)
+    out = check_output(config.out, overwrite=overwrite, kind=STORE)
     seed, trajectories = integer(config, "seed", 0), integer(config, "trajectories")
     simulator = _simulator(config.simulator)
     with progress_bar("simulate") as progress:
@@ -38,7 +39,7 @@ def run(config: DictConfig) -> None:
             progress=progress,
         )
         first = 0
-        with replacing(out, overwrite=overwrite) as new:
+        with replacing(out, overwrite=overwrite, kind=STORE) as new:
             for frames in batches:
                 dataset = simulator.to_dataset(frames, first=first, seed=seed)
                 if first == 0:

@@ -14,7 +14,7 @@ from ddo_modulus import __version__
 from ddo_modulus.cli.environment import package_revision
 from ddo_modulus.cli.options import plain
 from ddo_modulus.cli.run_folder import record_start, requeued, run_folder, trained_steps
-from ddo_modulus.data.store import check_output
+from ddo_modulus.data.output import PACKAGE, check_output
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
 from ddo_modulus.training import Checkpoints, Recipe, TrainingData, session, train
@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
         if config.resume and not config.overwrite and trained_steps(out) == recipe.trainer.steps:
             log.info("%s is finished: %d steps, the package is there", out, recipe.trainer.steps)
             return
-        check_output(out / "package", overwrite=config.overwrite)
+        check_output(out / "package", overwrite=config.overwrite, kind=PACKAGE)
         if not (config.resume or config.overwrite):
             Checkpoints(out / "checkpoints").refuse_leftovers()
         data = TrainingData.open(

@@ -17,8 +17,9 @@ import numpy as np
 import xarray as xr
 from zarr.codecs import BloscCodec
 
+from ddo_modulus.data.output import STORE, check_output, replacing
 from ddo_modulus.data.source import FIELDS, LAYOUT, check_values, slabs
-from ddo_modulus.data.store import TIME_ENCODING, check_store_output, replacing
+from ddo_modulus.data.store import TIME_ENCODING
 
 
 def write_training_store(
@@ -50,9 +51,9 @@ def write_training_store(
         InputError: If the path exists and may not be replaced, or a value is missing, implausible
             in its units or cannot be read.
     """
-    path = check_store_output(path, overwrite=overwrite)
+    path = check_output(path, overwrite=overwrite, kind=STORE)
     total, done = dataset.sizes["time"], 0
-    with replacing(path, overwrite=overwrite) as new:
+    with replacing(path, overwrite=overwrite, kind=STORE) as new:
         for piece in slabs(dataset.drop_encoding(), where):
             check_values(piece, where)
             fields = _stacked(piece)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ddo_modulus.constants import GRAVITY
 from ddo_modulus.data.normalization import Normalization
-from ddo_modulus.data.store import replacing
+from ddo_modulus.data.output import PACKAGE, replacing
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.posterior_config import DEFAULTS, PosteriorConfig
@@ -247,7 +247,7 @@ class Package:
                 key: value.half() if key.startswith(("network.", "eof_covariance")) else value
                 for key, value in state.items()
             }
-        with replacing(folder, overwrite=overwrite) as temporary:
+        with replacing(folder, overwrite=overwrite, kind=PACKAGE) as temporary:
             temporary.mkdir()
             self.operator.save(str(temporary / "operator.mdlus"), _state_dict=state)
             self.normalization.save(temporary / "normalization.npz")

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ddo_modulus.data.store import replacing
+from ddo_modulus.data.output import PACKAGE, replacing
 from ddo_modulus.diffusion.package import SHIPPED, Package
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig, checked_names
 from ddo_modulus.diffusion.prior import Prior
@@ -247,7 +247,7 @@ class PackagedModel(torch.nn.Module, AutoModelMixin):
         """
         config = {"format": CONFIG_FORMAT, "components": {type(self).__name__: self.options}}
         text = json.dumps(config, indent=2) + "\n"
-        with replacing(folder, overwrite=overwrite) as temporary:
+        with replacing(folder, overwrite=overwrite, kind=PACKAGE) as temporary:
             self.package.save(temporary)
             (temporary / CONFIG).write_text(text)
         return Path(folder)

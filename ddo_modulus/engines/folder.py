@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddo_modulus import __version__
-from ddo_modulus.data.store import replacing
+from ddo_modulus.data.output import ENGINE, replacing
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.options import EngineOptions, Precision
@@ -170,7 +170,7 @@ def export(
             progress(step, 5)
 
     shape = package.grid.shape if shape is None else (shape[0], shape[1])
-    with replacing(folder, overwrite=overwrite) as new:
+    with replacing(folder, overwrite=overwrite, kind=ENGINE) as new:
         new.mkdir()
         traced = trace(package.operator, shape, condition_size(package), precision)
         done(1)

@@ -67,7 +67,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddo_modulus.data.store import replacing
+from ddo_modulus.data.output import replacing
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.folder import Contract, find
 from ddo_modulus.engines.options import EngineOptions

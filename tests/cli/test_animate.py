@@ -300,8 +300,14 @@ def test_mistakes(refused, tmp_path, blob, generated):
     mistake("frames=0", frames=0)
     mistake("coastlines=perhaps", coastlines="perhaps")
     mistake("not on latitudes", coastlines=True)
-    mistake("exists", out=blob)
-    mistake("folder", out=blob, overwrite=True)
+    mistake("is read by this command", out=blob, overwrite=True)
+    older = tmp_path / "older.gif"
+    older.write_bytes(b"")
+    mistake("exists", out=older)
+    folder = tmp_path / "folder.gif"
+    folder.mkdir()
+    (folder / "frame.png").write_bytes(b"")
+    mistake("is not a file", out=folder, overwrite=True)
 
 
 def test_block_means_by_hand():

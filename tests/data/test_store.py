@@ -7,7 +7,7 @@ import zarr
 
 from ddo_modulus.data import source
 from ddo_modulus.data.source import open_dataset
-from ddo_modulus.data.store import check_output, replacing, write_store
+from ddo_modulus.data.store import write_store
 from ddo_modulus.errors import InputError
 
 
@@ -96,38 +96,6 @@ def test_an_interruption_leaves_the_older_store_and_nothing_else(tmp_path, monke
         write_store(analysis(value=250.0), path, overwrite=True)
     xr.testing.assert_identical(read(path), analysis())
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interruption_leaves_no_half_store(tmp_path):
-    with pytest.raises(RuntimeError), replacing(tmp_path / "out") as new:
-        new.mkdir()
-        (new / "half").write_text("")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_is_replaced_like_a_folder(tmp_path):
-    path = tmp_path / "movie.gif"
-    path.write_text("older")
-    with replacing(path, overwrite=True) as new:
-        new.write_text("newer")
-        assert path.read_text() == "older"
-    assert path.read_text() == "newer"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_working_directory_is_never_replaced(tmp_path, monkeypatch):
-    (tmp_path / "work" / "here").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "work" / "here")
-    for path in (".", "..", tmp_path / "work"):
-        with pytest.raises(InputError, match="working directory"):
-            check_output(path, overwrite=True)
-
-
-def test_a_place_below_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is not a folder"):
-        check_output(tmp_path / "file" / "deep" / "a.zarr")
 
 
 def test_no_times_are_refused(tmp_path):

@@ -20,8 +20,8 @@ from torch import Tensor
 from ddo_modulus.cli.options import flag, integer
 from ddo_modulus.cli.verify.domain import grid_of, nearest
 from ddo_modulus.console import progress_bar, show
+from ddo_modulus.data.output import REPORT, check_output, replacing
 from ddo_modulus.data.source import check_values, is_cartesian, open_dataset
-from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid
 from ddo_modulus.fields.spherical_basis import SphericalBasis
@@ -65,7 +65,8 @@ def run(config: DictConfig) -> None:
     if config.truth is None:
         raise InputError("analysis= needs truth=...: what the analyses are to be scored against")
     overwrite = flag(config, "overwrite")
-    out = check_output(config.out, overwrite=overwrite)
+    read = [config[key] for key in ("analysis", "truth", "observations")]
+    out = check_output(config.out, overwrite=overwrite, kind=REPORT, inputs=read)
     seed = integer(config, "seed", 0)
     analysis = open_dataset(config.analysis)
     if analysis.sizes.get("ensemble", 1) < 2:
@@ -84,7 +85,10 @@ def run(config: DictConfig) -> None:
         stations = _in_grid(table, grid, analysis["time"].values, tolerance.to_timedelta64())
     rows: list[Scores] = []
     report: dict[str, object] = {}
-    with replacing(out, overwrite=overwrite) as folder, progress_bar("verify") as progress:
+    with (
+        replacing(out, overwrite=overwrite, kind=REPORT) as folder,
+        progress_bar("verify") as progress,
+    ):
         folder.mkdir()
         for number, name in enumerate(map(str, truth.data_vars)):
             ensemble = torch.from_numpy(analysis[name].values)

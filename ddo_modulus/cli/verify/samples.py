@@ -29,8 +29,8 @@ from ddo_modulus.cli.verify.inputs import (
 )
 from ddo_modulus.cli.verify.report import angular_wavenumber, draw, entries, explain
 from ddo_modulus.console import progress_bar, show
+from ddo_modulus.data.output import REPORT, check_output, replacing
 from ddo_modulus.data.source import slabs
-from ddo_modulus.data.store import check_output, replacing
 from ddo_modulus.fields.grid import Grid
 from ddo_modulus.plots import rank_histogram_figure
 from ddo_modulus.verification import (
@@ -59,7 +59,8 @@ def run(config: DictConfig) -> None:
         InputError: If samples and truth do not fit together, or the folder exists.
     """
     overwrite = flag(config, "overwrite")
-    out = check_output(config.out, overwrite=overwrite)
+    read = [config[key] for key in ("samples", "truth")]
+    out = check_output(config.out, overwrite=overwrite, kind=REPORT, inputs=read)
     seed, resamples = integer(config, "seed", 0), integer(config, "resamples", 2)
     if config.octaves is not None:
         integer(config, "octaves")
@@ -73,7 +74,10 @@ def run(config: DictConfig) -> None:
     report: dict[str, object] = {}
     tables: list[str] = []
     shown = []
-    with replacing(out, overwrite=overwrite) as folder, progress_bar("verify") as progress:
+    with (
+        replacing(out, overwrite=overwrite, kind=REPORT) as folder,
+        progress_bar("verify") as progress,
+    ):
         folder.mkdir()
         total = 2 * sum(
             field.size for side in (inputs.samples, inputs.truth) for field in side.values()
