@@ -10,14 +10,16 @@ what other dead processes of this machine have left.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +114,11 @@ def replacing(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(new)
-        yield new
+        try:
+            yield new
+        except BaseException:
+            _await_zarr()
+            raise
         if path.is_dir() and not path.is_symlink():
             path.rename(old)
         try:
@@ -131,6 +137,23 @@ def replacing(
     finally:
         _remove(new)
     _remove(old)
+
+
+def _await_zarr() -> None:
+    """Wait for the chunks that zarr is writing: it goes on with the others where one fails.
+
+    They would appear anew in the folder that is being removed.
+    """
+    zarr_sync = sys.modules.get("zarr.core.sync")
+    if zarr_sync is None:
+        return
+
+    async def others() -> None:
+        writes = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*writes, return_exceptions=True)
+
+    with suppress(TimeoutError):
+        zarr_sync.sync(others(), timeout=60)
 
 
 def _check_name(path: Path) -> None:

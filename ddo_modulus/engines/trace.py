@@ -67,7 +67,7 @@ class Trace:
 
     Attributes:
         module: ``(x, sigma, v[, condition]) -> (D, J^T v)`` for a batch of :data:`BATCH`; in the
-            metadata of its nodes, ``module`` tells the path of the module that made them.
+            metadata of its nodes, ``module`` is the path of the module that made them.
         example: Arguments, a batch of two.
         function: What was recorded, for any batch, as torch computes it.
     """

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import gc
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 import zarr
+from zarr.storage import _local
 
 from ddo_modulus.data import source
 from ddo_modulus.data.source import open_dataset
@@ -96,6 +101,31 @@ def test_an_interruption_leaves_the_older_store_and_nothing_else(tmp_path, monke
         write_store(analysis(value=250.0), path, overwrite=True)
     xr.testing.assert_identical(read(path), analysis())
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_while_chunks_are_written(tmp_path, monkeypatch, caplog):
+    path = write_store(analysis(times=8), tmp_path / "a.zarr")
+    older = sorted(path.rglob("*")), read(path)
+    put, written = _local._put, []
+
+    def slow(place, *rest, **keys):
+        if "/t2m/c/" in place.as_posix():
+            written.append(place)
+            if len(written) == 1:
+                raise OSError(errno.ENOSPC, "full")
+            time.sleep(0.2)
+        return put(place, *rest, **keys)
+
+    monkeypatch.setattr(_local, "_put", slow)
+    with pytest.raises(InputError, match="no space left on device"):
+        write_store(analysis(times=8), path, overwrite=True)
+    assert len(written) > 1
+    time.sleep(0.5)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(path.rglob("*")) == older[0]
+    xr.testing.assert_identical(read(path), older[1])
+    assert not [r for r in caplog.records if r.name == "asyncio"]
 
 
 def test_no_times_are_refused(tmp_path):
