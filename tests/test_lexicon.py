@@ -16,7 +16,7 @@ from ddo_modulus.lexicon import (
     [
         ("2m_temperature", None, "t2m"),
         ("10u", None, "u10m"),
-        ("v10", None, "v10m"),
+        ("v10", None, "v10"),  # at 10 hPa, unless attributes say otherwise
         ("mean_sea_level_pressure", None, "msl"),
         ("geopotential", 500.0, "z500"),
         ("u_component_of_wind", 850, "u850"),
