@@ -43,7 +43,7 @@ _SURFACE_ALIASES = {
     "tp24": ("total_precipitation_24hr",),
 }
 _LEVEL_ALIASES = {
-    "z": ("geopotential",),
+    "z": ("geopotential", "gh", "hgt", "geopotential_height"),
     "t": ("temperature", "air_temperature"),
     "u": ("u_component_of_wind",),
     "v": ("v_component_of_wind",),

@@ -21,7 +21,7 @@ _RENAMED = {
 _REGRID = "interpolate to a regular latitude-longitude grid, e.g. with cdo remapbil"
 # Times that miss a whole minute by less are one: round-off of decimal hours or days.
 _TIME_ROUNDOFF = np.timedelta64(20, "ms")
-_COINCIDENT = 1e-3  # of the smaller of two columns' distances: the same column, a turn apart
+_COINCIDENT = 1e-3  # of the distance of columns: nearer ones, a turn apart, are the same
 
 
 def canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
@@ -193,7 +193,9 @@ def _once_round(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     near = _COINCIDENT * np.median(between) if between.size else 0.0
     lon = np.where(lon > 360.0 - near, lon - 360.0, lon)
     order = np.argsort(lon, kind="stable")
-    kept = order[np.diff(lon[order], prepend=-np.inf) > near]
+    again = np.diff(lon[order], prepend=-np.inf) <= near
+    a_turn_apart = np.abs(np.diff(values[order], prepend=0.0)) > 180.0
+    kept = order[~(again & a_turn_apart)]
     return lon[kept], kept
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xarray as xr
+from scipy.io import netcdf_file
 
 import ddo_modulus.data.grib_libraries  # noqa: F401 - lets ecCodes and pygrib share a process
 from ddo_modulus.errors import InputError
@@ -80,6 +81,8 @@ def open_parts(path: str | Path) -> list[xr.Dataset]:
         kind = _format(path)
         if kind == "GRIB":
             return _open_grib(path)
+        if kind == "classic netCDF":
+            _check_length(path)
         raw = xr.open_dataset(path, engine="netcdf4", decode_cf=False)
     return [_decoded(raw, str(path))]
 
@@ -125,7 +128,7 @@ def _said(error: Exception) -> str:
 
 
 def _format(path: Path) -> str:
-    """`GRIB` or `netCDF`.
+    """`GRIB`, `netCDF` or `classic netCDF`.
 
     Raises:
         InputError: If the file is missing or of another format.
@@ -134,6 +137,8 @@ def _format(path: Path) -> str:
         raise InputError(f"{path}: no such file or folder; check the path")
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+    if head.startswith((b"CDF\x01", b"CDF\x02")):
+        return "classic netCDF"
     if head.startswith((b"\x89HDF", b"CDF")):
         return "netCDF"
     for start, words in _FOREIGN:
@@ -150,6 +155,18 @@ def _format(path: Path) -> str:
     if b"GRIB" in head:
         return "GRIB"
     raise InputError(f"{path}: not a GRIB or netCDF file, nor a zarr folder; convert it to one")
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a file of netCDF's classic formats that is cut short.
+
+    The netCDF library reads zeros for what is not there; scipy compares the header with the size.
+    """
+    try:
+        with netcdf_file(path, mmap=True):
+            pass
+    except (ValueError, TypeError, IndexError) as error:
+        raise EOFError("it is shorter than its header says") from error
 
 
 def _open_url(url: str) -> xr.Dataset:

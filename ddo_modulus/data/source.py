@@ -30,7 +30,7 @@ _NOTES = "ddo_modulus_notes"  # key of a dataset's encoding, which is not writte
 
 # Values that stand for "missing" where no attribute says so: of netCDF, GRIB, CMIP, packed
 # integers, and the habit of writing nines. The largest of all fields in SI units is far below.
-_HUGE = 1e15
+_HUGE = 9.9e14
 _FILLS = np.array(
     [
         *(-99.0, -99.9, -99.99, -999.0, -999.9, -999.99, -9999.0, -9999.9, -99999.0, -999999.0),
