@@ -28,6 +28,7 @@ LAYOUT = "ddo training store 1"
 FIELDS = "fields"
 
 _REPORTS = "reports, not fields on a grid; give it as observations"
+_DATA_OF_R = "a file of R; write its fields as netCDF, e.g. with R's package ncdf4"
 _FOREIGN = [
     (b"PK\x03\x04", "a zip archive; unpack it, and give the file in it"),
     (b"\x1f\x8b", "compressed by gzip; unpack it with gunzip"),
@@ -36,7 +37,7 @@ _FOREIGN = [
     (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it with unzstd"),
     (b"Rar!", "a rar archive; unpack it, and give the file in it"),
     (b"\x0e\x03\x13\x01", "an HDF4 file; convert it to netCDF, e.g. with h4toh5 or GDAL"),
-    (b"RDX", "data of R; write them as netCDF, e.g. with R's package ncdf4"),
+    (b"RDX", _DATA_OF_R),
     (b"\x93NUMPY", "an array of numpy without coordinates; write it as netCDF with xarray"),
     (b"PAR1", "a parquet table; give it as observations, or write fields as netCDF"),
     (b"BUFR", f"a BUFR file of {_REPORTS}"),
@@ -110,11 +111,11 @@ def reading(path: str | Path) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """What an error of a library means, in words of our own as far as they go."""
     number = getattr(error, "errno", None)  # negative for the netCDF library's own errors
-    if number in errno.errorcode and not isinstance(error, FileNotFoundError):
+    damaged = isinstance(error, (EOFError, zlib.error, FileNotFoundError))
+    if isinstance(number, int) and number in errno.errorcode and not damaged:
         return f"cannot be read: {os.strerror(number).lower()}"
     said = _said(error)
-    known = isinstance(error, (EOFError, zlib.error, FileNotFoundError))
-    if known or _DAMAGE.search(f"{type(error).__name__} {error}"):
+    if damaged or _DAMAGE.search(f"{type(error).__name__} {error}"):
         return f"cannot be read, damaged or cut short ({said}); copy or download it again"
     return (
         f"cannot be read ({said}); if other programs read it, write it anew as netCDF with xarray"
@@ -141,6 +142,8 @@ def _format(path: Path) -> str:
         return "classic netCDF"
     if head.startswith((b"\x89HDF", b"CDF")):
         return "netCDF"
+    if path.suffix.lower() in (".rda", ".rdata", ".rds"):  # compressed, as a rule
+        raise InputError(f"{path}: is {_DATA_OF_R}")
     for start, words in _FOREIGN:
         if head.startswith(start):
             raise InputError(f"{path}: is {words}")

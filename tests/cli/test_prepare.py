@@ -139,8 +139,8 @@ def test_every_variable_on_every_level_goes_through_and_back(ddo, tmp_path):
     keys = {"compress": "false", "statistics__spectrum": 0}
     first, second = tmp_path / "1.zarr", tmp_path / "2.zarr"
     assert ddo("prepare", source=tmp_path / "x.nc", out=first, **keys).status == 0
-    plain = tmp_path / "plain.zarr"  # ids without a layout or attributes, as Earth2Studio writes
-    open_dataset(first).drop_attrs().to_zarr(plain, consolidated=False)
+    plain = tmp_path / "plain.nc"  # ids without a layout or attributes, as Earth2Studio writes
+    open_dataset(first).drop_attrs().to_netcdf(plain)
     assert ddo("prepare", source=plain, out=second, **keys).status == 0
     for store in (first, second):
         dataset = open_dataset(store)

@@ -475,6 +475,7 @@ FOREIGN = [
     ("x.nc", lambda content: b"HTTP/1.1 200 OK\r\n\r\n" + content, "the answer of a web server"),
     ("x.nc", gzip.compress, "gunzip"),
     ("x.nc", bz2.compress, "bunzip2"),
+    ("x.rda", bz2.compress, "a file of R"),
     ("x.nc", lzma.compress, "unxz"),
     ("x.nc", lambda content: b"", "is empty"),
     ("x.grib", lambda content: b"BUFR" + bytes(40), "a BUFR file of reports"),
