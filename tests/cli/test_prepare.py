@@ -119,6 +119,7 @@ def plausible(variable):
     return 0.5 if found is None else 0.4 * found.low + 0.6 * found.high
 
 
+@pytest.mark.slow
 def test_every_variable_on_every_level_goes_through_and_back(ddo, tmp_path):
     """Names of a reanalysis become ids, and ids stay what they are however often they are read."""
     time = xr.date_range("2019-03-01", periods=2, freq="12h")
