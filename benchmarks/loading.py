@@ -33,10 +33,10 @@ from report import machine, publish
 from ddo_modulus.cli.main import compose
 from ddo_modulus.cli.options import pick_device, plain
 from ddo_modulus.data.dali import DaliLoader
+from ddo_modulus.data.formats import FIELDS
 from ddo_modulus.data.loader import BatchOptions
 from ddo_modulus.data.normalization import Normalization
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.data.source import FIELDS
 from ddo_modulus.data.statistics import moments
 from ddo_modulus.data.stream import ReadingOptions, StoreLoader, StreamLoader
 from ddo_modulus.data.training_store import write_training_store

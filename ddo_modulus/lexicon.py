@@ -2,13 +2,15 @@
 """Names and units of atmospheric variables: Earth2Studio's lexicon.
 
 A variable id is a name (`t2m`, `msl`), or a letter and a pressure level in hPa (`t850`, `z500`).
-Units are K, m/s, Pa, kg/kg, %, m2/s2, and degrees for a direction. In a table of observations an
+Units are K, m/s, Pa, Pa/s, kg/kg, kg/m2, %, m2/s2, m of precipitation, and degrees for a
+direction; cover and soil moisture are fractions (`units_of`). In a table of observations an
 upper-air report has the letter alone, with the pressure in another column, and a satellite sounding
 has the name of its sensor.
 """
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ddo_modulus.errors import InputError
@@ -34,14 +36,14 @@ _SURFACE_ALIASES = {
     "swvl2": ("volumetric_soil_water_layer_2",),
     "lsm": ("land_sea_mask",),
     "z": ("geopotential_at_surface",),
-    "ws10m": ("10m_wind_speed",),
+    "ws10m": ("ws10", "si10", "10si", "10m_wind_speed"),
     "tp": ("total_precipitation",),
     "tp06": ("total_precipitation_6hr",),
     "tp12": ("total_precipitation_12hr",),
     "tp24": ("total_precipitation_24hr",),
 }
 _LEVEL_ALIASES = {
-    "z": ("geopotential",),
+    "z": ("geopotential", "gh", "hgt", "geopotential_height"),
     "t": ("temperature", "air_temperature"),
     "u": ("u_component_of_wind",),
     "v": ("v_component_of_wind",),
@@ -57,23 +59,56 @@ _HORIZONTAL_MEAN = re.compile(
     r"|(?:lon|longitude|x): ?(?:lat|latitude|y):)"
     r"\s+mean\b"
 )
+_LEVEL = re.compile(r"([a-z]+?)(\d+(?:\.\d+)?)")
+_HEIGHT = re.compile(r"^\d+[uv]$|\b\d+ ?-?m(et(er|re)s?)?\b", re.IGNORECASE)
 _SURFACE_ID = {alias: name for name, aliases in _SURFACE_ALIASES.items() for alias in aliases}
 _LEVEL_ID = {alias: name for name, aliases in _LEVEL_ALIASES.items() for alias in aliases}
 
 
-def variable_id(name: str, level: float | None = None) -> str:
+def variable_id(
+    name: str, level: float | None = None, attributes: Mapping[str, object] | None = None
+) -> str:
     """The lexicon id of a variable.
 
+    `u100` is an id, the wind at 100 hPa, but also the name of the wind at 100 m in a file from the
+    Climate Data Store. It is left as it is unless the attributes speak of a height.
+
     Args:
-        name: A GRIB, ARCO or WeatherBench2 name; any other is returned unchanged.
+        name: A GRIB, ARCO or WeatherBench2 name; any other is returned unchanged, an id among them.
         level: Pressure in hPa, for a variable on pressure levels.
+        attributes: The variable's attributes in the file.
 
     Returns:
         The id, e.g. `t2m` or `t850`.
     """
-    if level is None:
-        return _SURFACE_ID.get(name, name)
-    return f"{_LEVEL_ID.get(name, name)}{level:g}"
+    if level is not None:
+        return f"{_LEVEL_ID.get(name, name)}{level:g}"
+    if _is_level_id(name) and not _is_at_a_height(attributes or {}):
+        return name
+    return _SURFACE_ID.get(name, name)
+
+
+def is_on_levels(name: str) -> bool:
+    """Whether a name, without a level, is that of a variable on levels: `t`, `geopotential`."""
+    return name in _LEVEL_ALIASES or name in _LEVEL_ID
+
+
+def is_read_as_level(name: str, variable: str) -> bool:
+    """Whether a name means a height in some files, but is read as an id with a pressure."""
+    return name == variable and _is_level_id(name) and name in _SURFACE_ID
+
+
+def _is_level_id(name: str) -> bool:
+    level = _LEVEL.fullmatch(name)
+    return level is not None and level[1] in (*_LEVEL_ALIASES, "wd")
+
+
+def _is_at_a_height(attributes: Mapping[str, object]) -> bool:
+    """Whether attributes say that a field lies at a height in metres, not on a pressure level."""
+    if attributes.get("GRIB_typeOfLevel") == "heightAboveGround":
+        return True
+    names = (attributes.get(key) for key in ("GRIB_shortName", "GRIB_name", "long_name"))
+    return any(_HEIGHT.search(str(text)) is not None for text in names)
 
 
 def are_cell_means(cell_methods: str) -> bool:
@@ -86,7 +121,7 @@ def long_name(variable: str) -> str:
     if variable in _SURFACE_ALIASES:
         longest = max(_SURFACE_ALIASES[variable], key=len)
         return longest.replace("_", " ")
-    level = re.fullmatch(r"([a-z]+)(\d+)", variable)
+    level = _LEVEL.fullmatch(variable)
     if level and level[1] in _LEVEL_ALIASES:
         return f"{_LEVEL_ALIASES[level[1]][0].replace('_', ' ')} at {level[2]} hPa"
     return variable
@@ -129,17 +164,38 @@ _GRAM = _Slip(-1.0, 50.0, "They look like g/kg: divide by 1000.")
 _ALOFT = ("t", "u", "v", "q", "r", "ws", "wd")
 _LEAST_HUMIDITY = 2.0  # %; the largest value of a field is never below it
 
+_NUMBER = r"\d+(?:\.\d+)?"
 _FAMILIES = [
-    (r"t2m|d2m|sst|skt|t\d+", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
-    (r"[uv]\d+m?", PlausibleRange(-150.0, 150.0, "m/s")),
-    (r"ws\d+m?", PlausibleRange(0.0, 150.0, "m/s")),
-    (r"wd\d+m?", PlausibleRange(0.0, 360.0, "degrees")),
+    (rf"t2m|d2m|sst|skt|stl\d|t{_NUMBER}", PlausibleRange(150.0, 350.0, "K", _CELSIUS)),
+    (rf"[uv]{_NUMBER}m?", PlausibleRange(-150.0, 150.0, "m/s")),
+    (rf"ws{_NUMBER}m?", PlausibleRange(0.0, 150.0, "m/s")),
+    (rf"wd{_NUMBER}m?", PlausibleRange(0.0, 360.0, "degrees")),
     (r"amsu[ab]|atms|mhs", PlausibleRange(50.0, 350.0, "K", _CELSIUS)),
     (r"msl", PlausibleRange(85e3, 110e3, "Pa", _HECTOPASCAL)),
     (r"sp", PlausibleRange(30e3, 110e3, "Pa", _HECTOPASCAL)),
-    (r"q2m|q\d+", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
-    (r"r2m|r\d+", PlausibleRange(-10.0, 180.0, "%")),
+    (rf"q2m|q{_NUMBER}", PlausibleRange(-1e-3, 0.05, "kg/kg", _GRAM)),
+    (rf"r2m|r{_NUMBER}", PlausibleRange(-10.0, 180.0, "%")),
 ]
+# Units of variables without a plausible range.
+_UNITS = [
+    (r"z", "m2/s2"),
+    (rf"w{_NUMBER}", "Pa/s"),
+    (r"tcwv?", "kg/m2"),
+    (r"tcc|lsm|swvl\d", "1"),
+    (r"tp(\d+)?", "m"),
+]
+
+
+def units_of(variable: str) -> str | None:
+    """The units that a variable has in the lexicon, or None if it is not in it.
+
+    Args:
+        variable: Lexicon id.
+    """
+    plausible = plausible_range(variable)
+    if plausible is not None:
+        return plausible.units
+    return next((units for name, units in _UNITS if re.fullmatch(name, variable)), None)
 
 
 def plausible_range(variable: str) -> PlausibleRange | None:
@@ -151,7 +207,8 @@ def plausible_range(variable: str) -> PlausibleRange | None:
     for pattern, plausible in _FAMILIES:
         if re.fullmatch(pattern, variable):
             return plausible
-    if geopotential := re.fullmatch(r"z([1-9]\d*)", variable):
+    geopotential = re.fullmatch(rf"z({_NUMBER})", variable)
+    if geopotential and float(geopotential[1]) > 0:
         return _geopotential_range(float(geopotential[1]))
     return None
 

@@ -5,8 +5,10 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import (
     are_cell_means,
     check_units,
+    long_name,
     plausible_range,
     reported_range,
+    units_of,
     variable_id,
 )
 
@@ -16,7 +18,7 @@ from ddo_modulus.lexicon import (
     [
         ("2m_temperature", None, "t2m"),
         ("10u", None, "u10m"),
-        ("v10", None, "v10m"),
+        ("v10", None, "v10"),  # at 10 hPa, unless attributes say otherwise
         ("mean_sea_level_pressure", None, "msl"),
         ("geopotential", 500.0, "z500"),
         ("u_component_of_wind", 850, "u850"),
@@ -31,6 +33,46 @@ from ddo_modulus.lexicon import (
 )
 def test_names_become_lexicon_ids(name, level, expected):
     assert variable_id(name, level) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "expected"),
+    [
+        ("u100", {}, "u100"),
+        ("u100", {"long_name": "U wind at 100 hPa"}, "u100"),
+        ("u100", {"long_name": "100 metre U wind component"}, "u100m"),
+        ("v10", {"long_name": "10m v-component of wind"}, "v10m"),
+        ("v10", {"GRIB_shortName": "10v"}, "v10m"),
+        ("u10", {"GRIB_typeOfLevel": "heightAboveGround"}, "u10m"),
+    ],
+)
+def test_only_attributes_make_a_height_of_an_id(name, attributes, expected):
+    assert variable_id(name, attributes=attributes) == expected
+
+
+LEVELS = [1, 2, 3, 5, 7, 10, 20, 30, 50, 70, *range(100, 251, 25), *range(300, 751, 50)]
+LEVELS += [*range(775, 1001, 25)]
+SURFACE = ["t2m", "d2m", "u10m", "v10m", "u100m", "v100m", "ws10m", "msl", "sp", "sst", "skt"]
+SURFACE += ["tcwv", "tcw", "tcc", "stl1", "stl2", "swvl1", "swvl2", "lsm", "z", "tp", "tp06"]
+SURFACE += ["tp12", "tp24", "r2m", "q2m"]
+LETTERS = ["z", "t", "u", "v", "w", "q", "r", "ws"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_id_is_not_mapped_again(level):
+    for letter in LETTERS:
+        variable = variable_id(letter, level)
+        assert variable == f"{letter}{level}"
+        assert variable_id(variable) == variable
+        assert variable_id(variable, attributes={"long_name": long_name(variable)}) == variable
+        assert units_of(variable) is not None
+
+
+@pytest.mark.parametrize("variable", SURFACE)
+def test_a_surface_id_is_not_mapped_again(variable):
+    assert variable_id(variable) == variable
+    assert variable_id(variable, attributes={"long_name": long_name(variable)}) == variable
+    assert units_of(variable) is not None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ddo_modulus.cli.options import flag, integer
 from ddo_modulus.console import progress_bar
 from ddo_modulus.data.output import STORE, check_output
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.data.source import is_cartesian, open_dataset
+from ddo_modulus.data.source import is_cartesian, open_dataset, reading_notes
 from ddo_modulus.data.statistics import write_statistics
 from ddo_modulus.data.training_store import write_training_store
 from ddo_modulus.errors import InputError
@@ -38,7 +38,9 @@ def run(config: DictConfig) -> None:
     names = config.variables
     variables = [names] if isinstance(names, str) else names
     where = str(config.source)
-    dataset = open_dataset(where, None if variables is None else list(variables))
+    units = None if config.level_units is None else str(config.level_units)
+    dataset = open_dataset(where, None if variables is None else list(variables), units)
+    notes = reading_notes(dataset)
     dataset = select_period(dataset, config.start, config.end, where)
     period = config.statistics
     counted = select_period(dataset, period.start, period.end, f"{where}: statistics")["time"]
@@ -70,6 +72,7 @@ def run(config: DictConfig) -> None:
             finish=add_statistics,
             progress=progress,
         )
+    print("".join(f"{note}\n" for note in notes), end="")
     sizes = ", ".join(f"{n} {name}" for name, n in dataset.sizes.items())
     print(f"{out}: {', '.join(map(str, dataset.data_vars))}; {sizes}")
     first, last = (np.datetime_as_string(t, unit="m") for t in counted.values[[0, -1]])

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports pygrib, if it is installed, before ecCodes is imported.
+"""Imports pygrib, if it is installed, so that it and ecCodes can share a process.
 
 The wheels of pygrib, which Earth2Studio imports, and of ecCodes each contain a copy of the same C
-library. If ecCodes is loaded first (xarray does so when it guesses the format of a file), the
-interpreter crashes on exit with a double free, so that a successful run fails. In the other order
-it does not.
+library. ecCodes loads its copy for the whole process (``RTLD_GLOBAL``), so that a copy loaded later
+would use the first one's variables: both would free them, and the interpreter crashes on exit after
+a successful run. With ``RTLD_DEEPBIND`` pygrib's copy uses its own, in either order of import.
 """
 
+import os
+import sys
 import warnings
 from contextlib import suppress
 
+_flags = sys.getdlopenflags()
 with suppress(ImportError), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # harmless warnings about the size of numpy's arrays
-    import pygrib  # noqa: F401
+    sys.setdlopenflags(_flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        import pygrib  # noqa: F401
+    finally:
+        sys.setdlopenflags(_flags)

@@ -27,6 +27,13 @@ _MAX_AMPLIFICATION = 3.0
 _CONSTANT = 1e-12
 
 
+def hours_of(times: np.ndarray) -> np.ndarray:
+    """Hour of the day (UTC) nearest to ``datetime64`` times; the earlier one of two as near."""
+    almost_half = np.timedelta64(30 * 60 * 10**9 - 1, "ns")
+    nearest = (times.astype("datetime64[ns]") + almost_half).astype("datetime64[h]")
+    return nearest.astype("int64") % HOURS
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and variance of samples, from which a normalization with any options can be fitted.

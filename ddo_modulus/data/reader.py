@@ -21,7 +21,8 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, BytesCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from ddo_modulus.data.source import FIELDS, LAYOUT, open_dataset
+from ddo_modulus.data.formats import FIELDS, LAYOUT
+from ddo_modulus.data.source import open_dataset
 from ddo_modulus.errors import InputError
 
 Array = np.ndarray

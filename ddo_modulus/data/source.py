@@ -4,83 +4,91 @@
 The canonical form is an xarray dataset on `(time, lat, lon)`, with `trajectory` or `ensemble` as
 the first dimension if the data have one. Variables are named by `lexicon.variable_id`, one for each
 level (`t850`). Time ascends and is in UTC, latitude descends, longitude ascends without a jump.
-Values are read when they are used. `lat` and `lon` of units `1`, as a simulator writes them, are
-Cartesian coordinates in a box; both ascend.
+Values are in the units of the lexicon; they are read when they are used. `lat` and `lon` of units
+`1`, as a simulator writes them, are Cartesian coordinates in a box; both ascend.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 
-import ddo_modulus.data.grib_libraries  # noqa: F401 - must precede ecCodes
+from ddo_modulus.data.coordinates import HORIZONTAL, canonical_coordinates, is_cartesian
+from ddo_modulus.data.formats import LAYOUT, open_parts, reading
+from ddo_modulus.data.variables import DIMS, Variables
 from ddo_modulus.errors import InputError
-from ddo_modulus.lexicon import check_units, variable_id
+from ddo_modulus.lexicon import check_units
+from ddo_modulus.units import Conversion, conversion
 
-_RENAMED = {
-    "latitude": "lat",
-    "longitude": "lon",
-    "isobaricInhPa": "level",
-    "pressure_level": "level",
-    "plev": "level",
-    "number": "ensemble",
-    "member": "ensemble",
-    "realization": "ensemble",
-}
-# The attribute `layout` of a training store (see `training_store`), and its array of fields.
-LAYOUT = "ddo training store 1"
-FIELDS = "fields"
-
-_HORIZONTAL = ("lat", "lon")
-_DIMS = ("trajectory", "ensemble", "time", *_HORIZONTAL)
-_KEPT_ATTRIBUTES = ("units", "long_name", "standard_name", "cell_methods")
-
-_REGRID = "interpolate to a regular latitude-longitude grid, e.g. with cdo remapbil"
+__all__ = ["check_values", "is_cartesian", "open_dataset", "reading_notes", "slabs"]
 
 _SLAB_BYTES = 2**28  # size of the pieces in which values are read
+_NOTES = "ddo_modulus_notes"  # key of a dataset's encoding, which is not written
+
+# Values that stand for "missing" where no attribute says so: of netCDF, GRIB, CMIP, packed
+# integers, and the habit of writing nines. The largest of all fields in SI units is far below.
+_HUGE = 9.9e14
+_FILLS = np.array(
+    [
+        *(-99.0, -99.9, -99.99, -999.0, -999.9, -999.99, -9999.0, -9999.9, -99999.0, -999999.0),
+        *(9999.0, 99999.0, 999999.0, -32767.0, -32768.0, 32767.0, -2147483647.0, -1e10, 1e10),
+    ]
+)
+_FAR = 2.0  # ranges of the other values; a fill is farther from them
 
 Data = TypeVar("Data", xr.Dataset, xr.DataArray)
 
 
-def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr.Dataset:
+def open_dataset(
+    path: str | Path, variables: Sequence[str] | None = None, level_units: str | None = None
+) -> xr.Dataset:
     """Open a file or store in canonical form, without reading the values.
 
     Args:
         path: A GRIB or netCDF file, a zarr folder (format 2 or 3), or the URL of a zarr store.
         variables: Variable ids to keep, in this order; None keeps all fields that vary in time.
+        level_units: Units of an axis `level` that declares none, e.g. `hPa`; without them it is
+            refused.
 
     Returns:
-        Dataset in canonical form (see the module), with values as stored.
+        Dataset in canonical form (see the module). A note says which units were converted
+        (`reading_notes`).
 
     Raises:
-        InputError: If `path` is missing, damaged or of another format, if a variable is missing,
-            if the grid is not evenly spaced, or if times are repeated or are not dates.
+        InputError: If `path` is missing, damaged or of another format, if a variable is missing, in
+            units of another quantity or on levels that are no pressures, if the grid is not evenly
+            spaced, or if times are repeated or are not dates.
     """
-    parts = [_canonical_coordinates(part, str(path)) for part in _open(path)]
-    fields: dict[str, xr.DataArray] = {}
-    for name, field in (item for part in parts for item in _flattened(part)):
-        if name in fields:
-            raise InputError(
-                f"{path}: {name} is in it twice, at different steps or heights; select one "
-                "first, e.g. with grib_copy or xarray"
-            )
-        fields[name] = field
-    required = {"time", *_HORIZONTAL}
-    usable = {n: f for n, f in fields.items() if required <= set(f.dims) <= set(_DIMS)}
+    opened = open_parts(path)
+    try:
+        return _canonical(opened, path, variables, level_units)
+    except BaseException:
+        for part in opened:  # the error would keep the file open
+            part.close()
+        raise
+
+
+def _canonical(
+    opened: list[xr.Dataset],
+    path: str | Path,
+    variables: Sequence[str] | None,
+    level_units: str | None,
+) -> xr.Dataset:
+    """The fields of some datasets in canonical form."""
+    parts = [canonical_coordinates(part, str(path)) for part in opened]
+    found = Variables(level_units)
+    for part in parts:
+        found.add(part, str(path))
+    required = {"time", *HORIZONTAL}
+    usable = {n: f for n, f in found.fields.items() if required <= set(f.dims) <= set(DIMS)}
+    if variables is None and found.refused:
+        raise InputError(f"{path}: {next(iter(found.refused.values()))}")
     wanted = list(usable) if variables is None else list(variables)
-    missing = [name for name in wanted if name not in usable]
-    if missing or not wanted:
-        others = ", ".join(f"{n} {f.dims}" for n, f in fields.items() if n not in usable)
-        raise InputError(
-            f"{path}: no field {', '.join(missing) or 'on (time, lat, lon)'}; available: "
-            f"{', '.join(sorted(usable)) or 'none'}"
-            + (f"; not usable because of their dimensions: {others}" if others else "")
-        )
-    dims = [d for d in _DIMS if any(d in usable[name].dims for name in wanted)]
+    _check_wanted(wanted, usable, found, str(path))
+    dims = [d for d in DIMS if any(d in usable[name].dims for name in wanted)]
     try:
         aligned = xr.align(*(usable[n].transpose(*dims) for n in wanted), join="exact", copy=False)
     except ValueError as error:
@@ -91,18 +99,40 @@ def open_dataset(path: str | Path, variables: Sequence[str] | None = None) -> xr
     attributes = {
         k: v for k, v in parts[0].attrs.items() if not str(k).startswith("GRIB_") and v != LAYOUT
     }
-    return xr.Dataset(dict(zip(wanted, aligned, strict=True)), attrs=attributes)
+    dataset = xr.Dataset(dict(zip(wanted, aligned, strict=True)), attrs=attributes)
+    notes = [f"{path}: {found.notes[name]}" for name in wanted if name in found.notes]
+    left = [name for name in found.fields if name not in usable]
+    if variables is None and (left or found.left_out):
+        notes.append(f"{path}: left out: {', '.join([*left, *found.left_out])}")
+    dataset.encoding[_NOTES] = tuple(notes)
+    return dataset
 
 
-def is_cartesian(dataset: xr.Dataset) -> bool:
-    """Whether `lat` and `lon` are Cartesian coordinates in a box (units `1`), not degrees."""
-    return all(dataset[name].attrs.get("units") == "1" for name in _HORIZONTAL)
+def reading_notes(dataset: xr.Dataset) -> tuple[str, ...]:
+    """What `open_dataset` did to fields, such as converting their units; a line each."""
+    return tuple(dataset.encoding.get(_NOTES, ()))
+
+
+def _check_wanted(
+    wanted: list[str], usable: dict[str, xr.DataArray], found: Variables, where: str
+) -> None:
+    """Refuse variables that are not there, with the reason why a field of the file is no help."""
+    missing = [name for name in wanted if name not in usable]
+    if not missing and wanted:
+        return
+    others = ", ".join(f"{n} {f.dims}" for n, f in found.fields.items() if n not in usable)
+    raise InputError(
+        f"{where}: no field {', '.join(missing) or 'on (time, lat, lon)'}; available: "
+        f"{', '.join(sorted(usable)) or 'none'}"
+        + (f"; not usable because of their dimensions: {others}" if others else "")
+        + "".join(f"; {reason}" for reason in {**found.refused, **found.left_out}.values())
+    )
 
 
 def check_values(
     dataset: xr.Dataset, where: str, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Read all values once; refuse missing values and implausible units.
+    """Read all values once; refuse missing values, undeclared fill values and implausible units.
 
     Args:
         dataset: Dataset in canonical form.
@@ -110,32 +140,110 @@ def check_values(
         progress: Called with the number of fields read and their total.
 
     Raises:
-        InputError: If a value is NaN, infinite, implausible in its units, or cannot be read.
+        InputError: If a value is NaN, infinite, a fill value that no attribute declares,
+            implausible in its units, or cannot be read.
     """
     times = dataset.sizes["time"]
-    for number, (name, field) in enumerate(dataset.data_vars.items()):
+    for number, (name, values) in enumerate(dataset.data_vars.items()):
         done = number * times
-        low, high, bad, first = np.inf, -np.inf, 0, ""
-        for slab in slabs(field, where):
-            finite = np.isfinite(slab.values)
-            count = finite.size - int(finite.sum())
-            if count and not bad:
-                index = np.unravel_index(int(np.argmin(finite)), finite.shape)
-                at = slab[index].coords
-                first = ", ".join(f"{d}={at[d].values}" for d in slab.dims)
-            bad += count
-            low = min(low, slab.values.min(where=finite, initial=np.inf))
-            high = max(high, slab.values.max(where=finite, initial=-np.inf))
+        change = _read_with(values)
+        census = _Census(_FILLS * change.factor + change.offset)
+        for slab in slabs(values, where):
+            census.add(slab)
             done += slab.sizes["time"]
             if progress is not None:
                 progress(done, len(dataset.data_vars) * times)
-        if bad:
+        if census.missing:
             raise InputError(
-                f"{where}: {name} has {bad} missing or infinite values of {field.size}, the first "
-                f"at {first}. Fill them, or select times and a region without them. A zarr store "
-                "with chunks lost in copying reads like this as well: copy it again."
+                f"{where}: {name} has {census.missing} missing or infinite values of "
+                f"{values.size}, the first at {census.first}. Fill them, or select times and a "
+                "region without them. A zarr store with chunks lost in copying reads like this as "
+                "well: copy it again."
             )
-        check_units(str(name), low, high, where)
+        _refuse_fills(census, str(name), values.size, where, change)
+        declared = values.attrs.get("declared_units")
+        at = where if declared is None else f"{where} (units declared as {declared!r}, converted)"
+        check_units(str(name), census.low, census.high, at)
+
+
+def _read_with(values: xr.DataArray) -> Conversion:
+    """The conversion that a field went through when it was read."""
+    declared = values.attrs.get("declared_units")
+    if declared is None:
+        return Conversion()
+    return conversion(str(declared), str(values.attrs["units"]))
+
+
+@dataclass
+class _Census:
+    """Extremes of a field's values, and counts of those that are missing or may stand for it.
+
+    Attributes:
+        candidates: Values that may stand for missing ones, in the field's units.
+        low: Smallest of the other finite values.
+        high: Largest of them.
+        missing: Number of values that are not finite.
+        first: Place of the first of these.
+        suspects: Number of values that equal a candidate, or are huge, by value.
+    """
+
+    candidates: np.ndarray
+    low: float = np.inf
+    high: float = -np.inf
+    missing: int = 0
+    first: str = ""
+    suspects: dict[float, int] = field(default_factory=dict)
+
+    def add(self, slab: xr.DataArray) -> None:
+        """Count the values of a loaded piece of the field."""
+        values = slab.values
+        usual = np.isfinite(values)
+        count = usual.size - int(usual.sum())
+        if count and not self.missing:
+            index = np.unravel_index(int(np.argmin(usual)), usual.shape)
+            at = slab[index].coords
+            self.first = ", ".join(f"{d}={at[d].values}" for d in slab.dims)
+        self.missing += count
+        low, high = _extremes(values, usual)
+        if self._suspicious(low) or self._suspicious(high):
+            usual &= ~self._set_aside(values, usual)
+            low, high = _extremes(values, usual)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def _suspicious(self, value: float) -> bool:
+        return abs(value) >= _HUGE or bool(np.isclose(value, self.candidates, 1e-6, 0.0).any())
+
+    def _set_aside(self, values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """Where values are suspects, which are counted."""
+        suspects = usual & (np.abs(values) >= _HUGE)
+        for candidate in self.candidates:
+            suspects |= usual & np.isclose(values, candidate, 1e-6, 0.0)
+        found, counts = np.unique(values[suspects], return_counts=True)
+        for value, number in zip(found.tolist(), counts.tolist(), strict=True):
+            self.suspects[value] = self.suspects.get(value, 0) + number
+        return suspects
+
+
+def _extremes(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
+    low = values.min(where=where, initial=np.inf)
+    return float(low), float(values.max(where=where, initial=-np.inf))
+
+
+def _refuse_fills(census: _Census, name: str, size: int, where: str, change: Conversion) -> None:
+    """Refuse suspects that are far from all other values; count the others as values."""
+    span = max(census.high - census.low, 0.0)
+    for value, count in census.suspects.items():
+        distance = max(census.low - value, value - census.high)
+        if abs(value) < _HUGE and not distance > _FAR * span:
+            continue
+        stored = (value - change.offset) / change.factor
+        raise InputError(
+            f"{where}: {name} holds {stored:.6g} in {count} of {size} places, which stands for "
+            "missing values but is not declared: set the attribute _FillValue to it, e.g. with cdo "
+            f"setmissval, and fill the gaps, or select times and a region without them"
+        )
+    for value in census.suspects:
+        census.low, census.high = min(census.low, value), max(census.high, value)
 
 
 def slabs(data: Data, where: str) -> Iterator[Data]:
@@ -157,207 +265,3 @@ def slabs(data: Data, where: str) -> Iterator[Data]:
         with reading(where):
             slab = data.isel(time=slice(start, start + length)).load()
         yield slab
-
-
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn the errors of format libraries into one `InputError`.
-
-    Args:
-        path: What is read, for the message.
-
-    Raises:
-        InputError: If the block raises anything but `MemoryError`.
-    """
-    try:
-        yield
-    except MemoryError:
-        raise
-    except ImportError as error:
-        raise InputError(f"{path}: reading it needs a package ({error}); install it") from error
-    except Exception as error:  # each library has its own; all mean unreadable data
-        raise InputError(
-            f"{path}: cannot be read, damaged or cut short ({type(error).__name__}: {error}); "
-            "copy or download it again"
-        ) from error
-
-
-def _open(path: str | Path) -> list[xr.Dataset]:
-    """Open with the library for the format, which the first bytes identify, not the file name."""
-    if "://" in str(path):
-        with reading(path):
-            return [_unstacked(xr.open_zarr(str(path), chunks=None, decode_timedelta=False))]
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; check the path")
-    if path.is_dir():
-        return [_open_zarr(path)]
-    with path.open("rb") as file:
-        magic = file.read(4)
-    with reading(path):
-        if magic == b"GRIB":
-            return _open_grib(path)
-        if magic == b"\x89HDF" or magic[:3] == b"CDF":
-            return [xr.open_dataset(path, engine="netcdf4", decode_timedelta=False)]
-    raise InputError(f"{path}: not a GRIB or netCDF file, nor a zarr folder; convert it to one")
-
-
-def _open_zarr(path: Path) -> xr.Dataset:
-    if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-        raise InputError(
-            f"{path}: a folder, but not a zarr store (no zarr.json or .zgroup in it); give the "
-            "store's own folder, and copy it again if it should be one"
-        )
-    with reading(path):
-        dataset = xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
-        return _unstacked(dataset)
-
-
-def _unstacked(dataset: xr.Dataset) -> xr.Dataset:
-    """Split the array of a training store into variables; return any other dataset unchanged."""
-    if dataset.attrs.get("layout") != LAYOUT:
-        return dataset
-    fields = dataset[FIELDS]
-    variables = {
-        name: fields.isel(channel=i, drop=True)
-        for i, name in enumerate(dataset["channel"].values.tolist())
-    }
-    for name, field in variables.items():
-        field.attrs = dict(fields.attrs["variables"][name])
-    return xr.Dataset(variables, attrs=dataset.attrs)
-
-
-def _open_grib(path: Path) -> list[xr.Dataset]:
-    """Open a GRIB file as the fewest datasets that hold all of its messages."""
-    # cfgrib skips a truncated message without an error, so check the end of the file.
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        if not file.read().rstrip(b"\0").endswith(b"7777"):
-            raise EOFError("the last message has no end")
-    import cfgrib
-
-    with warnings.catch_warnings(), xr.set_options(use_new_combine_kwarg_defaults=True):
-        warnings.simplefilter("ignore")  # cfgrib's own calls to xarray warn
-        # No index file: cfgrib would write it beside the user's data, and unpickle one it finds.
-        return list(cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": ""}))
-
-
-def _canonical_coordinates(dataset: xr.Dataset, where: str) -> xr.Dataset:
-    """Rename, sort and check the coordinates."""
-    dataset = _by_valid_time(dataset, where)
-    dataset = dataset.rename({k: v for k, v in _RENAMED.items() if k in dataset.variables})
-    for name in ("time", *_HORIZONTAL):
-        if name not in dataset.variables:
-            raise InputError(f"{where}: no coordinate {name!r}; expected fields on time, lat, lon")
-    if not dataset["time"].dims:
-        dataset = dataset.expand_dims("time")
-    for name in _HORIZONTAL:
-        if dataset[name].dims != (name,):
-            raise InputError(
-                f"{where}: {name} lies on {dataset[name].dims}, not on its own axis; {_REGRID}"
-            )
-        dataset = dataset.assign_coords({name: dataset[name].astype(np.float64)})
-    dataset = _time_ascending(dataset, where)
-    if is_cartesian(dataset):
-        for name in _HORIZONTAL:
-            dataset = _reordered(dataset, name, np.argsort(dataset[name].values))
-    else:
-        dataset = _reordered(dataset, "lat", np.argsort(-dataset["lat"].values))
-        dataset = _longitude_unbroken(dataset)
-    for name in _HORIZONTAL:
-        _check_uniform(dataset[name].values, name, where)
-    return dataset
-
-
-def _by_valid_time(dataset: xr.Dataset, where: str) -> xr.Dataset:
-    """Make the valid time the coordinate `time`, if the file also has the time of the run."""
-    if "valid_time" not in dataset.variables:
-        return dataset
-    valid = dataset["valid_time"]
-    if valid.ndim > 1:
-        raise InputError(
-            f"{where}: runs and forecast steps both vary, {valid.dims}; select one run or one step"
-        )
-    dataset = dataset.drop_vars(("time", "step", "valid_time"), errors="ignore")
-    if valid.ndim == 0:
-        return dataset.assign_coords(time=valid.values)
-    (axis,) = valid.dims
-    if axis != "time":
-        dataset = dataset.rename({axis: "time"})
-    return dataset.assign_coords(time=valid.values)
-
-
-def _time_ascending(dataset: xr.Dataset, where: str) -> xr.Dataset:
-    time = dataset["time"].values
-    if not np.issubdtype(time.dtype, np.datetime64) or np.isnat(time).any():
-        raise InputError(
-            f"{where}: times are not all dates of the standard calendar (first: {time[0]}); "
-            "write them as CF time, e.g. 'hours since 1970-01-01'"
-        )
-    time = time.astype("datetime64[ns]")
-    order = np.argsort(time, kind="stable")
-    repeated = time[order][1:][np.diff(time[order]) == np.timedelta64(0)]
-    if repeated.size:
-        raise InputError(
-            f"{where}: {repeated.size} times are repeated, the first {repeated[0]}; "
-            "keep one of each, e.g. with xarray's drop_duplicates('time')"
-        )
-    return _reordered(dataset.assign_coords(time=time), "time", order)
-
-
-def _longitude_unbroken(dataset: xr.Dataset) -> xr.Dataset:
-    """Sort longitudes eastward from the region's western edge, or from 0 if they span the globe.
-
-    A region across Greenwich starts at a negative longitude: -10 to 2, not 350 to 2.
-    """
-    lon, order = np.unique(np.mod(dataset["lon"].values, 360.0), return_index=True)
-    gaps = np.diff(lon, append=lon[0] + 360.0)  # the last one closes the circle
-    edge = int(np.argmax(gaps)) + 1
-    is_global = np.ptp(gaps) < 1e-3 * gaps.max()
-    if edge < len(lon) and not is_global:
-        lon = np.concatenate((lon[edge:] - 360.0, lon[:edge]))
-        order = np.roll(order, -edge)
-    attributes = dataset["lon"].attrs
-    return _reordered(dataset, "lon", order).assign_coords(lon=("lon", lon, attributes))
-
-
-def _reordered(dataset: xr.Dataset, dim: str, order: np.ndarray) -> xr.Dataset:
-    """Reorder along `dim`, by a slice where possible, which every format reads fast."""
-    n = dataset.sizes[dim]
-    if np.array_equal(order, np.arange(n)):
-        return dataset
-    if np.array_equal(order, np.arange(n)[::-1]):
-        return dataset.isel({dim: slice(None, None, -1)})
-    return dataset.isel({dim: order})
-
-
-def _check_uniform(values: np.ndarray, name: str, where: str) -> None:
-    """Refuse an axis of fewer than two points or of uneven spacing."""
-    steps = np.abs(np.diff(values))
-    if len(steps) == 0:
-        raise InputError(f"{where}: {name} has one point only; expected a grid")
-    # The spacing of a Gaussian grid varies by about 1 %, that of float32 coordinates by 0.05 %.
-    if not np.ptp(steps) < 2e-3 * steps.max():
-        raise InputError(
-            f"{where}: {name} is not evenly spaced ({steps.min():.6g} to {steps.max():.6g} "
-            f"degrees); {_REGRID}"
-        )
-
-
-def _flattened(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
-    """Yield each floating-point field with its id, one for each level, without length-1 axes."""
-    for name, field in dataset.data_vars.items():
-        if field.dtype.kind != "f":
-            continue
-        field = field.squeeze([d for d, n in field.sizes.items() if n == 1 and d not in _DIMS])
-        attributes = {k: field.attrs[k] for k in _KEPT_ATTRIBUTES if k in field.attrs}
-        plain = field.reset_coords(drop=True)
-        plain.attrs = attributes
-        if "level" not in field.coords:
-            yield variable_id(str(name)), plain
-            continue
-        in_pascal = field["level"].attrs.get("units") == "Pa"
-        levels = np.atleast_1d(field["level"].values) / (100.0 if in_pascal else 1.0)
-        for i, level in enumerate(levels.tolist()):
-            at_level = plain.isel(level=i, drop=True) if "level" in plain.dims else plain
-            yield variable_id(str(name), level), at_level

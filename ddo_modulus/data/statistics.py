@@ -35,7 +35,7 @@ import zarr
 from dask.delayed import delayed
 from torch import Tensor
 
-from ddo_modulus.data.normalization import HOURS, Moments, Normalization
+from ddo_modulus.data.normalization import HOURS, Moments, Normalization, hours_of
 from ddo_modulus.data.reader import StateReader
 from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.domains import build_basis
@@ -46,11 +46,6 @@ _BLOCK_BYTES = 2**24  # of states that are reduced together
 _THREADS = 4
 
 Progress = Callable[[int, int], None]
-
-
-def hours_of(times: np.ndarray) -> np.ndarray:
-    """Hour of the day (UTC) of ``datetime64`` times."""
-    return times.astype("datetime64[h]").astype("int64") % HOURS
 
 
 def random_subset(size: int, count: int) -> np.ndarray:

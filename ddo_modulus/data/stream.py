@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ddo_modulus.data.loader import BatchOptions, Draw, Order, cut, move
-from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.data.normalization import Normalization, hours_of
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.data.statistics import hours_of
 from ddo_modulus.errors import InputError
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import xarray as xr
 from zarr.codecs import BloscCodec
 
+from ddo_modulus.data.formats import FIELDS, LAYOUT
 from ddo_modulus.data.output import STORE, check_output, replacing
-from ddo_modulus.data.source import FIELDS, LAYOUT, check_values, slabs
+from ddo_modulus.data.source import check_values, slabs
 from ddo_modulus.data.store import TIME_ENCODING
 
 

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddo_modulus.constants import GRAVITY
-from ddo_modulus.data.normalization import Normalization
+from ddo_modulus.data.normalization import Normalization, hours_of
 from ddo_modulus.data.output import PACKAGE, replacing
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
@@ -138,9 +138,8 @@ class Package:
         return Normalization(own.channels, *(resampled(t, here, grid) for t in whole))
 
     def hours(self, times: np.ndarray) -> Int[Tensor, " T"]:
-        """Hour of the day (UTC, rounded down) of ``datetime64`` times."""
-        hour = np.asarray(times, "datetime64[h]").astype("int64") % 24
-        return torch.from_numpy(hour)
+        """Hour of the day (UTC) nearest to ``datetime64`` times."""
+        return torch.from_numpy(hours_of(np.asarray(times, "datetime64[ns]")))
 
     def conditions(self, times: np.ndarray) -> Float[Tensor, "T D"] | None:
         """Condition of the operator at some times; None if it takes none.

@@ -118,10 +118,11 @@ class LatLonGrid(Grid):
             raise InputError(f"latitudes reach {np.abs(self.lat).max():g} degrees")
         if self.lon[1] < self.lon[0]:
             raise InputError("longitudes must ascend; sort the data by longitude first")
-        self._dlat = abs(self.lat[1] - self.lat[0])
-        self._dlon = self.lon[1] - self.lon[0]
+        # Means: the first step may be off by the round-off of float32.
+        self._dlat = abs(self.lat[-1] - self.lat[0]) / (len(self.lat) - 1)
+        self._dlon = (self.lon[-1] - self.lon[0]) / (len(self.lon) - 1)
         span = self._dlon * len(self.lon)
-        if span > 360 + 1e-6:
+        if span > 360 + 1e-3 * self._dlon:
             raise InputError(f"longitudes span {span:g} degrees, more than the globe")
         self.is_global = bool(abs(span - 360) < 1e-3 * self._dlon)
         reach = np.array([90 - self.lat.max(), self.lat.min() + 90])
@@ -178,7 +179,8 @@ class LatLonGrid(Grid):
 
     def _rows(self, lat: Array) -> tuple[Array, Array, Array]:
         height = len(self.lat)
-        offset = (lat - self.lat[0]) / (self.lat[1] - self.lat[0])
+        step = (self.lat[-1] - self.lat[0]) / (height - 1)
+        offset = (lat - self.lat[0]) / step
         beyond = (offset < 0) | (offset > height - 1)
         first = np.clip(np.floor(offset).astype(int), 0, height - 2)
         second = np.clip(offset - first, 0.0, 1.0)

@@ -14,8 +14,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.data.normalization import hours_of
 from ddo_modulus.data.reader import StateReader
-from ddo_modulus.data.statistics import hours_of
 from ddo_modulus.errors import InputError
 from ddo_modulus.training.domain import WHOLE, Part
 

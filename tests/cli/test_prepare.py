@@ -4,8 +4,10 @@ import pytest
 import xarray as xr
 
 from ddo_modulus.cli.prepare import spectral_domain
+from ddo_modulus.data.reader import StateReader
 from ddo_modulus.data.source import open_dataset
 from ddo_modulus.data.statistics import StoredStatistics
+from ddo_modulus.lexicon import plausible_range
 
 
 def test_canonical_store(ddo, files, tmp_path):
@@ -80,3 +82,71 @@ def test_mistakes(refused, files, tmp_path):
     truth.to_zarr(store, consolidated=False)
     (store / "zarr.json").unlink()
     mistake("not a zarr store", source=store)
+
+
+LEVELS = [1, 2, 3, 5, 7, 10, 20, 30, 50, 70, *range(100, 251, 25), *range(300, 751, 50)]
+LEVELS += [*range(775, 1001, 25)]
+ON_LEVELS = {
+    "z": "geopotential",
+    "t": "temperature",
+    "u": "u_component_of_wind",
+    "v": "v_component_of_wind",
+    "w": "vertical_velocity",
+    "q": "specific_humidity",
+    "r": "relative_humidity",
+    "ws": "wind_speed",
+}
+SURFACE = {
+    "t2m": "2m_temperature",
+    "d2m": "2d",
+    "u10m": "10u",
+    "v10m": "10m_v_component_of_wind",
+    "u100m": "100u",
+    "v100m": "100m_v_component_of_wind",
+    "msl": "mean_sea_level_pressure",
+    "sp": "surface_pressure",
+    "sst": "sea_surface_temperature",
+    "tcwv": "total_column_water_vapour",
+    "tcc": "total_cloud_cover",
+    "swvl1": "volumetric_soil_water_layer_1",
+    "tp06": "total_precipitation_6hr",
+}
+
+
+def plausible(variable):
+    """A value that the variable can have."""
+    found = plausible_range(variable)
+    return 0.5 if found is None else 0.4 * found.low + 0.6 * found.high
+
+
+@pytest.mark.slow
+def test_every_variable_on_every_level_goes_through_and_back(ddo, tmp_path):
+    """Names of a reanalysis become ids, and ids stay what they are however often they are read."""
+    time = xr.date_range("2019-03-01", periods=2, freq="12h")
+    axes = {"time": time, "lat": [52.0, 51.0, 50.0], "lon": [0.0, 1.0, 2.0]}
+    noise = np.random.default_rng(0).random((2, 3, 3)).astype(np.float32)
+    expected = {}
+    source = xr.Dataset(coords=axes | {"level": ("level", LEVELS, {"units": "hPa"})})
+    for letter, name in ON_LEVELS.items():
+        ids = [f"{letter}{level}" for level in LEVELS]
+        values = [plausible(v) * (1 + 1e-3 * noise) for v in ids]
+        source[name] = (("level", "time", "lat", "lon"), np.stack(values).astype(np.float32))
+        expected |= dict(zip(ids, source[name].values, strict=True))
+    for variable, name in SURFACE.items():
+        values = (plausible(variable) * (1 + 1e-3 * noise)).astype(np.float32)
+        source[name] = (("time", "lat", "lon"), values)
+        expected[variable] = values
+    source.to_netcdf(tmp_path / "x.nc")
+    keys = {"compress": "false", "statistics__spectrum": 0}
+    first, second = tmp_path / "1.zarr", tmp_path / "2.zarr"
+    assert ddo("prepare", source=tmp_path / "x.nc", out=first, **keys).status == 0
+    plain = tmp_path / "plain.nc"  # ids without a layout or attributes, as Earth2Studio writes
+    open_dataset(first).drop_attrs().to_netcdf(plain)
+    assert ddo("prepare", source=plain, out=second, **keys).status == 0
+    for store in (first, second):
+        dataset = open_dataset(store)
+        assert set(dataset) == set(expected)
+        for variable, values in expected.items():
+            np.testing.assert_array_equal(dataset[variable], values, err_msg=variable)
+        state = StateReader(store).read(1)
+        assert state.shape == (len(expected), 3, 3)

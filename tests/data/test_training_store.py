@@ -139,7 +139,9 @@ def test_arco_and_weatherbench_names(tmp_path):
     for name, data, version in (("arco", arco, 2), ("wb2", wb2, 2), ("v3", arco, 3)):
         raw = tmp_path / f"{name}.zarr"
         data.to_zarr(raw, zarr_format=version, consolidated=version == 2)
-        canonical = open_dataset(raw)
+        with pytest.raises(InputError, match=r"temperature lies on 'level' .*level_units=hPa"):
+            open_dataset(raw)
+        canonical = open_dataset(raw, level_units="hPa")
         assert set(canonical) == {"t500", "t850", "t2m"}
         path = write_training_store(canonical, tmp_path / f"{name}.store", name)
         stored = open_dataset(path)

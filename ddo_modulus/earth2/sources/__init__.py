@@ -7,6 +7,6 @@ source needs ``pip install ddo-modulus[earth2,observations]``; importing it does
 
 import lazy_loader
 
-import ddo_modulus.data.grib_libraries  # noqa: F401 - must precede ecCodes
+import ddo_modulus.data.grib_libraries  # noqa: F401 - lets ecCodes and pygrib share a process
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ddo_modulus.data.source import is_cartesian, open_dataset, reading
+from ddo_modulus.data.formats import reading
+from ddo_modulus.data.source import is_cartesian, open_dataset
 from ddo_modulus.earth2.sources.cds import check_cds_key
 from ddo_modulus.earth2.sources.source import Times, data_utils, needed, retried
 from ddo_modulus.errors import InputError

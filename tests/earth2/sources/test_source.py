@@ -111,9 +111,11 @@ def test_names_load_late_and_without_the_packages_they_need():
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
-def test_eccodes_and_pygrib_do_not_crash_on_exit():
-    """If ecCodes is loaded before pygrib, the interpreter crashes on exit."""
+@pytest.mark.parametrize("first", ["", "import eccodes", "import cfgrib", "import pdbufr"])
+def test_eccodes_and_pygrib_do_not_crash_on_exit(first):
+    """Each has a copy of the same C library; two copies that share variables free them twice."""
     pytest.importorskip("pygrib")
-    code = "import ddo_modulus.data.source, eccodes, pygrib"
+    code = f"{first}\nimport ddo_modulus.data.source, eccodes, pygrib\n"
+    code += "eccodes.codes_release(eccodes.codes_grib_new_from_samples('regular_ll_sfc_grib1'))"
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
