@@ -126,8 +126,10 @@ def write_inputs(folder: Path) -> None:
         values = (280 + cycle + draw.cumsum(1).cumsum(2) / 5).astype("float32")
         data = xr.Dataset({"t2m": (tuple(axes), values, {"units": "K"})}, coords=axes)
         data.to_netcdf(folder / f"t2m-{seed}.nc")
-    rows = "2019-03-27T12:00,51.48,-0.45,285.3,t2m,0.5\n2019-03-27T12:00,53.36,-2.28,284.0,t2m,0.5\n"
-    (folder / "table.csv").write_text(f"time,lat,lon,observation,variable,observation_error\n{rows}")
+    header = "time,lat,lon,observation,variable,observation_error"
+    time = "2019-03-27T12:00"
+    rows = (header, f"{time},51.48,-0.45,285.3,t2m,0.5", f"{time},53.36,-2.28,284.0,t2m,0.5", "")
+    (folder / "table.csv").write_text("\n".join(rows))
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def run(arguments: list[str], folder: Path, kill: Kill | None = None) -> tuple[i
     """Run ``ddo`` in a forked process.
 
     Returns:
-        Its status (minus the signal that killed it), how many results it moved, and what it printed.
+        Its status (minus the signal that killed it), the number of moves, and what it printed.
     """
     log, moved = folder / "log.txt", folder / "moved.txt"
     moved.write_text("")
@@ -187,8 +189,9 @@ def _counted(
 
     def counting(source: str, target: str, **options: object) -> None:
         # Chunks are renamed inside a hidden folder; only what takes or leaves a place counts.
-        inside = Path(target).relative_to(folder).parts[:-1] if folder in Path(target).parents else ()
-        if not Path(target).is_relative_to(folder) or any(part.startswith(".") for part in inside):
+        where = Path(target)
+        parts = where.relative_to(folder).parts if where.is_relative_to(folder) else (".", "")
+        if any(part.startswith(".") for part in parts[:-1]):
             return move(source, target, **options)
         number = len(moved.read_text()) + 1
         if number == kill.move and not kill.after:
@@ -248,9 +251,9 @@ def main() -> None:
         f"{report.command(__file__)} on {report.machine()}.",
         "",
         "Killed commands and what lay under the result's name: nothing, the older result, or the",
-        "new one, each whole. Run again, every command succeeded with the result of an undisturbed",
-        "run, bit for bit, and left no other file. A training has no older result: it continues from",
-        "its checkpoints.",
+        "new one, each whole. Run again, every command succeeded with the result of an",
+        "undisturbed run, bit for bit, and left no other file. A training has no older result: it continues",
+        "from its checkpoints.",
         "",
         "| command | kills | absent | older | new | had ended before |",
         "|---|---|---|---|---|---|",
@@ -261,7 +264,9 @@ def main() -> None:
             folder.mkdir()
             write_inputs(folder)
             for when in ("at random times", "in the renames"):
-                found = _kills(job, folder, share, when == "in the renames", chance, f"{name} {when}")
+                found = _kills(
+                    job, folder, share, when == "in the renames", chance, f"{name} {when}"
+                )
                 kills = sum(found.values()) - found["not killed: it had ended"]
                 cells = [found[kind] for kind in ("absent", "older", "new")]
                 ended = found["not killed: it had ended"]
