@@ -3,8 +3,8 @@
 
 `mutmut <https://mutmut.readthedocs.io>`_ makes the changes (mutants) of the rooms that everything
 rests on, and runs the tests that reach each of them. There are some ten thousand, so a random
-sample of each room is tried. A survivor is either equivalent, a change that no test could notice, or a gap
-in the tests. What was found out about survivors is in ``benchmarks/mutants.yaml``.
+sample of each room is tried. A survivor is either equivalent, a change that no test could notice,
+or a gap in the tests. What was found out about survivors is in ``benchmarks/mutants.yaml``.
 
     make mutants
     python benchmarks/mutants.py [--sample 100] [--seed 0] [--processes 2] [--out FILE]
