@@ -69,8 +69,8 @@ class Change:
     after: str
 
 
-def mutmut(*arguments: str, check: bool = True) -> str:
-    """Run mutmut in the root of the repository; what it printed."""
+def mutmut(*arguments: str, shown: bool = False) -> str:
+    """Run mutmut in the root of the repository; what it printed, or nothing if that is shown."""
     command = [sys.executable, "-m", "mutmut", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)  # the changed copy comes first, not this one
@@ -78,11 +78,11 @@ def mutmut(*arguments: str, check: bool = True) -> str:
     if shared.is_dir():  # the tests run in a copy, from where this is not found
         variables.setdefault("DDO_SHARED_DATA", str(shared))
     run = subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=variables, capture_output=not shown, text=True, check=False
     )
-    if check and run.returncode:
-        raise RuntimeError(f"mutmut {arguments[0]} failed:\n{(run.stdout + run.stderr)[-3000:]}")
-    return run.stdout
+    if run.returncode:
+        raise SystemExit(f"mutmut {arguments[0]} failed; {run.stdout or ''}{run.stderr or ''}")
+    return run.stdout or ""
 
 
 def statuses() -> dict[str, str]:
@@ -168,14 +168,14 @@ def main() -> None:
     options = parser.parse_args()
     processes = f"--max-children={options.processes}"
     print("making mutants and timing the tests", flush=True)
-    mutmut("run", processes, FIRST)
+    mutmut("run", processes, FIRST, shown=True)
     names = list(statuses())
     if options.only:
         chosen = [name for name in names if name.startswith(f"{options.only}.")]
     else:
         chosen = drawn(names, options.sample, options.seed)
     print(f"trying {len(chosen)} of {len(names)} mutants", flush=True)
-    mutmut("run", processes, *chosen)
+    mutmut("run", processes, *chosen, shown=True)
     found = statuses()
     report.publish(document([Mutant(name, found[name]) for name in chosen]), options.out)
 
