@@ -94,7 +94,7 @@ def statuses() -> dict[str, str]:
 def change(name: str) -> Change:
     """What a mutant changes."""
     text = mutmut("show", name)
-    file = next(line[6:] for line in text.splitlines() if line.startswith("+++ "))
+    file = next(line[4:] for line in text.splitlines() if line.startswith("+++ "))
     parts = [
         " ".join(
             line[1:].strip() for line in text.splitlines() if re.match(rf"\{sign}(?!\{sign})", line)
