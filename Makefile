@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test mutants lint types format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/01_demo.py
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+# Half an hour on two cores.
+mutants: $(INSTALLED)
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,7 +28,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist mutants
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

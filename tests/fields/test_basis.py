@@ -297,6 +297,7 @@ def test_power_sums_to_the_mean_square(basis):
     torch.testing.assert_close(power.sum(-1), expected, rtol=1e-9, atol=0)
     wavenumber, shell = basis.shells()
     width = wavenumber[1]
+    assert power.shape[-1] == len(wavenumber)
     assert bool(((basis.eigenvalues.sqrt() - wavenumber[shell]).abs() <= width / 2 + 1e-9).all())
 
 

@@ -97,6 +97,18 @@ def test_a_finer_grid_keeps_the_law_of_the_coarse():
     assert bool((torch.linalg.eigvalsh(fine.covariance) > 0).all())
 
 
+def test_new_scales_are_correlated_as_the_smallest_measured_ones():
+    """Between channels; a correlation that all modes share is that of every mode beyond."""
+    share = torch.tensor([[1.0, 0.6], [0.6, 1.0]]).double()
+    deviation = torch.tensor([2.0, 0.5]).double()
+    falloff = 1 / (1 + noise(2, (7, 7)).basis.eigenvalues / 50)
+    covariance = share * deviation[:, None] * deviation * falloff[:, None, None]
+    fine = CoupledField(noise(2, (7, 7)), covariance).at((14, 14)).covariance
+    root = fine.diagonal(dim1=1, dim2=2).sqrt()
+    correlation = fine / (root[:, :, None] * root[:, None])
+    torch.testing.assert_close(correlation, share.expand_as(correlation))
+
+
 def autoregression(modes: int, variables: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Stable steps ``A`` and stationary covariances ``R_0 = A R_0 A^T + Q`` of each mode."""
     generator = torch.Generator().manual_seed(3)

@@ -12,6 +12,7 @@ from ddo_modulus.fields.gaussian_field import (
     GaussianField,
     Matern,
     MeasuredSpectrum,
+    Scaled,
     WhiteField,
     check_same_basis,
 )
@@ -335,3 +336,14 @@ def test_fields_that_do_not_share_a_basis_are_told_apart():
     with pytest.raises(InputError, match="3 channels asked of a spectrum with 2"):
         measured = MeasuredSpectrum(field.basis, torch.ones(2, 16))
         GaussianField(field.basis, measured, 3)
+
+
+def test_channels_of_a_scaled_spectrum_have_the_variances_asked_for():
+    basis = FourierBasis((6, 8), (1.0, 1.3))
+    scaled = Scaled.with_variance(basis, Matern(0.2, 1.5), [0.25, 4.0])
+    field = GaussianField(basis, scaled)
+    unit = torch.eye(48, dtype=torch.float64).reshape(48, 1, 6, 8)
+    pointwise = field.cov(unit.expand(-1, 2, -1, -1))
+    found = pointwise.flatten(2).permute(1, 0, 2).diagonal(dim1=1, dim2=2)
+    expected = torch.tensor([[0.25], [4.0]], dtype=torch.float64).expand(-1, 48)
+    torch.testing.assert_close(found, expected)

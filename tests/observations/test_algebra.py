@@ -147,6 +147,16 @@ def test_area_means():
         AreaMeanOperator(GRID, 50, 52, 3, 4)
 
 
+def test_an_area_may_be_one_column_or_one_row():
+    x = randn(1, *SHAPE)
+    weight = np.cos(np.deg2rad(GRID.lat))
+    meridian = AreaMeanOperator(GRID, -90, 90, GRID.lon[3], GRID.lon[3])(x)
+    expected = (x[0, 0, :, 3].numpy() * weight).sum() / weight.sum()
+    assert float(meridian) == pytest.approx(expected, rel=1e-5)
+    circle = AreaMeanOperator(GRID, GRID.lat[2], GRID.lat[2], 0, 360)(x)
+    assert float(circle) == pytest.approx(float(x[0, 0, 2].mean()), rel=1e-5)
+
+
 def test_points_outside_are_refused():
     region = LatLonGrid(np.linspace(60, 50, 11), np.linspace(-8, 2, 11))
     with pytest.raises(InputError, match="1 of 2 locations are outside"):

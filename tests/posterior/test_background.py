@@ -7,6 +7,7 @@ import torch
 from priors import with_eofs
 from tensors import randn
 
+from ddo_modulus.diffusion.prior import FunctionPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import CosineBasis, FourierBasis
 from ddo_modulus.fields.coupled import CoupledField
@@ -436,3 +437,35 @@ def test_its_derivative_is_that_of_automatic_differentiation(kind):
     expected, automatic = torch.func.vjp(lambda x: conditioned(x, sigma), x)
     torch.testing.assert_close(clean, expected)
     torch.testing.assert_close(pullback(v), automatic(v)[0])
+
+
+def test_one_background_for_analyses_of_different_inflation():
+    """A prior with a factor of its own for each analysis, about one mean and one forecast."""
+    denoiser, _ = PRIORS["coupled"]()
+    error, factors = smooth(denoiser.noise), torch.tensor([0.5, 2.0])
+    background = forecast(denoiser, error)
+    together = Background(Inflated(denoiser, factors), background, error).linear
+    for i, factor in enumerate(factors):
+        alone = Background(Inflated(denoiser, float(factor)), background, error).linear
+        torch.testing.assert_close(together.mean[i], alone.mean)
+        torch.testing.assert_close(together.variance[i], alone.variance[0])
+
+
+def test_a_condition_reaches_the_prior_below():
+    denoiser, _ = PRIORS["box"]()
+    seen = []
+
+    def conditional(x, sigma, condition):
+        seen.append(condition)
+        return denoiser(x, sigma)
+
+    prior = Background(
+        FunctionPrior(conditional, denoiser.noise, denoiser),
+        forecast(denoiser, proportional(denoiser.noise)),
+        proportional(denoiser.noise),
+    )
+    x, sigma = denoiser.fields(randn(1, denoiser.variance.shape[-1])), torch.tensor([0.5]).double()
+    condition = torch.ones(1)
+    prior(x, sigma, condition)
+    prior.value_and_pullback(x, sigma, condition)
+    assert len(seen) == 2 and all(one is condition for one in seen)
