@@ -110,6 +110,10 @@ class Scaled:
         return torch.tensor(self.factors, dtype=torch.float64)[:, None] * self.spectrum(basis)
 
 
+# Negative eigenvalues of a covariance up to this share of the largest are rounding, also to half
+# precision.
+_INDEFINITE = 0.05
+
 # Least variance of a measured coefficient, as a fraction of the mean: below it is round-off.
 _FLOOR = 1e-6
 
@@ -406,8 +410,17 @@ class EOFField(RotatedField):
             remainder: ``(C K,)`` variances used outside ``index``.
             floor: Smallest variance, as a fraction of the largest.
             refinement: What is assumed of the field beyond its grid.
+
+        Raises:
+            InputError: If the covariance is far from positive definite.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
+        if not float(values.min()) >= -_INDEFINITE * float(values.max()):
+            raise InputError(
+                f"a covariance of {len(values)} coefficients has eigenvalues from "
+                f"{float(values.min()):.3g} to {float(values.max()):.3g}; "
+                "it must be positive definite"
+            )
         variance = remainder.double().clone()
         variance[index] = values.clamp_min(floor * float(values.max()))
         return cls(reference, variance, index, vectors, refinement)
