@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from physicsnemo.utils.checkpoint import load_checkpoint, save_checkpoint
 
+from ddo_modulus.diffusion.stored_prior import check_state
 from ddo_modulus.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_DIVERGED = "training diverged (a smaller trainer.learning_rate may help)"
 _SUMS, _RUN = "SHA256SUMS", "run.json"
 
 
@@ -78,7 +80,11 @@ class Checkpoints:
 
         Raises:
             OSError: If the disk is full or cannot be written to. Older checkpoints are all there.
+            InputError: If a weight is NaN or infinite. Older checkpoints are all there.
         """
+        models = state["models"]
+        for model in models if isinstance(models, list) else [models]:
+            check_state(model.state_dict(), f"no checkpoint of step {step} is written: {_DIVERGED}")
         final = self.path(step)
         new = self.folder / f".{final.name}.new"
         try:
