@@ -113,13 +113,15 @@ def complete(command: str, config: DictConfig) -> DictConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        needed = " ".join(f"{key}=..." for key in missing)
-        raise InputError(f"{command} needs {needed} (`ddo {command} --help` explains them)")
     try:
-        OmegaConf.resolve(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise one_line(command, error) from error
+    if missing:
+        needed = " ".join(f"{key}=..." for key in missing)
+        raise InputError(f"{command} needs {needed} (`ddo {command} --help` explains them)")
     return config
 
 
@@ -166,7 +168,7 @@ def parsable(override: str, *, sweeps: bool = False) -> str:
         raise InputError(f"{override!r}: keys cannot be removed; give key=value, or leave it out")
     # Hydra would add a key after +, but a command knows all of its keys.
     override = override.lstrip("+")
-    if not re.match(r"(?!-)[\w@./-]*\w=", override):
+    if not re.match(r"(?!-)[\w@./-]*\w=", override, re.ASCII):
         raise InputError(f"{override!r} is not of the form key=value")
     try:
         parsed = OverridesParser.create().parse_override(override)

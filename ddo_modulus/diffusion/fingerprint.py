@@ -69,7 +69,8 @@ def check_fingerprint(folder: Path, header: Mapping[str, Any]) -> None:
     if not isinstance(stated, dict):
         raise InputError(f"{folder / HEADER}: fingerprint={stated!r} must be sums by part")
     found = fingerprint(folder, header)
-    names = [name for name in (*found, *stated) if found.get(name) != stated.get(name)]
+    names = [name for name in {**stated, **found} if found.get(name) != stated.get(name)]
+    names.sort(key="whole".__eq__)  # the others say more
     if names:
         own = names[0] in ENTRIES or names[0] in ("sampling", "whole")
         where = f"{folder / HEADER}: {names[0]}" if own else str(folder / names[0])

@@ -19,6 +19,7 @@ Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import tarfile
 import warnings
@@ -278,10 +279,11 @@ class Package:
                 belong to different packages, or a number in it cannot be used.
         """
         folder = Path(name)
-        if not (folder / "package.json").is_file() and (SHIPPED / str(name)).is_dir():
+        # Unlike the methods of Path, these are no error for a name that is too long.
+        if not os.path.isfile(folder / HEADER) and os.path.isdir(SHIPPED / str(name)):
             folder = SHIPPED / str(name)  # even if a folder of that name holds no package
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
-        if not (folder / "package.json").is_file():
+        if not os.path.isfile(folder / HEADER):
             raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")
         try:
             header = json.loads((folder / HEADER).read_text())

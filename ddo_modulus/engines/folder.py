@@ -273,19 +273,20 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
         return options.folder, contract
     name = f"{own}-{shape[0]}x{shape[1]}-{options.precision}-{__version__}-torch{torch.__version__}"
     folder = cache() / name
-    if not _sound(folder):
+    contract = _exported(folder)
+    if contract is None:
         options.report(f"exporting the denoiser to {folder} (once for each package and grid)")
         export(package, folder, precision=options.precision, shape=shape, overwrite=folder.exists())
-    return folder, Contract.read(folder)
+        contract = Contract.read(folder)
+    return folder, contract
 
 
-def _sound(folder: Path) -> bool:
-    """Whether a folder of the cache holds graphs as they were exported."""
+def _exported(folder: Path) -> Contract | None:
+    """Description of a folder of the cache; None if its graphs are missing or damaged."""
     try:
-        Contract.read(folder)
+        return Contract.read(folder)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def cache() -> Path:
