@@ -25,7 +25,7 @@ class Text:
     def check(self, key: str, value: object) -> None:
         """See :class:`.Rule`."""
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise InputError(f"{key}={str(value)} must be a path or a name; put it in quotes")
+            raise InputError(f"{key}={value!r} must be a path or a name; put it in quotes")
         if not str(value).strip() or "\0" in str(value):
             raise InputError(f"{key}={value!r} is empty: give a path or a name")
 
@@ -66,7 +66,7 @@ class ByVariable:
             POSITIVE.check(key, value)
             return
         for name, one in value.items():
-            POSITIVE.check(f"{key}.{name}", one)
+            POSITIVE.check(f"{key}.{name!s}", one)
 
 
 @dataclass(frozen=True)

@@ -273,12 +273,12 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
         return options.folder, contract
     name = f"{own}-{shape[0]}x{shape[1]}-{options.precision}-{__version__}-torch{torch.__version__}"
     folder = cache() / name
-    contract = _exported(folder)
-    if contract is None:
+    found = _exported(folder)
+    if found is None:
         options.report(f"exporting the denoiser to {folder} (once for each package and grid)")
         export(package, folder, precision=options.precision, shape=shape, overwrite=folder.exists())
-        contract = Contract.read(folder)
-    return folder, contract
+        found = Contract.read(folder)
+    return folder, found
 
 
 def _exported(folder: Path) -> Contract | None:

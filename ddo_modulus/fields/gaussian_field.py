@@ -110,10 +110,6 @@ class Scaled:
         return torch.tensor(self.factors, dtype=torch.float64)[:, None] * self.spectrum(basis)
 
 
-# Negative eigenvalues of a covariance up to this share of the largest are rounding, also to half
-# precision.
-_INDEFINITE = 0.05
-
 # Least variance of a measured coefficient, as a fraction of the mean: below it is round-off.
 _FLOOR = 1e-6
 
@@ -415,12 +411,8 @@ class EOFField(RotatedField):
             InputError: If the covariance is far from positive definite.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
-        if not float(values.min()) >= -_INDEFINITE * float(values.max()):
-            raise InputError(
-                f"a covariance of {len(values)} coefficients has eigenvalues from "
-                f"{float(values.min()):.3g} to {float(values.max()):.3g}; "
-                "it must be positive definite"
-            )
+        if not float(values[0]) >= -0.05 * float(values[-1]):  # less is rounding to half precision
+            raise InputError(f"the covariance of {len(values)} EOFs is not positive definite")
         variance = remainder.double().clone()
         variance[index] = values.clamp_min(floor * float(values.max()))
         return cls(reference, variance, index, vectors, refinement)
