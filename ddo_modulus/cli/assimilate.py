@@ -69,7 +69,7 @@ def run(config: DictConfig) -> None:
         thinning_km=optional_number(config, "thinning.km"),
         superob_km=optional_number(config, "superob.km"),
         tolerance=tolerance,
-        default_error=_errors(config.default_error, "default_error"),
+        default_error=_errors(config.default_error),
         missing=config.missing,
         operators=operators,
     )
@@ -199,9 +199,6 @@ def _duration(value: object, key: str) -> np.timedelta64:
 def _posterior(config: DictConfig) -> PosteriorConfig:
     """How to sample; what is null is left to the package."""
     options = plain(config.posterior)
-    for name in ("steps", "iterations"):
-        if options[name] is not None:
-            integer(config, f"posterior.{name}")
     level_range(options["guidance_interval"], "posterior.guidance_interval")
     batch = integer(config, "batch")
     return PosteriorConfig.of({**options, "inflation": config.inflation, "batch": batch})
@@ -209,7 +206,7 @@ def _posterior(config: DictConfig) -> PosteriorConfig:
 
 def _background(config: DictConfig, package: Package) -> BackgroundConfig | None:
     """The forecast that a configuration names, with its errors."""
-    error = _errors(config.background_error, "background_error")
+    error = _errors(config.background_error)
     length = number(config, "background_length")
     if config.background is None:
         if error is not None:
@@ -264,10 +261,7 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
             table.to_parquet(temporary, index=False)
 
 
-def _errors(value: object, key: str) -> float | dict[str, float] | None:
+def _errors(value: object) -> float | dict[str, float] | None:
     """Standard deviations of a configuration: one for all variables, or by variable."""
     errors = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
-    numbers = list(errors.values()) if isinstance(errors, dict) else [errors]
-    if errors is not None and not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
-        raise InputError(f"{key}={errors} must be a positive number, or one by variable")
     return errors  # type: ignore[return-value]

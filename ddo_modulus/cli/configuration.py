@@ -28,13 +28,18 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: If an argument has another form, a key or choice is unknown, or one is missing.
     """
+    from ddo_modulus.cli.schema import check_keys  # imports torch: only once the keys are known
+
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
             raise InputError(f"{override} is an option of sweeps: `ddo train -m ...`")
     overrides = [parsable(override) for override in overrides]
     if command == "resume":
-        return _compose_run(overrides)
-    return complete(command, load(command, overrides))
+        config = _compose_run(overrides)
+    else:
+        config = complete(command, load(command, overrides))
+    check_keys(command, config)
+    return config
 
 
 def _compose_run(overrides: Sequence[str]) -> DictConfig:
@@ -108,13 +113,15 @@ def complete(command: str, config: DictConfig) -> DictConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        needed = " ".join(f"{key}=..." for key in missing)
-        raise InputError(f"{command} needs {needed} (`ddo {command} --help` explains them)")
     try:
-        OmegaConf.resolve(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise one_line(command, error) from error
+    if missing:
+        needed = " ".join(f"{key}=..." for key in missing)
+        raise InputError(f"{command} needs {needed} (`ddo {command} --help` explains them)")
     return config
 
 
@@ -152,12 +159,16 @@ def parsable(override: str, *, sweeps: bool = False) -> str:
         sweeps: Whether ``a,b`` stands for two values; otherwise it is plain text.
 
     Raises:
-        InputError: If the override is not of the form ``key=value``.
+        InputError: If the override is not of the form ``key=value``, or it removes a key.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if not re.match(r"(?!-)[\w+~@./-]*\w=", override):
+    if override.startswith("~"):
+        raise InputError(f"{override!r}: keys cannot be removed; give key=value, or leave it out")
+    # Hydra would add a key after +, but a command knows all of its keys.
+    override = override.lstrip("+")
+    if not re.match(r"(?!-)[\w@./-]*\w=", override, re.ASCII):
         raise InputError(f"{override!r} is not of the form key=value")
     try:
         parsed = OverridesParser.create().parse_override(override)

@@ -83,7 +83,10 @@ def posterior_of(config: DictConfig) -> PosteriorConfig:
     Raises:
         InputError: On a value that is out of range.
     """
-    churn = Churn(**{name: number(config, f"churn.{name}") for name in plain(config.churn)})
+    values = plain(config.churn)
+    churn = Churn(
+        **{k: v if k == "high" else number(config, f"churn.{k}") for k, v in values.items()}
+    )
     return PosteriorConfig(
         steps=config.steps,
         solver=config.solver,

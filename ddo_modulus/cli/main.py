@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ddo_modulus import __version__, cli
@@ -99,7 +100,10 @@ def _dispatch(arguments: list[str]) -> None:
 
         print_overview(COMMANDS)
     elif command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
+        near = get_close_matches(command, COMMANDS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        choices = ", ".join(COMMANDS)
+        raise InputError(f"unknown command {command!r}{meant}; choose one of {choices}")
     elif _HELP & set(rest):
         from ddo_modulus.cli.help import print_keys
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ddo_modulus.checks import FLAG, Real, Whole
 from ddo_modulus.errors import InputError
 
 
@@ -18,20 +19,18 @@ def integer(config: DictConfig, key: str, least: int = 1) -> int:
         InputError: If it is no integer, or below ``least``.
     """
     value = OmegaConf.select(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{key}={value} must be a whole number, at least {least}")
-    return value
+    Whole(least).check(key, value)
+    return cast(int, value)
 
 
 def number(config: DictConfig, key: str) -> float:
     """A number of a configuration.
 
     Raises:
-        InputError: If it is no number.
+        InputError: If it is no finite number.
     """
     value = OmegaConf.select(config, key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key}={value} must be a number")
+    Real().check(key, value)
     return float(value)
 
 
@@ -51,9 +50,8 @@ def flag(config: DictConfig, key: str) -> bool:
         InputError: If it is neither.
     """
     value = OmegaConf.select(config, key)
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={value} must be true or false")
-    return value
+    FLAG.check(key, value)
+    return cast(bool, value)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

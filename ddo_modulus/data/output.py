@@ -183,7 +183,8 @@ def _check_existing(path: Path, overwrite: bool, kind: OutputKind | None) -> Non
 
 def _check_input(path: Path, value: object) -> None:
     """Refuse an output that is, or holds, or lies in, an input of the same command."""
-    if value is None or "://" in str(value) or not Path(str(value)).exists():
+    # Unlike Path.exists, this is no error for a name that is too long.
+    if value is None or "://" in str(value) or not os.path.exists(str(value)):
         return
     one, other = path.resolve(), Path(str(value)).resolve()
     if one == other or one in other.parents or (other in one.parents and os.path.lexists(one)):

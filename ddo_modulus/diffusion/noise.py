@@ -68,10 +68,11 @@ class FieldNoiseScheduler(EDMNoiseScheduler):
             raise InputError(
                 f"unknown discretization {discretization!r}; choose {', '.join(DISCRETIZATIONS)}"
             )
-        if not 0 < sigma_min < sigma_max or rho <= 0:
+        finite = math.isfinite(sigma_max) and math.isfinite(rho)
+        if not (finite and 0 < sigma_min < sigma_max and rho > 0):
             raise InputError(
                 f"sigma_min={sigma_min:g}, sigma_max={sigma_max:g}, rho={rho:g}: noise levels must "
-                "be positive and ascend, and rho must be positive"
+                "be positive and ascend, rho must be positive, and all must be finite"
             )
         super().__init__(sigma_min, sigma_max, rho, sigma_data, P_mean, P_std)
         self.field = field
@@ -164,7 +165,7 @@ def level_range(levels: Sequence[float] | None, name: str) -> tuple[float, float
     ends = list(levels) if isinstance(levels, (list, tuple, np.ndarray)) else []
     if len(ends) == 2 and all(isinstance(v, Real) and not isinstance(v, bool) for v in ends):
         low, high = float(ends[0]), float(ends[1])
-        if 0 <= low <= high:
+        if 0 <= low <= high and low < math.inf:
             return low, high
     raise InputError(f"{name}={levels!r} must be two noise levels, the smallest and the largest")
 

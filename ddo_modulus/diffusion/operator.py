@@ -20,9 +20,10 @@ from physicsnemo.core.meta import ModelMetaData
 from physicsnemo.core.module import Module
 from torch import Tensor
 
+from ddo_modulus.checks import POSITIVE, Real
 from ddo_modulus.compat import Rehearsed, lasting, recorded
 from ddo_modulus.diffusion.band import Band
-from ddo_modulus.diffusion.stored_prior import StoredPrior
+from ddo_modulus.diffusion.stored_prior import StoredPrior, check_state
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.basis import Basis
 from ddo_modulus.fields.derivative import Differentiable
@@ -127,6 +128,8 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
                 auto_grad=True,
             )
         )
+        if network_sigma is not None:
+            POSITIVE.check("network_sigma", network_sigma)
         if coupled and eof_modes:
             raise InputError("the linear part has EOFs or is coupled: give eof_modes or coupled")
         self.basis = build_basis(domain, shape, lengths)
@@ -152,6 +155,7 @@ class DiffusionOperator(Module, Rehearsed, Differentiable):
         self.register_buffer("regression", weights if regression else None)
         self._bands: dict[tuple[int, int], Band] = {}
         self._linear = self._build_linear()
+        self.register_load_state_dict_pre_hook(_check_state)
         self.register_load_state_dict_post_hook(_rebuild_linear)
 
     @classmethod
@@ -415,8 +419,18 @@ def _build_refinement(arguments: Mapping[str, Any] | None) -> Refinement:
     """The refinement from JSON, which has lists in place of tuples."""
     options = dict(arguments or {})
     if options.get("tail") is not None:
+        for value in (v for row in options["tail"] for v in row):
+            Real().check("refinement.tail", value)
         options["tail"] = tuple(tuple(float(v) for v in row) for row in options["tail"])
     return Refinement(**options)
+
+
+def _check_state(
+    operator: DiffusionOperator, state: dict[str, Tensor], prefix: str, *others: object
+) -> None:
+    """Hook that runs before an operator loads a state."""
+    own = (item for item in state.items() if item[0].startswith(prefix))
+    check_state({name.removeprefix(prefix): value for name, value in own})
 
 
 def _rebuild_linear(operator: DiffusionOperator, incompatible: object) -> None:

@@ -5,6 +5,9 @@ A package is a folder with ``operator.mdlus`` (weights), ``package.json`` (grid,
 provenance), ``normalization.npz`` (statistics) and optionally ``orography.npy`` (height of the
 model's surface).
 
+``package.json`` also holds a :mod:`.fingerprint` of all parts: a part that belongs to another
+package is refused.
+
 Loading a package never runs code from it. The statistics are plain arrays (``allow_pickle=False``).
 The checkpoint may name no class but :class:`DiffusionOperator`. Its weights, which torch stores in
 pickle format, are read by ``torch.load`` with ``weights_only=True`` (its default), which builds
@@ -16,10 +19,13 @@ Axes: ``B`` batch, ``T`` times, ``C`` channel, ``H W`` grid.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +35,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddo_modulus.checks import FLAG, POSITIVE, Real, Whole
 from ddo_modulus.constants import GRAVITY
 from ddo_modulus.data.normalization import Normalization, hours_of
 from ddo_modulus.data.output import PACKAGE, replacing
+from ddo_modulus.diffusion.fingerprint import HEADER, check_fingerprint, fingerprint
 from ddo_modulus.diffusion.noise import FieldNoiseScheduler
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.posterior_config import DEFAULTS, PosteriorConfig
+from ddo_modulus.diffusion.stored_prior import check_state
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_field import MeasuredSpectrum
@@ -50,7 +59,7 @@ _UNREADABLE = (
     OSError,
     EOFError,
     AttributeError,
-    KeyError,
+    LookupError,
     TypeError,
     ValueError,
     RuntimeError,
@@ -96,6 +105,8 @@ class Package:
         """
         self.posterior = PosteriorConfig.of(self.posterior).over(DEFAULTS)
         basis, statistics = self.operator.basis, self.normalization.mean.shape
+        if self.interval is not None:
+            POSITIVE.check("interval", self.interval)
         if basis.shape != self.grid.shape:
             raise InputError(f"an operator on {basis.shape} does not fit a grid {self.grid.shape}")
         variables, frames = len(self.channels), self.task.frames
@@ -216,7 +227,8 @@ class Package:
             half: Whether network weights are stored in half precision.
 
         Raises:
-            InputError: If the folder exists and ``overwrite`` is False.
+            InputError: If the folder exists and ``overwrite`` is False, or if a weight is not
+                finite, or is not as it would be stored.
         """
         grid: dict[str, Any]
         if isinstance(self.grid, LatLonGrid):
@@ -246,13 +258,15 @@ class Package:
                 key: value.half() if key.startswith(("network.", "eof_covariance")) else value
                 for key, value in state.items()
             }
+        check_state(state, f"{folder} is not written: its operator")
         with replacing(folder, overwrite=overwrite, kind=PACKAGE) as temporary:
             temporary.mkdir()
             self.operator.save(str(temporary / "operator.mdlus"), _state_dict=state)
             self.normalization.save(temporary / "normalization.npz")
             if self.orography is not None:
                 np.save(temporary / "orography.npy", np.asarray(self.orography, np.float32))
-            (temporary / "package.json").write_text(json.dumps(header, indent=2) + "\n")
+            header["fingerprint"] = fingerprint(temporary, header)
+            (temporary / HEADER).write_text(json.dumps(header, indent=2) + "\n")
         return Path(folder)
 
     @classmethod
@@ -260,44 +274,84 @@ class Package:
         """Load a shipped package by its name, or any package by its folder.
 
         Raises:
-            InputError: If there is no such package, or it is damaged or of another format.
+            InputError: If there is no such package, it is damaged or of another format, its parts
+                belong to different packages, or a number in it cannot be used.
         """
         folder = Path(name)
-        if not (folder / "package.json").is_file() and (SHIPPED / str(name)).is_dir():
+        # Unlike the methods of Path, these are no error for a name that is too long.
+        if not os.path.isfile(folder / HEADER) and os.path.isdir(SHIPPED / str(name)):
             folder = SHIPPED / str(name)  # even if a folder of that name holds no package
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
-        if not (folder / "package.json").is_file():
+        if not os.path.isfile(folder / HEADER):
             raise InputError(f"no package {str(name)!r}: give a folder, or one of {shipped}")
         try:
-            header = json.loads((folder / "package.json").read_text())
-            if header.get("format") != FORMAT:
+            header = json.loads((folder / HEADER).read_text())
+            if not isinstance(header, dict) or header.get("format") != FORMAT:
+                header = header if isinstance(header, dict) else {}
                 raise InputError(
                     f"{folder} is a package of format {header.get('format')!r}; this version "
                     f"reads format {FORMAT}"
                 )
-            operator = _load_operator(folder / "operator.mdlus")
-            normalization = Normalization.load(folder / "normalization.npz")
-            grid, orography = header["grid"], folder / "orography.npy"
-            return cls(
-                operator.to(device).eval().requires_grad_(False),
-                LatLonGrid(grid["lat"], grid["lon"])
-                if "lat" in grid
-                else BoxGrid(grid["shape"], grid["lengths"], periodic=grid["periodic"]),
-                normalization.to(device),
-                tuple(header["units"]),
-                _posterior(header["sampling"]),
-                _task(header),
-                header["provenance"],
-                header.get("interval"),
-                np.load(orography, allow_pickle=False) if orography.is_file() else None,
-            )
+            check_fingerprint(folder, header)
+            with _naming(folder / "operator.mdlus"):
+                operator = _load_operator(folder / "operator.mdlus")
+            with _naming(folder / "normalization.npz"):
+                normalization = Normalization.load(folder / "normalization.npz")
+            orography = folder / "orography.npy"
+            with _naming(folder / HEADER):
+                return cls(
+                    operator.to(device).eval().requires_grad_(False),
+                    _grid(header["grid"]),
+                    normalization.to(device),
+                    tuple(map(str, header["units"])),
+                    _posterior(header["sampling"]),
+                    _task(header),
+                    header["provenance"],
+                    header.get("interval"),
+                    np.load(orography, allow_pickle=False) if orography.is_file() else None,
+                )
         except InputError:
             raise
         except _UNREADABLE as error:
             raise InputError(
-                f"the package in {folder} cannot be read ({type(error).__name__}: {error}); "
+                f"the package in {folder} cannot be read ({_reason(error)}); "
                 "it is damaged or not a package: copy or train it again"
             ) from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of a file before a refusal of its content."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """An error of a library in a few words, of the first line of its message."""
+    line = str(error).strip().partition("\n")[0]
+    missing = isinstance(error, KeyError)
+    return f"no entry {line}" if missing else f"{type(error).__name__}: {line[:200]}"
+
+
+def _grid(grid: dict[str, Any]) -> Grid:
+    """The grid of a header.
+
+    Raises:
+        InputError: If a coordinate or a length cannot be used.
+    """
+    if "lat" in grid:
+        for name in ("lat", "lon"):
+            for value in grid[name]:
+                Real().check(f"grid.{name}", value)
+        return LatLonGrid(grid["lat"], grid["lon"])
+    for value in grid["lengths"]:
+        POSITIVE.check("grid.lengths", value)
+    for value in grid["shape"]:
+        Whole(2).check("grid.shape", value)
+    FLAG.check("grid.periodic", grid["periodic"])
+    return BoxGrid(grid["shape"], grid["lengths"], periodic=grid["periodic"])
 
 
 def _posterior(header: dict[str, Any]) -> PosteriorConfig:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ddo_modulus.checks import Choice, Real, Rule, Whole, check_options
 from ddo_modulus.diffusion.noise import DISCRETIZATIONS, FieldNoiseScheduler, level_range
 from ddo_modulus.diffusion.samplers import SOLVERS, Churn
 from ddo_modulus.errors import InputError
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from ddo_modulus.fields.gaussian_field import GaussianField
 
 Inflation = Literal["none", "adaptive"] | float
+
+#: What single options may be. The limits are far beyond any use: a value outside is a mistake.
+RULES: dict[str, Rule] = {
+    "steps": Whole(1, 100_000),
+    "sigma_min": Real(above=0, most=1e6),
+    "sigma_max": Real(above=0, most=1e6),
+    "rho": Real(above=0, most=1e4),
+    "discretization": Choice(tuple(DISCRETIZATIONS)),
+    "solver": Choice(tuple(SOLVERS)),
+    "covariance": Choice(("jacobian", "linear")),
+    "iterations": Whole(1, 1000),
+    "batch": Whole(1, 10_000_000),
+}
+
+#: Factors on a prior covariance beyond these are mistakes.
+INFLATIONS = Real(0.01, 100.0)
 
 # Default of an option: use the value of the package.
 _PACKAGE: Any = None
@@ -66,19 +83,17 @@ class PosteriorConfig:
     batch: int = _PACKAGE
 
     def __post_init__(self) -> None:
-        for name in ("steps", "iterations", "batch"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name}={value!r} must be a whole number, at least 1")
-        _check_choice("solver", self.solver, SOLVERS)
-        _check_choice("discretization", self.discretization, DISCRETIZATIONS)
-        _check_choice("covariance", self.covariance, ("jacobian", "linear"))
+        check_options(RULES, self)
+        if None not in (self.sigma_min, self.sigma_max) and self.sigma_min >= self.sigma_max:
+            raise InputError(
+                f"sigma_min={self.sigma_min!r} must be below sigma_max={self.sigma_max!r}"
+            )
         interval: Any = self.guidance_interval
         if isinstance(interval, list | tuple) and len(interval) == 2 and interval[1] is None:
             interval = (interval[0], math.inf)
         found = level_range(interval, "guidance_interval")
         object.__setattr__(self, "guidance_interval", found)
-        _check_inflation(self.inflation)
+        check_inflation("inflation", self.inflation)
 
     @classmethod
     def of(cls, options: PosteriorConfig | Mapping[str, Any] | None) -> PosteriorConfig:
@@ -145,17 +160,18 @@ def checked_names(kind: type, options: Mapping[str, Any] | None, what: str) -> d
     return {str(name): value for name, value in options.items()}
 
 
-def _check_choice(name: str, value: object, choices: object) -> None:
-    if value is not None and value not in list(choices):  # type: ignore[call-overload]
-        raise InputError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")  # type: ignore[arg-type]
+def check_inflation(key: str, value: object) -> None:
+    """Refuse what is neither None, "none", "adaptive" nor a factor within :data:`INFLATIONS`.
 
-
-def _check_inflation(value: object) -> None:
+    Raises:
+        InputError: If the value is not accepted.
+    """
     if value is None or value in ("none", "adaptive"):
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(float(value)) and float(value) > 0):  # type: ignore[arg-type]
-        raise InputError(f"inflation={value!r} must be 'none', 'adaptive' or a positive number")
+    try:
+        INFLATIONS.check(key, value)
+    except InputError as error:
+        raise InputError(f"{error}, 'none' or 'adaptive'") from None
 
 
 #: Values of a package for options that were not set when it was made.

@@ -150,10 +150,11 @@ class Churn:
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.amount >= 0 and 0 <= self.low < self.high and self.noise > 0):
+        finite = all(map(math.isfinite, (self.amount, self.low, self.noise)))
+        if not (finite and self.amount >= 0 and 0 <= self.low < self.high and self.noise > 0):
             raise InputError(
                 f"churn={self.amount} from {self.low} to {self.high} with noise {self.noise}: "
-                "numbers from 0 up and a range are needed"
+                "finite numbers from 0 up and a range are needed"
             )
 
     def raised(self, sigma: Tensor, steps: int) -> Tensor:

@@ -9,6 +9,7 @@ triangles of covariances are stored, and diagonalised when the prior is read.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -106,6 +107,44 @@ class StoredPrior:
         spectrum = variance.unflatten(0, (noise.channels, -1)) * noise.variance
         measured = MeasuredSpectrum(noise.basis, spectrum, refinement=refinement)
         return GaussianField(noise.basis, measured)
+
+
+def check_state(state: Mapping[str, Tensor], what: str = "the operator") -> None:
+    """Refuse the state of an operator with a number that cannot be used.
+
+    Args:
+        state: Parameters and buffers by name.
+        what: What messages call it.
+
+    Raises:
+        InputError: If a value is NaN or infinite, or a variance is not positive.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(
+                f"{what} holds values in {name} that are NaN or infinite; they are damaged, or "
+                "training diverged: take another checkpoint or copy"
+            )
+        own = name.rpartition(".")[2]
+        if own in _DIAGONALS and not bool((_DIAGONALS[own](value) > 0).all()):
+            raise InputError(
+                f"{what} holds a variance in {name} that is not positive; it is damaged"
+            )
+
+
+def _triangle_diagonal(triangle: Float[Tensor, "*K t"]) -> Float[Tensor, "*K n"]:
+    """Diagonals of symmetric matrices from their lower triangles, row by row."""
+    size = round(((8 * triangle.shape[-1] + 1) ** 0.5 - 1) / 2)
+    row = torch.arange(size, device=triangle.device)
+    return triangle[..., row * (row + 3) // 2]
+
+
+#: Variances in the buffers of a prior, by the name of the buffer.
+_DIAGONALS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "prior_variance": lambda variance: variance,
+    "eof_covariance": _triangle_diagonal,
+    "coupling": _triangle_diagonal,
+}
 
 
 def lower_triangle(size: int) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.output import ENGINE, replacing
+from ddo_modulus.diffusion.fingerprint import file_sum
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.options import EngineOptions, Precision
@@ -31,7 +33,7 @@ from ddo_modulus.fields.grid import BoxGrid, Grid
 
 HEADER = "engine.json"
 
-FORMAT = 1
+FORMAT = 2
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -59,6 +61,8 @@ class Contract:
             of the result.
         measured_with: Software that evaluated the graphs for this measurement.
         versions: Versions of the software that wrote the graphs.
+        files: SHA-256 sum of each file of the graphs.
+        whole: SHA-256 sum of the rest of this description.
         format: Format of this description.
     """
 
@@ -74,14 +78,17 @@ class Contract:
     tolerance: dict[str, float]
     measured_with: str
     versions: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+    whole: str = ""
     format: int = FORMAT
 
     @classmethod
     def read(cls, folder: Path) -> Contract:
-        """Read the description of a folder.
+        """Read the description of a folder, and compare the graphs with it.
 
         Raises:
-            InputError: If it is missing, damaged, or of another format.
+            InputError: If it is missing, damaged, or of another format, or if a graph is missing or
+                is not the one that was exported.
         """
         path = folder / HEADER
         again = f"write the folder again with `ddo export out={folder} overwrite=true`"
@@ -93,11 +100,27 @@ class Contract:
                 raise InputError(f"{path} is of format {content['format']}, not {FORMAT}; {again}")
             names = {f.name for f in fields(cls)}
             content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            return cls(**{k: v for k, v in content.items() if k in names})
-        except (ValueError, KeyError, TypeError) as error:
+            contract = cls(**{k: v for k, v in content.items() if k in names})
+            if contract.whole != contract.sum():
+                raise InputError(f"{path} is changed since the export; {again}")
+            if not {"denoiser.onnx", "denoiser_vjp.onnx"} <= set(contract.files):
+                raise InputError(f"{path} names no graphs; {again}")
+            for name, stated in contract.files.items():
+                file = folder / Path(name).name
+                if not file.is_file():
+                    raise InputError(f"{file} is missing; {again}")
+                if file_sum(file) != stated:
+                    raise InputError(f"{file} is not the graph that was exported; {again}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged ({error}); {again}") from error
+        return contract
+
+    def sum(self) -> str:
+        """SHA-256 sum of all entries but ``whole``."""
+        content = {k: v for k, v in asdict(self).items() if k != "whole"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(operator: DiffusionOperator) -> str:
@@ -188,6 +211,10 @@ def export(
             graphs[name] = path
         tolerance, measured = _measure(package, traced, graphs, shape)
         done(4)
+        if not all(map(math.isfinite, tolerance.values())):
+            raise InputError(
+                f"the graphs in precision={precision} give NaN or infinity; choose fp32 or bf16"
+            )
         contract = Contract(
             package=fingerprint(package.operator),
             shape=shape,
@@ -213,6 +240,10 @@ def export(
             onnx.helper.set_model_props(model, described)
             onnx.save(model, path)
             onnx.checker.check_model(str(path), full_check=True)
+        contract = replace(
+            contract, files={path.name: file_sum(path) for path in sorted(new.glob("*.onnx*"))}
+        )
+        contract = replace(contract, whole=contract.sum())
         (new / HEADER).write_text(json.dumps(asdict(contract), indent=2) + "\n")
         done(5)
     return contract
@@ -242,10 +273,20 @@ def find(package: Package, options: EngineOptions) -> tuple[Path, Contract]:
         return options.folder, contract
     name = f"{own}-{shape[0]}x{shape[1]}-{options.precision}-{__version__}-torch{torch.__version__}"
     folder = cache() / name
-    if not (folder / HEADER).is_file():
+    found = _exported(folder)
+    if found is None:
         options.report(f"exporting the denoiser to {folder} (once for each package and grid)")
         export(package, folder, precision=options.precision, shape=shape, overwrite=folder.exists())
-    return folder, Contract.read(folder)
+        found = Contract.read(folder)
+    return folder, found
+
+
+def _exported(folder: Path) -> Contract | None:
+    """Description of a folder of the cache; None if its graphs are missing or damaged."""
+    try:
+        return Contract.read(folder)
+    except InputError:
+        return None
 
 
 def cache() -> Path:

@@ -104,6 +104,10 @@ class CoupledField(RotatedField):
         """Eigenvalues and eigenvectors of the covariances; equal ones are solved once."""
         label, distinct = self._distinct
         values, vectors = torch.linalg.eigh(distinct)
+        if not bool((values[:, 0] >= -0.01 * values[:, -1]).all()):
+            raise InputError(
+                "the covariances between channels are not positive definite; they are damaged"
+            )
         return values[label], vectors[label]
 
     @cached_property

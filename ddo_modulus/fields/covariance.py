@@ -49,7 +49,8 @@ class HybridCovariance:
     pairs: int = 40_000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1 or min(self.taper_km, self.fit_km, *self.scales_km) <= 0:
+        lengths = np.array([self.taper_km, self.fit_km, self.saturation, *self.scales_km], float)
+        if not (0 <= self.weight <= 1 and np.isfinite(lengths).all() and (lengths > 0).all()):
             raise InputError("a hybrid covariance needs a weight in 0..1 and positive lengths")
 
     def estimate(

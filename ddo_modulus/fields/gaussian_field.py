@@ -406,8 +406,13 @@ class EOFField(RotatedField):
             remainder: ``(C K,)`` variances used outside ``index``.
             floor: Smallest variance, as a fraction of the largest.
             refinement: What is assumed of the field beyond its grid.
+
+        Raises:
+            InputError: If the covariance is far from positive definite.
         """
         values, vectors = torch.linalg.eigh(covariance.double())
+        if not float(values[0]) >= -0.05 * float(values[-1]):  # less is rounding to half precision
+            raise InputError(f"the covariance of {len(values)} EOFs is not positive definite")
         variance = remainder.double().clone()
         variance[index] = values.clamp_min(floor * float(values.max()))
         return cls(reference, variance, index, vectors, refinement)

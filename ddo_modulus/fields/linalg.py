@@ -70,7 +70,8 @@ def gmres(
     first = torch.zeros_like(h[:, :, 0])
     first[:, 0] = 1.0
     rest = (first - (h @ y[..., None])[..., 0]).to(b.dtype) * size
-    image = torch.einsum("bj,bj...->b...", y.to(b.dtype) * size, torch.stack(images, 1))
+    image = torch.stack(images, 1)
+    image = torch.einsum("bj,bj...->b...", (y.to(b.dtype) * size).to(image.dtype), image)
     return image, torch.einsum("bj,bjm->bm", rest, torch.stack(vectors, 1))
 
 
@@ -95,11 +96,15 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
     never waits for a GPU: a matrix that cannot be factored there gives NaN.
 
     Raises:
-        torch.linalg.LinAlgError: If a matrix on the CPU is not positive definite.
+        InputError: If a matrix on the CPU is not positive definite.
     """
-    factor, info = torch.linalg.cholesky_ex(
-        matrix.double(), check_errors=matrix.device.type == "cpu"
-    )
+    factor, info = torch.linalg.cholesky_ex(matrix.double())
+    if matrix.device.type == "cpu" and bool(info.any()):
+        raise InputError(
+            "the covariance of the innovations is not positive definite: observation errors are "
+            "too small beside the spread of the prior, or a value is NaN; raise the errors, or "
+            "average the reports of one place (duplicates=average)"
+        )
     unit = torch.eye(matrix.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
     return torch.where(info[..., None, None] == 0, inverse, math.nan).to(matrix.dtype)

@@ -45,6 +45,7 @@ from ddo_modulus.inference.result import (
     coordinates,
     diagnostic_variables,
     labelled,
+    sampling_note,
 )
 from ddo_modulus.observations.table import ObservationTable, read_table
 from ddo_modulus.posterior import AnalysisSystem, Inflated, Innovations, MomentMatching
@@ -92,11 +93,12 @@ def assimilate(
 
     Returns:
         The analyses and their diagnostics. Attributes of the dataset record the options, the
-        number of rows ``dropped`` by reason, and ``notes``.
+        number of rows ``dropped`` by reason, and ``notes``, among them what too few steps cost.
 
     Raises:
         InputError: If an option is out of range, ``times`` is empty, a time has no usable
-            observation, or an observation has no error and no default error.
+            observation, an observation has no error and no default error, or the analysis would not
+            be finite.
     """
     times = np.unique(np.asarray(times, "datetime64[ns]"))
     if ensemble < 1 or seed < 0 or not len(times):
@@ -138,9 +140,10 @@ def assimilate(
     dropped = dict(reports.dropped)
     for reason, count in rejected.get("reason", pd.Series(dtype=str)).value_counts().items():
         dropped[str(reason)] = dropped.get(str(reason), 0) + int(count)
+    notes = {**reports.notes, **sampling_note(package, config)}
     attributes = run.attributes(control) | {
         "dropped": json.dumps(dropped),
-        "notes": json.dumps(reports.notes),
+        "notes": json.dumps(notes),
     }
     states = torch.cat(fields).transpose(0, 1)
     dataset = labelled(package, times, states, coordinates(run.grid), attributes)

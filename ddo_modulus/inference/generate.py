@@ -7,6 +7,7 @@ variables, ``H W`` grid, ``h w`` coarse grid.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -28,7 +29,7 @@ from ddo_modulus.diffusion.trajectory import TrajectoryPrior
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.inference.assimilate import member_generator
-from ddo_modulus.inference.result import coordinates, labelled
+from ddo_modulus.inference.result import coordinates, labelled, sampling_note
 
 
 def generate(
@@ -141,6 +142,8 @@ def _attributes(package: Package, config: PosteriorConfig, seed: int) -> dict[st
         "discretization": config.discretization,
         "software": f"ddo_modulus {__version__}",
     }
+    if note := sampling_note(package, config):
+        attributes["notes"] = json.dumps(note)
     simulator = package.provenance.get("data")
     if isinstance(simulator, dict) and "simulator" in simulator:
         attributes["simulator"] = simulator["simulator"]

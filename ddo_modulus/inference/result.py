@@ -6,7 +6,8 @@ Axes: ``T`` times, ``E`` members, ``C`` channel, ``H W`` grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,14 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from ddo_modulus.diffusion.accuracy import spread_note
 from ddo_modulus.diffusion.package import Package
+from ddo_modulus.diffusion.posterior_config import PosteriorConfig
+from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid
 from ddo_modulus.lexicon import CELL_MEANS, long_name, reported_range
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,46 @@ class AnalysisResult:
     diagnostics: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
+def check_finite(fields: Float[Tensor, "*B C H W"], channels: Sequence[str], what: str) -> None:
+    """Refuse a result with values that are not finite, before it is returned or written.
+
+    Args:
+        fields: Fields in physical units.
+        channels: Names of the channels.
+        what: What messages call the result.
+
+    Raises:
+        InputError: If a value is NaN or infinite.
+    """
+    if bool(fields.isfinite().all()):
+        return
+    for i, channel in enumerate(channels):
+        bad = int((~fields[..., i, :, :].isfinite()).sum())
+        if bad:
+            raise InputError(
+                f"{what} of {channel} would hold {bad} values that are NaN or infinite, and is not "
+                "written: check the values and errors of the observations, take more steps or a "
+                "smaller sigma_max, or precision=fp32 and engine=torch"
+            )
+
+
+def sampling_note(package: Package, config: PosteriorConfig) -> dict[str, str]:
+    """A note, and a warning in the log, if a schedule draws too little or too much spread.
+
+    Args:
+        package: The package.
+        config: Resolved options of sampling.
+
+    Returns:
+        The note by the name ``sampling``; empty if there is none.
+    """
+    note = spread_note(package.operator.linear, config)
+    if note is None:
+        return {}
+    _LOG.warning("%s", note)
+    return {"sampling": note}
+
+
 def labelled(
     package: Package,
     times: np.ndarray,
@@ -62,7 +108,11 @@ def labelled(
         fields: Fields in physical units.
         axes: Coordinates of the grid (:func:`coordinates`).
         attributes: Attributes of the dataset.
+
+    Raises:
+        InputError: If a value is not finite.
     """
+    check_finite(fields, package.channels, "the result")
     means = package.operator.refinement.cell_means
     methods = {"cell_methods": CELL_MEANS} if means else {}
     data = {

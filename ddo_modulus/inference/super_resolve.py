@@ -36,6 +36,7 @@ from ddo_modulus.diffusion.task import CoarseWindow
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import BoxGrid, Grid, LatLonGrid, evenly_spaced, overlaps
 from ddo_modulus.inference.generate import conditions_of, draw, finished
+from ddo_modulus.inference.result import check_finite, sampling_note
 from ddo_modulus.lexicon import check_units
 from ddo_modulus.observations import LinearOperator, Observations
 from ddo_modulus.posterior import (
@@ -218,8 +219,8 @@ def conditioned(
             f"the coarse fields have shape {tuple(means.shape)}; expected "
             f"{(count, channels, *cells.shape)}"
         )
-    if not error > 0:
-        raise InputError(f"error={error} must be positive")
+    if not 0 < error < np.inf:
+        raise InputError(f"error={error} must be positive and finite")
     grid = _grid_at(package, shape)
     statistics = package.normalization.to("cpu")
     hours = package.hours(np.asarray(times)) if statistics.per_hour else slice(None)
@@ -277,12 +278,13 @@ def super_resolve(
         States in physical units, float32 on the CPU.
 
     Raises:
-        InputError: If an argument is out of range or does not fit the package, or a coarse value is
-            missing or not plausible in its units.
+        InputError: If an argument is out of range or does not fit the package, if a coarse value is
+            missing or not plausible in its units, or if a result is not finite.
     """
     config = PosteriorConfig.of(posterior).resolve(package)
     times = np.asarray(times, "datetime64[ns]")
     _check_values(package, coarse)
+    sampling_note(package, config)
     if (cells is None) != (package.task.coarse is not None):
         raise InputError(
             f"the package's condition is {package.task.condition!r}: it takes "
@@ -330,7 +332,9 @@ def super_resolve(
     hours = package.hours(times.repeat(members))
     middle = frames[:, package.task.frames // 2]
     physical = package.normalization.to("cpu").denormalize(middle, hours)
-    return physical.float().unflatten(0, (len(times), members))
+    physical = physical.float()
+    check_finite(physical, package.channels, "the fine field")
+    return physical.unflatten(0, (len(times), members))
 
 
 def _grid_at(package: Package, shape: tuple[int, int] | None) -> Grid:

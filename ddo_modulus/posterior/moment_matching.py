@@ -170,10 +170,12 @@ class MomentMatching:
         def through(v: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
             u: Tensor | float = 0.0
             if derived:
-                rest = by_analysis(factor, at.tangent(self._covariance(v, sigma, pullback)))
+                observed = at.tangent(self._covariance(v, sigma, pullback))
+                rest = by_analysis(factor, observed.to(factor.dtype))
                 u, rest = gmres(solve, rest, self.iterations)
             else:
-                rest = by_analysis(factor, at.tangent(at.linear.posterior_covariance(v, sigma)))
+                observed = at.tangent(at.linear.posterior_covariance(v, sigma))
+                rest = by_analysis(factor, observed.to(factor.dtype))
             return pullback(v - at.adjoint(u + by_analysis(factor.mT, rest)))
 
         return self._update(clean, sigma, pullback if derived else None), through
@@ -221,7 +223,7 @@ class MomentMatching:
         if pullback is not None:
             product = self._product(at, factor, sigma, pullback)
             increment, rest = gmres(product, rest, self.iterations)
-            clean = clean + increment
+            clean = clean + increment.to(clean.dtype)
         return clean + at.increment(by_analysis(factor.mT, rest), sigma, len(factor))
 
     def _linearized(
@@ -250,6 +252,6 @@ class MomentMatching:
             u = by_analysis(factor.mT, w)
             increment = self._covariance(at.adjoint(u), sigma, pullback)
             noisy = by_analysis(per_member(at.error, len(factor)), u)
-            return by_analysis(factor, at.tangent(increment) + noisy), increment
+            return by_analysis(factor, at.tangent(increment).to(u.dtype) + noisy), increment
 
         return apply

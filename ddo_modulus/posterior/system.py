@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddo_modulus.compat import lasting
+from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.linalg import inverse_factor, one_level, per_member
@@ -35,6 +36,14 @@ from ddo_modulus.observations import LinearOperator, Observations, Tangent
 # Limits of memory, as numbers of values: factors kept for all noise levels (1 GiB in float32),
 # factors computed at once (in float64), and square roots kept for a nonlinear operator.
 _MOST_FACTORS, _MOST_AT_ONCE, _MOST_ROOTS = 2**28, 2**26, 2**28
+# Smallest and largest error of an observation, in the units of the states. States are in single
+# precision: there, a smaller error changes no analysis, and a larger one takes all weight away.
+_LEAST_ERROR, _LARGEST_ERROR = 1e-6, 1e8
+# Observed values beyond this, in the units of the states, overflow when they are squared.
+_LARGEST_VALUE = 1e9
+# With smaller error variances than the first, or than the second for each observation, rounding of
+# H V H^T to single precision matters beside R: the system is then built and solved in double.
+_PRECISE, _PRECISE_EACH = 2.5e-5, 3e-7
 # Linear operators whose square roots are kept; some operators make new parts at each call.
 _MOST_PARTS = 64
 
@@ -45,10 +54,25 @@ class AnalysisSystem:
     Args:
         observations: Observations, in the units of the states.
         noise: Noise field of the prior, on the grid of the analysis.
+
+    Attributes:
+        precise: Whether errors are so small that single precision cannot hold the solution of the
+            system, which is then computed in double.
+
+    Raises:
+        InputError: If an observed value is too large for single precision.
     """
 
     def __init__(self, observations: Observations, noise: GaussianField) -> None:
         self.observations, self.noise = observations, noise
+        largest = float(observations.values.abs().max())
+        if largest > _LARGEST_VALUE:
+            raise InputError(
+                f"an observation is {largest:.3g} in the units of the states, and the largest "
+                f"possible is {_LARGEST_VALUE:g}: correct it, or leave it out (gross_error)"
+            )
+        least = float(_error_variance(observations).min())
+        self.precise = least < max(_PRECISE, _PRECISE_EACH * observations.operator.size)
         self._constants: dict[tuple, tuple[Tensor, Tensor]] = {}
         # Square roots by the id of a linear operator. The operator is stored too, so that the id
         # is not used again.
@@ -115,12 +139,14 @@ class AnalysisSystem:
         """
         operator = self.observations.operator
         tangent = operator.linearize(x)
-        values, error = self._on(x)
+        # Rounded to single precision, innovations differ by more than a small error.
+        exact = x.double() if self.precise else x
+        values, error = self._on(exact)
         return LinearizedSystem(
             tangent,
             self._coordinates(tangent, linear, x),
             error,
-            per_member(values, len(x)) - operator(x),
+            per_member(values, len(x)) - operator(exact),
             linear,
         )
 
@@ -156,7 +182,8 @@ class AnalysisSystem:
         tangent = self.observations.operator.linearize(like)
         if not tangent.linear:
             return None
-        rows, error = self._coordinates(tangent, linear, like), self._on(like)[1]
+        rows = self._coordinates(tangent, linear, like)
+        error = self._on(like.double() if self.precise else like)[1]
         groups = max(len(rows), len(error), linear.analyses)
         size = groups * rows.shape[1] ** 2
         if len(levels) * size > _MOST_FACTORS:
@@ -174,7 +201,7 @@ class AnalysisSystem:
         if key not in self._constants:
             with lasting():
                 values = self.observations.values.reshape(-1, self.observations.operator.size)
-                self._constants[key] = values.to(like), self.observations.error_covariance(like)
+                self._constants[key] = values.to(like), _bounded_errors(self.observations, like)
         return self._constants[key]
 
     def _coordinates(
@@ -273,9 +300,9 @@ class LinearizedSystem:
         return inverse_factor(innovation_covariance(self.rows, variance, self.error))
 
     def adjoint(self, u: Float[Tensor, "B M"]) -> Float[Tensor, "B C H W"]:
-        """``H^T u``."""
+        """``H^T u``, in the precision of the states."""
         noise = self.linear.noise
-        return self.tangent.adjoint(u, (noise.channels, *noise.shape))
+        return self.tangent.adjoint(u.to(self.rows.dtype), (noise.channels, *noise.shape))
 
     def increment(
         self, u: Float[Tensor, "B M"], sigma: Float[Tensor, " B"], groups: int
@@ -287,7 +314,8 @@ class LinearizedSystem:
             sigma: Noise levels.
             groups: Number of groups of states that share a system.
         """
-        a = (u.unflatten(0, (groups, -1)) @ per_member(self.rows, groups)).flatten(0, 1)
+        rows = per_member(self.rows, groups).to(u.dtype)
+        a = (u.unflatten(0, (groups, -1)) @ rows).flatten(0, 1).to(self.rows.dtype)
         return self.linear.fields(a * self.linear.posterior_variance(sigma), mean=False)
 
 
@@ -342,8 +370,8 @@ def observation_root(
 def innovation_covariance(
     rows: Float[Tensor, "T M N"], variance: Float[Tensor, "G N"], error: Float[Tensor, "T M M"]
 ) -> Float[Tensor, "G M M"]:
-    """``H V H^T + R`` of each group of states."""
-    rows, error = per_member(rows, len(variance)), per_member(error, len(variance))
+    """``H V H^T + R`` of each group of states, in the precision of ``R``."""
+    rows, error = per_member(rows, len(variance)).to(error), per_member(error, len(variance))
     return (rows * variance[:, None]) @ rows.mT + error
 
 
@@ -358,6 +386,25 @@ def _rotated(root: Float[Tensor, "T M N"], linear: GaussianDenoiser) -> Float[Te
         return root
     root = per_member(root, max(len(root), linear.rotation.analyses))
     return linear.rotate(root.flatten(0, 1)).unflatten(0, (len(root), -1))
+
+
+def _error_variance(observations: Observations) -> Float[Tensor, "*T M"]:
+    """Error variances of observations."""
+    if observations.covariance is not None:
+        return observations.covariance.diagonal()
+    assert isinstance(observations.variance, Tensor)
+    return observations.variance
+
+
+def _bounded_errors(observations: Observations, like: Tensor) -> Float[Tensor, "T M M"]:
+    """``R`` with error variances within the bounds of single precision; correlations are kept."""
+    error = observations.error_covariance(like.double())
+    variance = error.diagonal(dim1=1, dim2=2)
+    bounded = variance.clamp(_LEAST_ERROR**2, _LARGEST_ERROR**2)
+    if torch.equal(bounded, variance):
+        return error.to(like.dtype)
+    scale = (bounded / variance).sqrt()
+    return (scale[:, :, None] * error * scale[:, None]).to(like.dtype)
 
 
 def _at_least(have: torch.dtype, want: torch.dtype) -> bool:

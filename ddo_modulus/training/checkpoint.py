@@ -10,7 +10,6 @@ that: the process may be killed at any moment, and the machine may stop.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -23,10 +22,13 @@ from typing import Any
 import torch
 from physicsnemo.utils.checkpoint import load_checkpoint, save_checkpoint
 
+from ddo_modulus.diffusion.fingerprint import file_sum
+from ddo_modulus.diffusion.stored_prior import check_state
 from ddo_modulus.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_DIVERGED = "training diverged (a smaller trainer.learning_rate may help)"
 _SUMS, _RUN = "SHA256SUMS", "run.json"
 
 
@@ -78,7 +80,11 @@ class Checkpoints:
 
         Raises:
             OSError: If the disk is full or cannot be written to. Older checkpoints are all there.
+            InputError: If a weight is NaN or infinite. Older checkpoints are all there.
         """
+        models = state["models"]
+        for model in models if isinstance(models, list) else [models]:
+            check_state(model.state_dict(), f"no checkpoint of step {step} is written: {_DIVERGED}")
         final = self.path(step)
         new = self.folder / f".{final.name}.new"
         try:
@@ -87,7 +93,7 @@ class Checkpoints:
             save_checkpoint(new, **state, epoch=step)
             (new / _RUN).write_text(json.dumps(run, indent=1) + "\n")
             files = sorted(new.iterdir())
-            sums = [f"{_sum(file)}  {file.name}\n" for file in files]
+            sums = [f"{file_sum(file)}  {file.name}\n" for file in files]
             (new / _SUMS).write_text("".join(sums))
             for path in (*files, new / _SUMS, new):
                 _flush(path)
@@ -158,7 +164,7 @@ class Checkpoints:
             load_checkpoint(path, **state, epoch=step, metadata_dict=metadata, device=device)
         except InputError:
             raise
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
             raise InputError(
                 f"{path} cannot be continued from ({' '.join(str(error).split())[:200]}): is it "
                 "another version's, or on a disk that not all ranks see? (overwrite=true starts "
@@ -175,7 +181,7 @@ class Checkpoints:
             if _RUN not in sums:
                 return f"{_SUMS} is incomplete"
             for name, expected in sums.items():
-                if _sum(path / Path(name).name) != expected:
+                if file_sum(path / Path(name).name) != expected:
                     return f"{name} does not match its checksum"
         except (OSError, ValueError) as error:
             return str(error)
@@ -213,11 +219,6 @@ def _compare(path: Path, key: str, saved: object, present: object) -> None:
         f"{path} is of another {key} ({difference}): give the options of that run, discard it with "
         "overwrite=true, or choose another out=..."
     )
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from physicsnemo.core.version_check import check_version_spec
 
+from ddo_modulus.checks import FLAG, NOT_NEGATIVE, POSITIVE, Choice, Rule, Whole
 from ddo_modulus.errors import InputError
-from ddo_modulus.training.checks import choice, positive_number, whole_number
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = ("auto", "adamw", "apex")
@@ -18,6 +18,20 @@ COMPILE = (False, True, "max-autotune-no-cudagraphs")
 CUDA_GRAPH = ("auto", False, True)
 #: Names of loggers, and the oldest version of each that PhysicsNeMo, or torch, works with.
 LOGGERS = {"tensorboard": "2.15", "mlflow": "2.5.0", "wandb": "0.15"}
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("steps", "batch", "accumulate", "log_every", "validate_every"), Whole(1)),
+    **dict.fromkeys(("checkpoint_every", "keep_checkpoints"), Whole(1)),
+    "warmup": Whole(),
+    "seed": Whole(0, 2**63 - 1),
+    **dict.fromkeys(("learning_rate", "clip", "ema", "sigma_max"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "whitening", "sigma_min"), NOT_NEGATIVE),
+    **dict.fromkeys(("activation_checkpointing", "keep_best", "figure"), FLAG),
+    "precision": Choice(PRECISIONS),
+    "optimizer": Choice(OPTIMIZERS),
+    "compile": Choice(COMPILE),
+    "cuda_graph": Choice(CUDA_GRAPH),
+}
 
 
 @dataclass(frozen=True)
@@ -87,21 +101,8 @@ class TrainerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
-            whole_number(f"trainer.{name}", getattr(self, name), 1)
-        for name, least in (("checkpoint_every", 1), ("keep_checkpoints", 1), ("warmup", 0)):
-            whole_number(f"trainer.{name}", getattr(self, name), least)
-        whole_number("trainer.seed", self.seed)
-        for name in ("learning_rate", "clip", "ema", "sigma_max"):
-            positive_number(f"trainer.{name}", getattr(self, name))
-        for name in ("weight_decay", "whitening", "sigma_min"):
-            positive_number(f"trainer.{name}", getattr(self, name), zero=True)
-        for name in ("activation_checkpointing", "keep_best", "figure"):
-            choice(f"trainer.{name}", getattr(self, name), (False, True))
-        choice("trainer.precision", self.precision, PRECISIONS)
-        choice("trainer.optimizer", self.optimizer, OPTIMIZERS)
-        choice("trainer.compile", self.compile, COMPILE)
-        choice("trainer.cuda_graph", self.cuda_graph, CUDA_GRAPH)
+        for name, rule in _RULES.items():
+            rule.check(f"trainer.{name}", getattr(self, name))
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError("trainer.sigma_min must be positive and below sigma_max")
         if self.optimizer == "apex" and apex_adam() is None:

@@ -13,12 +13,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddo_modulus.checks import (
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Choice,
+    Date,
+    Rule,
+    Whole,
+    check_options,
+)
 from ddo_modulus.data.loader import BatchOptions, Symmetry
 from ddo_modulus.diffusion.posterior_config import PosteriorConfig
 from ddo_modulus.diffusion.task import CoarseWindow, Task
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.covariance import HybridCovariance
-from ddo_modulus.training.checks import date, positive_number, whole_number
 from ddo_modulus.training.config import TrainerConfig
 
 LOADERS = ("auto", "memory", "dali", "torch")
@@ -50,11 +59,13 @@ class ValidationConfig:
     samples: int | None = 1024
 
     def __post_init__(self) -> None:
-        date("data.validation.start", self.start)
-        date("data.validation.end", self.end)
-        whole_number("data.validation.trajectories", self.trajectories)
-        if self.samples is not None:
-            whole_number("data.validation.samples", self.samples, 1)
+        rules: dict[str, Rule] = {
+            "start": Date(),
+            "end": Date(),
+            "trajectories": Whole(),
+            "samples": Whole(1),
+        }
+        check_options(rules, self, "data.validation.")
 
 
 @dataclass(frozen=True)
@@ -94,11 +105,16 @@ class DataConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        date("data.start", self.start)
-        date("data.end", self.end)
-        positive_number("data.memory", self.memory, zero=True)
-        if self.loader not in LOADERS:
-            raise InputError(f"data.loader={self.loader}: choose one of {', '.join(LOADERS)}")
+        rules: dict[str, Rule] = {
+            "frames": Whole(1),
+            "start": Date(),
+            "end": Date(),
+            "memory": NOT_NEGATIVE,
+            "workers": Whole(),
+            "prefetch": Whole(1),
+            "loader": Choice(LOADERS),
+        }
+        check_options(rules, self, "data.")
         if self.loader == "dali" and not _has_dali():
             raise InputError(
                 "data.loader=dali needs NVIDIA DALI: pip install ddo-modulus[dali], or choose torch"
@@ -133,12 +149,19 @@ class NormalizationConfig:
         harmonics: Harmonics of the daily cycle to keep; None keeps each hour's own mean.
         common_scale: Whether all points and hours of a channel share one standard deviation, so
             that the covariance shows where the variance is.
+
+    Raises:
+        InputError: On a value that is none of these.
     """
 
     per_hour: bool = False
     per_point: bool = False
     harmonics: int | None = None
     common_scale: bool = True
+
+    def __post_init__(self) -> None:
+        flags: dict[str, Rule] = dict.fromkeys(("per_hour", "per_point", "common_scale"), FLAG)
+        check_options({**flags, "harmonics": Whole(0, 11)}, self, "normalization.")
 
 
 @dataclass(frozen=True)
@@ -165,14 +188,14 @@ class PriorConfig:
     hybrid: HybridCovariance = field(default_factory=HybridCovariance)
 
     def __post_init__(self) -> None:
-        if self.kind not in PRIORS:
-            raise InputError(
-                f"unknown prior.kind {self.kind!r}; choose 'spectrum', 'coupled' or 'hybrid'"
-            )
-        positive_number("prior.floor", self.floor, zero=True)
-        whole_number("prior.folds", self.folds)
-        if self.fields is not None:
-            whole_number("prior.fields", self.fields)
+        rules: dict[str, Rule] = {
+            "kind": Choice(PRIORS),
+            "floor": NOT_NEGATIVE,
+            "folds": Whole(),
+            "refit": FLAG,
+            "fields": Whole(),
+        }
+        check_options(rules, self, "prior.")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> PriorConfig:
@@ -190,12 +213,21 @@ class OperatorConfig:
         network_sigma: Noise level above which the network's output fades out; None for never.
         regression: Whether the mean is a linear map of the condition.
         network: Options of :class:`.NeuralOperator`.
+
+    Raises:
+        InputError: On a value out of range.
     """
 
     noise: Mapping[str, float] | None = None
     network_sigma: float | None = None
     regression: bool = False
     network: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rules: dict[str, Rule] = {"network_sigma": POSITIVE, "regression": FLAG}
+        check_options(rules, self, "operator.")
+        for name, value in (self.noise or {}).items():
+            POSITIVE.check(f"operator.noise.{name}", value)
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def test_markdown_of_one_engine(ddo, files, tmp_path, engines):
     ("keys", "match"),
     [
         ({"engine": "jax"}, "unknown engine 'jax'; choose one of torch, compile"),
-        ({"precision": "fp8"}, "precision=fp8 must be one of fp32, fp16, bf16"),
-        ({"steps": "[4,0]"}, "steps=[4, 0] must be a whole number, at least 1, or a list"),
+        ({"precision": "fp8"}, "precision=fp8 must be one of fp32, bf16, fp16"),
+        ({"steps": "[4,0]"}, "steps=0 must be a whole number from 1"),
         ({"ensemble": "many"}, "ensemble=many must be a whole number"),
         ({"observations": 49}, "observations=49 of 48 grid values"),
-        ({"error": 0}, "with error=0"),
+        ({"error": 0}, "error=0 must be a finite number, above 0"),
     ],
 )
 def test_mistakes(refused, files, tmp_path, keys, match):

@@ -53,7 +53,7 @@ def test_engines_are_made_when_they_are_missing(ddo, files, tmp_path, monkeypatc
     ("match", "keys"),
     [
         ("no package 'nowhere'", {"package": "nowhere"}),
-        ("precision='int8'", {"precision": "int8"}),
+        ("precision=int8", {"precision": "int8"}),
         ("resolution=[9] must be", {"resolution": "[9]"}),
         ("resolution=1 must be", {"resolution": 1}),
         ("external=maybe", {"external": "maybe"}),

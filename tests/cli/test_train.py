@@ -226,14 +226,16 @@ def test_mistakes_in_how_to_read(refused, prepared, torus, tmp_path):
         keys = {**SPECTRUM, "data__path": prepared, "out": tmp_path / "run", **others}
         refused(match, "train", **keys)
 
-    mistake("data.loader=tape: choose one of auto, memory, dali, torch", data__loader="tape")
+    mistake("data.loader=tape must be one of auto, memory, dali, torch", data__loader="tape")
     mistake("data.region=[0, 1]: expected [south", data__region="[0,1]")
     mistake("holds no grid", data__region="[0,1,0,1]")
     mistake("does not fit into the grid of 6x8", data__crop="[7,4]")
     mistake("needs domain=box", data__crop="[4,4]", domain="sphere")
     mistake("data.crop=4: expected [rows, columns]", data__crop=4)
     mistake("data.start=soon is no date", data__start="soon")
-    mistake("data.validation.samples must be at least 1", data__validation__samples=0)
+    mistake(
+        "data.validation.samples=0 must be a whole number, at least 1", data__validation__samples=0
+    )
     mistake("data.workers=0", data__workers=0, data__loader="torch")
     mistake("needs all samples in memory", prior__kind="hybrid", data__loader="torch")
 
@@ -249,9 +251,9 @@ def test_mistakes(refused, torus, region, tmp_path):
         refused(match, "train", **{**keys, "out": tmp_path / "run", **others})
 
     mistake("nowhere.nc", TORUS, data__path=tmp_path / "nowhere.nc")
-    mistake("precision must be", TORUS, data__path=torus, trainer__precision="fp8")
+    mistake("trainer.precision=fp8 must be", TORUS, data__path=torus, trainer__precision="fp8")
     mistake("no samples to train on", REGION, data__path=region, data__start="2030-01-01")
-    mistake("unknown prior.kind 'magic'", TORUS, data__path=torus, prior__kind="magic")
+    mistake("prior.kind=magic must be one of", TORUS, data__path=torus, prior__kind="magic")
     mistake("latitude-longitude region", TORUS, data__path=torus, prior__kind="hybrid")
 
 
@@ -315,7 +317,10 @@ def test_super_resolution(ddo, torus, tmp_path):
         ({"coarse__factor": 0.5}, "must be a number from 1 up"),
         ({"coarse__factor": 8, "coarse__reach": 1}, "choose a smaller one"),
         ({"coarse__factor": 2, "coarse__reach": 50}, "frames in a row"),
-        ({"coarse__factor": 2, "coarse__reach": 1, "prior__kind": "none"}, "unknown prior.kind"),
+        (
+            {"coarse__factor": 2, "coarse__reach": 1, "prior__kind": "none"},
+            "prior.kind=none must be one of",
+        ),
         ({"coarse__factor": 2, "coarse__reach": 1, "prior__folds": 2}, "operator.regression=false"),
         ({"data__frames": 0}, "frames=0"),
         ({"condition": "hour_of_day", "coarse": "null"}, "needs a condition that is a field"),

@@ -245,7 +245,7 @@ def test_mistakes(refused, truth, tmp_path):
     mistake("largest_wavenumber=-1", largest_wavenumber=-1)
     mistake("leaves no shell", largest_wavenumber=0.1)
     mistake("16x16 grid resolves 3 octaves, not octaves=5", octaves=5)
-    mistake("must be true or false", trajectories="maybe")
+    mistake("trajectories=maybe must be one of false, true", trajectories="maybe")
     mistake("no such file", truth=tmp_path / "none.zarr")
     mistake("no such file", samples=tmp_path / "none.zarr")
     mistake("missing or infinite", good.where(good["lat"] > 0.2))

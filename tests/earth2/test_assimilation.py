@@ -468,7 +468,7 @@ def test_options_that_cannot_be(package, build):
         ),
         ("steps=2.5", {"posterior": {"steps": 2.5}}),
         ("seed=-1", {"seed": -1}),
-        ("unknown solver", {"posterior": {"solver": "rk4"}}),
+        ("solver=rk4 must be one of euler", {"posterior": {"solver": "rk4"}}),
         ("posterior has no option stepz; choose from steps", {"posterior": {"stepz": 2}}),
         ("gross_error=0", {"quality": {"gross_error": 0}}),
         ("tolerance='soon'", {"quality": {"tolerance": "soon"}}),

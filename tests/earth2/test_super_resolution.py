@@ -334,7 +334,7 @@ def test_coarsen_is_the_view_that_it_takes(model):
         ({"posterior": {"guidance_interval": [9, 1]}}, "must be two noise levels"),
         ({"posterior": {"guidance_interval": 3.0}}, "must be two noise levels"),
         ({"posterior": {"batch": 0.5}}, "batch=0.5 must be"),
-        ({"posterior": {"solver": "none"}}, "unknown solver 'none'"),
+        ({"posterior": {"solver": "none"}}, "solver=none must be one of euler"),
         ({"posterior": {"solver": "heun", "churn": {"low": 1}}}, "churn needs an amount"),
         ({"posterior": 12}, "posterior=12 must be options by name: steps"),
         ({"resolution": (12, 16)}, "draws on its own grid only"),

@@ -283,11 +283,11 @@ def test_a_conditional_package_draws_as_generate_does(trained, shape):
         ({"coarse": lambda c: c[..., 1:]}, "have shape"),
         ({"cells": None}, "takes coarse cells"),
         ({"error": 0.0}, "error=0.0 must be positive"),
-        ({"posterior": {"inflation": "some"}}, "inflation='some'"),
+        ({"posterior": {"inflation": "some"}}, "inflation=some must be a number from 0.01 to 100"),
         ({"posterior": {"inflation": -1.0}}, "inflation=-1.0 must be"),
-        ({"posterior": {"covariance": "none"}}, "unknown covariance 'none'"),
+        ({"posterior": {"covariance": "none"}}, "covariance=none must be one of jacobian, linear"),
         ({"shape": (12, 16)}, "draws on its own grid only"),
-        ({"posterior": {"solver": "none"}}, "unknown solver"),
+        ({"posterior": {"solver": "none"}}, "solver=none must be one of euler"),
     ],
 )
 def test_mistakes_are_told_before_work(untrained, change, message):

@@ -127,12 +127,12 @@ def test_data_that_do_not_fit_are_refused(store, options, match):
         ("data", {"region": [0, 1]}, r"expected \[south, north, west, east\]"),
         ("data", {"crop": [3, "wide"]}, r"expected \[rows, columns\]"),
         ("data", {"end": "soon"}, "data.end=soon is no date"),
-        ("data", {"memory": -1}, "data.memory must not be negative"),
+        ("data", {"memory": -1}, "data.memory=-1 must be a finite number, at least 0"),
         ("data", {"pace": 3}, "the section data does not fit"),
-        ("prior", {"kind": "magic"}, "unknown prior.kind"),
-        ("prior", {"folds": 1.5}, "prior.folds must be a whole number"),
+        ("prior", {"kind": "magic"}, "prior.kind=magic must be one of spectrum, coupled, hybrid"),
+        ("prior", {"folds": 1.5}, "prior.folds=1.5 must be a whole number"),
         ("prior", {"folds": 2, "kind": "spectrum"}, "needs operator.regression=false"),
-        ("trainer", {"steps": 0}, "trainer.steps must be at least 1"),
+        ("trainer", {"steps": 0}, "trainer.steps=0 must be a whole number, at least 1"),
     ],
 )
 def test_a_recipe_refuses_values_before_any_data_are_opened(section, values, match):
