@@ -164,6 +164,29 @@ class QualityControl:
         mark = rows["quality"]
         return mark.notna() & ~mark.between(*self.accept)
 
+    def notes(self, rows: pd.DataFrame) -> dict[str, int]:
+        """Remarks on reports that are used: marks that are not, and several reports of one place.
+
+        Args:
+            rows: Reports of a checked table.
+        """
+        counts = {}
+        if self.accept is None and "quality" in rows and (marked := int(rows["quality"].count())):
+            marks = rows["quality"]
+            counts[
+                f"quality marks {marks.min():g} to {marks.max():g} not used, which "
+                "quality.accept=[SMALLEST,LARGEST] would choose by"
+            ] = marked
+        if self.duplicates == "keep":
+            label = _label([*_places(rows), *_kinds(rows)])
+            again = int(pd.Series(label).duplicated().sum())
+            if again:
+                counts[
+                    "taken as independent of another at the same place and time, which "
+                    "duplicates=average would merge with it"
+                ] = again
+        return counts
+
     def errors(self, rows: pd.DataFrame) -> pd.Series:
         """Error standard deviations of reports, with defaults for reports without one.
 
@@ -232,7 +255,7 @@ def average_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows in their order; the first of each group holds the mean. Wind directions are unchanged.
     """
-    keys = [rows["time"], rows["lat"], rows["lon"] % 360, *_kinds(rows)]
+    keys = [*_places(rows), *_kinds(rows)]
     label = pd.Series(_label(keys), rows.index).where(~_circular(rows), -1)
     several = label.duplicated(keep=False) & (label >= 0)
     if not several.any():
@@ -325,6 +348,11 @@ def _cells(rows: pd.DataFrame, spacing_km: float) -> list[np.ndarray]:
     around = np.maximum(1, np.round(360 * np.cos(np.deg2rad(middle)) / height))
     column = np.floor(rows["lon"].to_numpy(float) % 360 / 360 * around).astype(np.int64)
     return [row, column]
+
+
+def _places(rows: pd.DataFrame) -> list[pd.Series]:
+    """Time and place of each report, on one branch of longitude."""
+    return [rows["time"], rows["lat"], rows["lon"] % 360]
 
 
 def _kinds(rows: pd.DataFrame) -> list[np.ndarray | pd.Series]:
