@@ -56,7 +56,7 @@ def run(config: DictConfig) -> None:
         if rejects.absolute() == out.absolute():
             raise InputError(f"out and rejected are both {out}; give the table a name of its own")
     tolerance = _duration(config.tolerance, "tolerance")
-    table = read_table(config.observations)
+    table = read_table(config.observations, columns=_unwrapped(config.columns))
     package = Package.load(config.package, pick_device(config.device))
     if config.orography is not None:
         package.orography = read_orography(config.orography, package.grid)
@@ -70,6 +70,7 @@ def run(config: DictConfig) -> None:
         superob_km=optional_number(config, "superob.km"),
         tolerance=tolerance,
         default_error=_errors(config.default_error, "default_error"),
+        accept=_unwrapped(config.quality.accept),
         missing=config.missing,
         operators=operators,
     )
@@ -262,6 +263,11 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
+
+
+def _unwrapped(value: object) -> Any:  # noqa: ANN401 - checked where it is used
+    """A value of a configuration as a plain dictionary, list or scalar."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _errors(value: object, key: str) -> float | dict[str, float] | None:

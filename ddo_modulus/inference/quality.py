@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -118,12 +118,14 @@ class QualityControl:
         if self.missing not in ("error", "prior"):
             raise InputError(f"missing={self.missing!r} must be 'error' or 'prior'")
         object.__setattr__(self, "tolerance", offsets(self.tolerance))
+        defaults = self.default_error
+        each = list(defaults.values()) if isinstance(defaults, Mapping) else [defaults]
+        if defaults is not None and not all(map(_is_positive, each)):
+            raise InputError(
+                f"default_error={defaults} must be a positive number, or one by variable"
+            )
         if self.accept is not None:
-            object.__setattr__(self, "accept", tuple(float(mark) for mark in self.accept))
-            if len(self.accept) != 2 or not self.accept[0] <= self.accept[1]:
-                raise InputError(
-                    f"accept={list(self.accept)} must be two marks, the smallest and the largest"
-                )
+            object.__setattr__(self, "accept", _marks(self.accept))
 
     @classmethod
     def of(cls, options: QualityControl | Mapping[str, Any] | None) -> QualityControl:
@@ -156,6 +158,12 @@ class QualityControl:
         if isinstance(self.default_error, Mapping):
             options["default_error"] = {str(k): float(v) for k, v in self.default_error.items()}
         return options
+
+    @property
+    def reduces(self) -> bool:
+        """Whether reports are thinned or merged."""
+        merged = self.duplicates == "average" or self.superob_km is not None
+        return merged or self.thinning_km is not None
 
     def unaccepted(self, rows: pd.DataFrame) -> pd.Series:
         """Which reports have a quality mark that is not accepted."""
@@ -207,6 +215,22 @@ class QualityControl:
                 "the standard deviation in physical units"
             )
         return error.astype(float)
+
+
+def _is_positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+
+
+def _marks(accept: object) -> tuple[float, float]:
+    """The smallest and the largest accepted mark."""
+    marks = list(accept) if isinstance(accept, Sequence) and not isinstance(accept, str) else []
+    numbers = [m for m in marks if isinstance(m, int | float) and not isinstance(m, bool)]
+    if not (len(numbers) == len(marks) == 2 and -math.inf < marks[0] <= marks[1] < math.inf):
+        raise InputError(
+            f"accept={marks or accept} must be two marks, the smallest and the largest, e.g. [0,1]"
+        )
+    return float(marks[0]), float(marks[1])
 
 
 def normalized_innovations(at: LinearizedSystem) -> Float[Tensor, "T M"]:

@@ -241,10 +241,17 @@ def read_table(
         bad = check(table, where)
         table = table.without(bad.map({True: reason, False: ""}).astype(object))
     if table.frame.empty and required:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
-        raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
+        raise InputError(f"{where}: no usable row is left ({_reasons(table)}); mend the table")
     ordered = table.frame.sort_values("time", kind="stable", ignore_index=True)
     return replace(table, frame=ordered)
+
+
+def _reasons(table: ObservationTable) -> str:
+    """Why rows were left out, with an example of each kind of cell that cannot be read."""
+    cells = table.rejected.get("cell", pd.Series("", table.rejected.index))
+    first = cells.fillna("").groupby(table.rejected["reason"]).first()
+    shown = {reason: f", such as {cell!r}" if cell else "" for reason, cell in first.items()}
+    return ", ".join(f"{name}: {n}{shown.get(name, '')}" for name, n in table.dropped.items())
 
 
 def _usable_variables(
