@@ -22,6 +22,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.grid import Grid, LatLonGrid
+from ddo_modulus.inference.memory import check_memory
 from ddo_modulus.inference.quality import (
     QualityControl,
     average_duplicates,
@@ -30,7 +31,6 @@ from ddo_modulus.inference.quality import (
     superobservations,
     thinned,
 )
-from ddo_modulus.inference.memory import check_memory
 from ddo_modulus.inference.reports import Reports, absurd, operators_at
 from ddo_modulus.observations import LinearOperator, Observations, ReportOperators
 from ddo_modulus.observations.table import ERROR_COLUMN

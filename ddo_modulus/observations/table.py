@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.lexicon import check_units, plausible_range, reported_range
+from ddo_modulus.lexicon import check_units, reported_range
 from ddo_modulus.observations.table_columns import is_code, pick_columns, read_numbers
 from ddo_modulus.observations.table_files import RawTable, read_file
-from ddo_modulus.observations.timestamps import read_times
+from ddo_modulus.observations.timestamps import MISSING, read_times
 from ddo_modulus.observations.typical import ALOFT
 from ddo_modulus.units import conversion, is_declared
 
@@ -281,7 +281,8 @@ def _typed(
     columns: dict[str, pd.Series] = {"time": time}
     columns |= {name: numbers[name] for name in ("lat", "lon", "observation")}
     columns["lon"] = columns["lon"].where(~is_code(columns["lon"]))
-    columns["variable"] = variable.astype(str).str.strip()
+    variable = variable.astype(str).str.strip()
+    columns["variable"] = variable.where(~variable.str.lower().isin(MISSING), "")
     columns[ERROR_COLUMN] = numbers.get(ERROR_COLUMN, pd.Series(np.nan, cells.index))
     if UNITS_COLUMN in cells:
         units = cells[UNITS_COLUMN].astype(object).where(cells[UNITS_COLUMN].notna(), "")
@@ -293,7 +294,7 @@ def _typed(
         if name in cells:
             columns[name] = cells[name].astype(object).where(cells[name].notna(), None)
     for word, bad in (("unreadable", unreadable), ("impossible", pd.DataFrame(impossible))):
-        for name in bad:
+        for name in map(str, bad):
             rows = bad[name] & (flaw == "")
             flaw[rows], cell[rows] = f"{word} {name}", cells[name][rows].astype(str)
     return pd.DataFrame(columns), flaw, cell
@@ -327,23 +328,23 @@ def _in_lexicon_units(table: ObservationTable, where: str) -> ObservationTable:
     for (variable, units), rows in frame.groupby(["variable", declared], sort=False):
         if not is_declared(units):
             continue
-        known = reported_range(str(variable)) or (plausible_range("z500") if variable == "z" else 0)
-        if not known:
+        known = reported_range("z500" if variable == "z" else str(variable))
+        if known is None:
             notes[f"{variable}, whose units {units!r} are not compared"] = len(rows)
             continue
         try:
             change = conversion(str(units), known.units)
         except InputError as error:
-            reason[rows.index], refusal[variable] = "wrong units", error
+            reason[rows.index], refusal[variable] = "wrong units", str(error)
             continue
         if not change.is_identity:
             notes[f"{variable} converted from {units} to {known.units}"] = len(rows)
             frame.loc[rows.index, "observation"] *= change.factor
             frame.loc[rows.index, "observation"] += change.offset
             frame.loc[rows.index, ERROR_COLUMN] *= abs(change.factor)
-    for variable, error in refusal.items():
+    for variable, words in refusal.items():
         if (reason[frame["variable"] == variable] != "").all():
-            raise InputError(f"{where}: {variable}: {error}")
+            raise InputError(f"{where}: {variable}: {words}")
     return replace(table, frame=frame, notes=notes).without(reason)
 
 

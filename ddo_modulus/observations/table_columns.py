@@ -21,14 +21,18 @@ from ddo_modulus.observations.timestamps import MISSING
 BOX = {"lat": "y", "lon": "x"}
 
 # Values that stand for an unknown one; and numbers from which on all do, as 9.97e36 and 1e20 do.
-_CODES = (-99.9, -999.0, -999.9, -9999.0, -9999.9, -99999.0, -99999.9, 999.9, 9999.0, 9999.9)
-_CODES += (99999.0, 99999.9, 999999.0, -32767.0, -32768.0)
+_CODES = frozenset(
+    (-99.9, -999.0, -999.9, -9999.0, -9999.9, -99999.0, -99999.9, -32767.0, -32768.0)
+    + (999.9, 9999.0, 9999.9, 99999.0, 99999.9, 999999.0)
+)
 _UNKNOWN_FROM = 1e9
 
 _GROUP = "[ \u00a0\u2009\u202f'’](?=\\d{3})"  # between the thousands of a number
 _DIGITS = r"[+-]?\d+"
 # A comma that can only be a decimal comma, can only separate thousands, or can be either.
-_IS_DECIMAL = rf"{_DIGITS},(\d{{1,2}}|\d{{4,}})|[+-]?(0|\d{{4,}}),\d+|[+-]?\d{{1,3}}(\.\d{{3}})+,\d+"
+_IS_DECIMAL = (
+    rf"{_DIGITS},(\d{{1,2}}|\d{{4,}})|[+-]?(0|\d{{4,}}),\d+|[+-]?\d{{1,3}}(\.\d{{3}})+,\d+"
+)
 _IS_THOUSANDS = r"[+-]?\d{1,3}(,\d{3})+\.\d*|[+-]?\d{1,3}(,\d{3}){2,}"
 
 
@@ -51,28 +55,28 @@ def pick_columns(
         names: The table's name of a column by ours, where they differ.
 
     Returns:
-        The columns, `y` and `x` under their own names.
+        The columns, with `y` and `x` under these names.
 
     Raises:
         InputError: If a column is missing or there twice, or a name is no column.
     """
-    own, wanted = [str(name) for name in frame.columns], [*wanted]
-    names = _checked_names(names, wanted, own, where)
-    places = {name: _places(names.get(name, name), own) for name in wanted}
+    own, ours = [str(name) for name in frame.columns], [*wanted]
+    names = _checked_names(names, ours, own, where)
+    places = {name: _places(names.get(name, name), own) for name in ours}
     if all(not places.get(name) and _places(box, own) for name, box in BOX.items()):
         places |= {box: _places(box, own) for box in BOX.values()}
-        required = [BOX.get(name, name) for name in required]
-    if missing := [name for name in required if not places[name]]:
-        raise InputError(
-            f"{where}: no column {', '.join(missing)}; has {', '.join(own)}, needs "
-            f"{', '.join(required)}{_hint(missing, own)}"
-        )
+        required = tuple(BOX.get(name, name) for name in required)
     for name, found in places.items():
         if len(found) > 1:
             raise InputError(
                 f"{where}: {len(found)} columns are called {name}: "
                 f"{', '.join(own[i] for i in found)}; keep one of them"
             )
+    if missing := [name for name in required if not places[name]]:
+        raise InputError(
+            f"{where}: no column {', '.join(missing)}; has {', '.join(own)}, needs "
+            f"{', '.join(required)}{_hint(missing, own)}"
+        )
     return pd.DataFrame({name: frame.iloc[:, at[0]] for name, at in places.items() if at})
 
 
@@ -91,7 +95,7 @@ def _checked_names(
                 f"{near[0]}? The first name is ours, the second the table's"
             )
         if not _places(str(theirs), own):
-            near = difflib.get_close_matches(str(theirs), own, 1) or own
+            near = difflib.get_close_matches(str(theirs), own, 1) or list(own)
             raise InputError(
                 f"{where}: no column {theirs}, which columns={{{ours}:{theirs}}} names; has "
                 f"{', '.join(near)}"
@@ -146,14 +150,9 @@ def read_numbers(
     """
     numbers, flawed, left = {}, {}, {}
     for name, values in columns.items():
-        kind = values.dtype
-        if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
-            number = values.to_numpy(complex, na_value=np.nan) if kind.kind == "c" else None
-            numbers[name] = pd.Series(
-                values.to_numpy(np.float64, na_value=np.nan) if number is None else number.real,
-                values.index,
-            )
-            flawed[name] = pd.Series(False if number is None else number.imag != 0, values.index)
+        if _is_real(values.dtype):
+            number = pd.Series(values.to_numpy(np.float64, na_value=np.nan), values.index)
+            numbers[name], flawed[name] = number, pd.Series(False, values.index)
             continue
         text = _text(values)
         number = pd.to_numeric(text, errors="coerce").astype(np.float64)
@@ -168,9 +167,16 @@ def read_numbers(
     return numbers, pd.DataFrame(flawed)
 
 
+def _is_real(kind: object) -> bool:
+    """Whether values of a type are real numbers; truth values and complex numbers are not."""
+    types = pd.api.types
+    others = types.is_bool_dtype(kind) or types.is_complex_dtype(kind)  # type: ignore[arg-type]
+    return types.is_numeric_dtype(kind) and not others  # type: ignore[arg-type]
+
+
 def is_code(values: pd.Series) -> pd.Series:
     """Which numbers stand for an unknown value."""
-    return values.isin(_CODES) | (values.abs() >= _UNKNOWN_FROM)
+    return values.isin(list(_CODES)) | (values.abs() >= _UNKNOWN_FROM)
 
 
 def _text(values: pd.Series) -> pd.Series:

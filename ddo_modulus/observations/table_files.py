@@ -17,7 +17,6 @@ import io
 import lzma
 import os
 import re
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

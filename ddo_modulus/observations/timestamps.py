@@ -8,6 +8,7 @@ ways to write a time have several readings, and none is guessed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,10 +64,9 @@ def read_times(values: pd.Series, where: str) -> tuple[pd.Series, pd.Series]:
     code, distinct = pd.factorize(text)  # times repeat: many reports share one
     texts = pd.Series(distinct, dtype=object)
     time = _parsed(texts)
-    kind = _kinds(texts.where(time.isna(), ""))
+    time, kind = _within(time, _kinds(texts.where(time.isna(), "")))
     if time.isna().all():
         _refuse(texts, kind, where)
-    time, kind = _within(time, kind)
     return (
         pd.Series(time.to_numpy()[code], values.index),
         pd.Series(kind.to_numpy(object)[code], values.index, dtype=object),
@@ -156,6 +156,6 @@ def _of_date(text: str) -> str:
     return " or ".join(dict.fromkeys(readings)) or "no day at all"
 
 
-def is_time(values: np.ndarray) -> np.ndarray:
+def is_time(values: Sequence[str]) -> np.ndarray:
     """Whether each text is a date of ISO 8601; to recognise a table without a header."""
-    return _parsed(pd.Series(values, dtype=object).astype(str)).notna().to_numpy()
+    return _parsed(pd.Series(values, dtype=object)).notna().to_numpy()
