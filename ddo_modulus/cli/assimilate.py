@@ -56,7 +56,7 @@ def run(config: DictConfig) -> None:
         if rejects.absolute() == out.absolute():
             raise InputError(f"out and rejected are both {out}; give the table a name of its own")
     tolerance = _duration(config.tolerance, "tolerance")
-    table = read_table(config.observations)
+    table = read_table(config.observations, columns=_unwrapped(config.columns))
     package = Package.load(config.package, pick_device(config.device))
     if config.orography is not None:
         package.orography = read_orography(config.orography, package.grid)
@@ -69,7 +69,8 @@ def run(config: DictConfig) -> None:
         thinning_km=optional_number(config, "thinning.km"),
         superob_km=optional_number(config, "superob.km"),
         tolerance=tolerance,
-        default_error=_errors(config.default_error),
+        default_error=_unwrapped(config.default_error),
+        accept=_unwrapped(config.quality.accept),
         missing=config.missing,
         operators=operators,
     )
@@ -206,7 +207,7 @@ def _posterior(config: DictConfig) -> PosteriorConfig:
 
 def _background(config: DictConfig, package: Package) -> BackgroundConfig | None:
     """The forecast that a configuration names, with its errors."""
-    error = _errors(config.background_error)
+    error = _unwrapped(config.background_error)
     length = number(config, "background_length")
     if config.background is None:
         if error is not None:
@@ -261,7 +262,6 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
             table.to_parquet(temporary, index=False)
 
 
-def _errors(value: object) -> float | dict[str, float] | None:
-    """Standard deviations of a configuration: one for all variables, or by variable."""
-    errors = OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value
-    return errors  # type: ignore[return-value]
+def _unwrapped(value: object) -> Any:  # noqa: ANN401 - checked by the schema
+    """A value of a configuration as a plain dictionary, list or scalar."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddo_modulus.data.normalization import Normalization
@@ -22,6 +22,7 @@ from ddo_modulus.errors import InputError
 from ddo_modulus.fields.gaussian_denoiser import GaussianDenoiser
 from ddo_modulus.fields.gaussian_field import GaussianField
 from ddo_modulus.fields.grid import Grid, LatLonGrid
+from ddo_modulus.inference.memory import check_memory
 from ddo_modulus.inference.quality import (
     QualityControl,
     average_duplicates,
@@ -30,7 +31,7 @@ from ddo_modulus.inference.quality import (
     superobservations,
     thinned,
 )
-from ddo_modulus.inference.reports import Reports, operators_at
+from ddo_modulus.inference.reports import Reports, absurd, operators_at
 from ddo_modulus.observations import LinearOperator, Observations, ReportOperators
 from ddo_modulus.observations.table import ERROR_COLUMN
 from ddo_modulus.posterior.system import AnalysisSystem
@@ -38,6 +39,8 @@ from ddo_modulus.posterior.system import AnalysisSystem
 # Limits of memory, as numbers of values of HL: of analyses that are solved together (float32), and
 # kept from quality control until the analysis (float64).
 _MOST_TOGETHER, _MOST_KEPT = 2**27, 2**27
+# Reports that quality control checks at once, so that no matrix is larger than this.
+_MOST_CHECKED = 2048
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,12 @@ def prepare(
         The analyses, and the rejected reports with the columns ``reason`` and ``analysis_time``.
 
     Raises:
-        InputError: If a report has no observation error and there is no default for it.
+        InputError: If a report has no observation error and there is no default for it, or the
+            system of an analysis does not fit into the memory.
     """
     operators = operators_at(reports.operators, prior.package.grid, prior.grid)
+    modes = prior.noise.channels * prior.noise.basis.size
+    device = prior.package.operator.device
     analyses, rejected, kept = [], [], 0
     for time, rows, unused, before in zip(
         times, reports.frames, reports.unused, expected, strict=True
@@ -164,16 +170,20 @@ def prepare(
         if not len(rows):
             analyses.append(Analysis(time, None, np.array([], str), unused))
             continue
+        _check_defaults(prior.package, rows, quality)
+        if not quality.reduces:
+            check_memory(len(rows), modes, device, time)
         draft = _Draft(time, *_observe(prior, time, rows, operators), [])
         _check(draft, before, quality)
         if len(draft.rows):
             _reduce(draft, prior, operators, quality)
+        check_memory(len(draft.rows), modes, device, time)
         rejected += draft.rejected
         unused += sum(len(part) for part in draft.rejected)
         if not len(draft.rows):
             analyses.append(Analysis(time, None, np.array([], str), unused))
             continue
-        kept += len(draft.rows) * prior.noise.channels * prior.noise.basis.size
+        kept += len(draft.rows) * modes
         if kept > _MOST_KEPT:
             draft.system.forget()
         variables = draft.rows["variable"].to_numpy()
@@ -185,11 +195,36 @@ def _check(draft: _Draft, before: GaussianDenoiser, quality: QualityControl) -> 
     """Reject gross errors."""
     if quality.gross_error is None:
         return
-    innovation = normalized_innovations(draft.system.at_mean(before))[0]
+    innovation = _normalized_innovations(draft.system, before)
     draft.rows = draft.rows.assign(normalized_innovation=innovation.cpu().numpy())
     variables = draft.rows["variable"].to_numpy()
     draft.drop(gross_errors(innovation, variables, quality.gross_error), "gross error")
     draft.rows = draft.rows.drop(columns="normalized_innovation")
+
+
+def _normalized_innovations(
+    system: AnalysisSystem, before: GaussianDenoiser
+) -> Float[Tensor, " M"]:
+    """Normalised innovations, in parts that bound the memory.
+
+    The square roots of a system that is checked whole are kept for the analysis.
+    """
+    size = system.observations.operator.size
+    if size <= _MOST_CHECKED:
+        return normalized_innovations(system.at_mean(before))[0]
+    parts = torch.arange(size).split(_MOST_CHECKED)
+    return torch.cat([normalized_innovations(system.take(p).at_mean(before))[0] for p in parts])
+
+
+def _check_defaults(package: Package, rows: pd.DataFrame, quality: QualityControl) -> None:
+    """Refuse default errors that no report can have; rows with such errors of their own are out."""
+    bad = absurd(package, rows)[f"impossible {ERROR_COLUMN}"]
+    if bad.any():
+        error, variable = rows[ERROR_COLUMN][bad].iloc[0], rows["variable"][bad].iloc[0]
+        raise InputError(
+            f"default_error={quality.default_error}: an error of {error:g} cannot be that of "
+            f"{variable}; give its standard deviation in physical units"
+        )
 
 
 def _reduce(

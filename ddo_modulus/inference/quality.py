@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -118,12 +118,14 @@ class QualityControl:
         if self.missing not in ("error", "prior"):
             raise InputError(f"missing={self.missing!r} must be 'error' or 'prior'")
         object.__setattr__(self, "tolerance", offsets(self.tolerance))
+        defaults = self.default_error
+        each = list(defaults.values()) if isinstance(defaults, Mapping) else [defaults]
+        if defaults is not None and not all(map(_is_positive, each)):
+            raise InputError(
+                f"default_error={defaults} must be a positive number, or one by variable"
+            )
         if self.accept is not None:
-            object.__setattr__(self, "accept", tuple(float(mark) for mark in self.accept))
-            if len(self.accept) != 2 or not self.accept[0] <= self.accept[1]:
-                raise InputError(
-                    f"accept={list(self.accept)} must be two marks, the smallest and the largest"
-                )
+            object.__setattr__(self, "accept", _marks(self.accept))
 
     @classmethod
     def of(cls, options: QualityControl | Mapping[str, Any] | None) -> QualityControl:
@@ -157,12 +159,41 @@ class QualityControl:
             options["default_error"] = {str(k): float(v) for k, v in self.default_error.items()}
         return options
 
+    @property
+    def reduces(self) -> bool:
+        """Whether reports are thinned or merged."""
+        merged = self.duplicates == "average" or self.superob_km is not None
+        return merged or self.thinning_km is not None
+
     def unaccepted(self, rows: pd.DataFrame) -> pd.Series:
         """Which reports have a quality mark that is not accepted."""
         if self.accept is None or "quality" not in rows:
             return pd.Series(False, rows.index)
         mark = rows["quality"]
         return mark.notna() & ~mark.between(*self.accept)
+
+    def notes(self, rows: pd.DataFrame) -> dict[str, int]:
+        """Remarks on reports that are used: marks that are not, and several reports of one place.
+
+        Args:
+            rows: Reports of a checked table.
+        """
+        counts = {}
+        if self.accept is None and "quality" in rows and (marked := int(rows["quality"].count())):
+            marks = rows["quality"]
+            counts[
+                f"quality marks {marks.min():g} to {marks.max():g} not used, which "
+                "quality.accept=[SMALLEST,LARGEST] would choose by"
+            ] = marked
+        if self.duplicates == "keep":
+            label = _label([*_places(rows), *_kinds(rows)])
+            again = int(pd.Series(label).duplicated().sum())
+            if again:
+                counts[
+                    "taken as independent of another at the same place and time, which "
+                    "duplicates=average would merge with it"
+                ] = again
+        return counts
 
     def errors(self, rows: pd.DataFrame) -> pd.Series:
         """Error standard deviations of reports, with defaults for reports without one.
@@ -184,6 +215,22 @@ class QualityControl:
                 "the standard deviation in physical units"
             )
         return error.astype(float)
+
+
+def _is_positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+
+
+def _marks(accept: object) -> tuple[float, float]:
+    """The smallest and the largest accepted mark."""
+    marks = list(accept) if isinstance(accept, Sequence) and not isinstance(accept, str) else []
+    numbers = [m for m in marks if isinstance(m, int | float) and not isinstance(m, bool)]
+    if not (len(numbers) == len(marks) == 2 and -math.inf < marks[0] <= marks[1] < math.inf):
+        raise InputError(
+            f"accept={marks or accept} must be two marks, the smallest and the largest, e.g. [0,1]"
+        )
+    return float(marks[0]), float(marks[1])
 
 
 def normalized_innovations(at: LinearizedSystem) -> Float[Tensor, "T M"]:
@@ -232,7 +279,7 @@ def average_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows in their order; the first of each group holds the mean. Wind directions are unchanged.
     """
-    keys = [rows["time"], rows["lat"], rows["lon"] % 360, *_kinds(rows)]
+    keys = [*_places(rows), *_kinds(rows)]
     label = pd.Series(_label(keys), rows.index).where(~_circular(rows), -1)
     several = label.duplicated(keep=False) & (label >= 0)
     if not several.any():
@@ -325,6 +372,11 @@ def _cells(rows: pd.DataFrame, spacing_km: float) -> list[np.ndarray]:
     around = np.maximum(1, np.round(360 * np.cos(np.deg2rad(middle)) / height))
     column = np.floor(rows["lon"].to_numpy(float) % 360 / 360 * around).astype(np.int64)
     return [row, column]
+
+
+def _places(rows: pd.DataFrame) -> list[pd.Series]:
+    """Time and place of each report, on one branch of longitude."""
+    return [rows["time"], rows["lat"], rows["lon"] % 360]
 
 
 def _kinds(rows: pd.DataFrame) -> list[np.ndarray | pd.Series]:

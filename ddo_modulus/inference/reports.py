@@ -14,11 +14,16 @@ import torch
 
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
-from ddo_modulus.fields.grid import Grid, resampled
+from ddo_modulus.fields.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.inference.quality import QualityControl
 from ddo_modulus.observations import ReportOperators
 from ddo_modulus.observations.reports import UNKNOWN
-from ddo_modulus.observations.table import ObservationTable
+from ddo_modulus.observations.table import ERROR_COLUMN, ObservationTable
+
+#: Values and errors beyond this number of the prior's standard deviations are mistakes.
+FARTHEST = 1e4
+#: Errors smaller than a standard deviation of the prior by this factor are mistakes.
+SMALLEST_ERROR = 1e7
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Reports:
             outside = usable_rows.dropped.get("outside the grid", 0)
             hint = f" ({outside} observations outside the grid do not count)" if outside else ""
             raise InputError(f"{error}{hint}") from None
+        used = usable_rows.frame
         everything = whole.at(times, quality.offsets, required=required)
         return cls(
             operators,
@@ -81,7 +87,7 @@ class Reports:
             [len(rows) - len(own) for rows, own in zip(everything, frames, strict=True)],
             dict(usable_rows.dropped),
             usable_rows.rejected,
-            operators.notes(usable_rows.frame),
+            usable_rows.notes | operators.notes(used) | quality.notes(used),
         )
 
 
@@ -115,6 +121,11 @@ def usable(
         )
     operators = report_operators(package) if operators is None else operators
     frame, grid = table.frame, package.grid
+    if table.cartesian and isinstance(grid, LatLonGrid):
+        raise InputError(
+            "the table has places y, x on a box, but the package lives on the globe; give lat and "
+            "lon in degrees"
+        )
     refused = operators.refused(frame)
     of_package = refused != UNKNOWN
     if required and not of_package.any():
@@ -131,6 +142,8 @@ def usable(
             f"lon={frame['lon'][of_package].iloc[0]:g}. Choose another package or other stations"
         )
     refused = refused.where(inside | ~of_package, "outside the grid")
+    for reason, bad in absurd(package, frame).items():
+        refused = refused.where((refused != "") | ~bad, reason)
     reasons = {str(reason): int(n) for reason, n in refused.value_counts().items() if reason}
     if required and len(reasons) and (refused != "").all():
         listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
@@ -140,6 +153,30 @@ def usable(
         )
     left = table.without(refused)
     return replace(left, frame=left.frame.reset_index(drop=True))
+
+
+def absurd(package: Package, rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Rows that single precision cannot combine with the prior, by what is wrong with them.
+
+    Args:
+        package: The prior.
+        rows: Reports; an error that is NaN passes.
+
+    Returns:
+        Which values are more than :data:`FARTHEST` of the prior's standard deviations from its
+        mean; and which errors are larger than that, or as much smaller.
+    """
+    far, error = (pd.Series(False, rows.index) for _ in range(2))
+    statistics = package.normalization
+    for i, channel in enumerate(package.channels):
+        part = rows[rows["variable"] == channel]
+        if part.empty:
+            continue
+        mean, std = (float(t[:, i].double().mean()) for t in (statistics.mean, statistics.std))
+        own = part[ERROR_COLUMN]
+        far[part.index] = (part["observation"] - mean).abs() > FARTHEST * std
+        error[part.index] = own.notna() & ~own.between(std / SMALLEST_ERROR, FARTHEST * std)
+    return {"implausible value": far, f"impossible {ERROR_COLUMN}": error}
 
 
 def report_operators(package: Package) -> ReportOperators:

@@ -2,20 +2,23 @@
 """Observation tables: read, checked, and sorted out by analysis time.
 
 A table has Earth2Studio's core columns `time, lat, lon, observation, variable` and, if available,
-`observation_error` (standard deviation in physical units). Further columns of its schema are kept
-where they are there (`NUMBERS`, `LABELS`); an impossible value counts as missing.
-What is done about flaws:
+`observation_error` (standard deviation) and `units` (of both); without units, values are in those
+of the lexicon. On a box, `y, x` may stand for `lat, lon`. Further columns of Earth2Studio's schema
+are kept where they are there (`NUMBERS`, `LABELS`). What is done about flaws:
 
-- A mistake that spoils the whole table (a column, the units) is an `InputError`.
-- A flawed row is left out, counted in `ObservationTable.dropped` and kept in `.rejected`.
+- A mistake that spoils the whole table (a column, the units, the way times are written) is an
+  `InputError`.
+- A flawed cell costs its row: the row is left out, counted in `ObservationTable.dropped` and kept
+  in `.rejected`. Text that is no number is a flaw, and so is a number that cannot be: an
+  observation error of zero or less, a height above all mountains.
+- A cell that is empty, or holds a code for an unknown value (-9999), is no flaw in a further
+  column, where it stays NaN. An observation error that is empty stays NaN, for the caller's
+  default.
 - Reports that differ, from the same place and time, are separate observations and stay; an exact
   repetition adds nothing and is dropped.
-- An unknown observation error stays NaN, for the caller's default; one of zero or less is a
-  mistake.
 """
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +28,15 @@ import pandas as pd
 
 from ddo_modulus.errors import InputError
 from ddo_modulus.lexicon import check_units, reported_range
+from ddo_modulus.observations.table_columns import is_code, pick_columns, read_numbers
+from ddo_modulus.observations.table_files import RawTable, read_file
+from ddo_modulus.observations.timestamps import MISSING, read_times
+from ddo_modulus.observations.typical import ALOFT
+from ddo_modulus.units import conversion, is_declared
 
 CORE_COLUMNS = ("time", "lat", "lon", "observation", "variable")
 ERROR_COLUMN = "observation_error"
+UNITS_COLUMN = "units"
 
 #: Further columns of numbers, and what their values can be: height of the station above sea level
 #: (m; in either of two columns), pressure (Pa), marker of quality, number of the satellite's
@@ -36,7 +45,7 @@ NUMBERS = {
     "elev": (-500.0, 1e5),
     "station_elev": (-500.0, 9e3),
     "pres": (1.0, 1.1e5),
-    "quality": (0.0, 1e5),
+    "quality": (-1e5, 1e5),
     "sensor_index": (0.0, 1e5),
     "scan_angle": (-360.0, 360.0),
     "satellite_za": (-180.0, 180.0),
@@ -48,6 +57,11 @@ NUMBERS = {
 LABELS = ("station", "satellite", "type", "class", "source")
 
 _HECTOPASCAL = 1100.0  # half of the pressures below it: no radiosonde is there, all of them in hPa
+_MOUNTAIN = 9e3  # m; no station is higher, but a level aloft may be
+_HEIGHTS = ("elev", "station_elev")
+# Beyond these, squares of values and of errors are beyond single precision.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+_LEAST_HUMIDITY = 2.0  # %; a table whose humidities near the ground are all below holds fractions
 
 NO_TOLERANCE = np.timedelta64(0, "ns")
 
@@ -67,18 +81,26 @@ class ObservationTable:
             where unknown). Those of `NUMBERS` (NaN where unknown) and `LABELS` (None) that the
             source has.
         dropped: Number of rows left out, by reason.
-        rejected: These rows, with a column `reason`.
+        rejected: These rows, with a column `reason` and, if a cell could not be read, its text in a
+            column `cell`.
+        notes: Number of rows that are used with a reservation, by reservation.
+        cartesian: Whether places are `y, x` on a box, under the names `lat, lon`.
     """
 
     frame: pd.DataFrame
     dropped: dict[str, int] = field(default_factory=dict)
     rejected: pd.DataFrame = field(default_factory=pd.DataFrame)
+    notes: dict[str, int] = field(default_factory=dict)
+    cartesian: bool = False
 
-    def without(self, reason: "pd.Series[str]") -> "ObservationTable":
+    def without(
+        self, reason: "pd.Series[str]", cell: "pd.Series[str] | None" = None
+    ) -> "ObservationTable":
         """Leave out rows, and remember them.
 
         Args:
             reason: Why, for each row of the frame; empty text for those that stay.
+            cell: Text of the cell that is the reason, by the frame's index.
         """
         bad = reason != ""
         if not bad.any():
@@ -87,8 +109,11 @@ class ObservationTable:
         for text, count in reason[bad].value_counts().items():
             dropped[str(text)] = dropped.get(str(text), 0) + int(count)
         rows = self.frame[bad].assign(reason=reason[bad].astype(str))
+        if cell is not None:
+            rows["cell"] = cell[rows.index]
         rejected = rows if self.rejected.empty else pd.concat([self.rejected, rows])
-        return ObservationTable(self.frame[~bad], dropped, rejected.reset_index(drop=True))
+        rejected = rejected.reset_index(drop=True)
+        return replace(self, frame=self.frame[~bad], dropped=dropped, rejected=rejected)
 
     def at(
         self,
@@ -174,125 +199,211 @@ def read_table(
     source: str | Path | pd.DataFrame,
     variables: Sequence[str] | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     required: bool = True,
 ) -> ObservationTable:
     """Read and check an observation table.
 
     Args:
-        source: A parquet or CSV file, or a frame, which is left as it is.
+        source: A parquet or text file (:mod:`.table_files`), or a frame, which is left as it is.
         variables: Ids that can be used; rows of others are left out. None takes any.
+        columns: Names of the table's columns by ours, where they differ:
+            ``{"time": "valid_time"}``.
         required: Whether there must be a usable row.
 
     Returns:
         The table.
 
     Raises:
-        InputError: If the file cannot be read, a column is missing, times cannot be understood,
-            an observation error is not positive, the values of a variable or the pressures are in
+        InputError: If the file cannot be read, a column is missing, the way that times or numbers
+            are written has several readings, the values of a variable or the pressures are in
             wrong units, or no usable row is left.
     """
     where = "observation table" if isinstance(source, pd.DataFrame) else str(source)
-    frame = source if isinstance(source, pd.DataFrame) else _read_file(Path(source))
-    missing = [c for c in CORE_COLUMNS if c not in frame.columns]
-    if missing:
-        raise InputError(
-            f"{where}: no column {', '.join(missing)}; has {', '.join(map(str, frame.columns))}, "
-            f"needs {', '.join(CORE_COLUMNS)}"
-        )
-    if frame.empty and required:
+    raw = RawTable.of(source) if isinstance(source, pd.DataFrame) else read_file(Path(source))
+    wanted = (*CORE_COLUMNS, ERROR_COLUMN, UNITS_COLUMN, *NUMBERS, *LABELS)
+    cells = pick_columns(raw.frame, wanted, CORE_COLUMNS, where, columns)
+    if cells.empty and required:
         raise InputError(f"{where}: no rows; check how it was made")
-    frame = _typed(frame, where)
-    table = ObservationTable(frame)
+    cartesian = "y" in cells
+    cells = cells.rename(columns={"y": "lat", "x": "lon"}) if cartesian else cells
+    frame, flaw, cell = _typed(cells, raw, where)
+    table = _usable_variables(ObservationTable(frame, cartesian=cartesian), variables, where)
+    if table.frame.empty and required and variables is not None:
+        present = sorted(frame["variable"].unique())
+        raise InputError(
+            f"{where}: no observations of {', '.join(variables)}; the table has "
+            f"{', '.join(present)}"
+        )
+    table = table.without(flaw[table.frame.index], cell)
+    table = _in_lexicon_units(table, where)
+    for reason, check in _CHECKS.items():
+        bad = check(table, where)
+        table = table.without(bad.map({True: reason, False: ""}).astype(object))
+    if table.frame.empty and required:
+        raise InputError(f"{where}: no usable row is left ({_reasons(table)}); mend the table")
+    ordered = table.frame.sort_values("time", kind="stable", ignore_index=True)
+    return replace(table, frame=ordered)
 
-    def drop(reason: str, bad: pd.Series) -> None:
-        nonlocal table, frame
-        table = table.without(bad.map({True: reason, False: ""}))
-        frame = table.frame
 
-    present = sorted(frame["variable"].unique())
+def _reasons(table: ObservationTable) -> str:
+    """Why rows were left out, with an example of each kind of cell that cannot be read."""
+    cells = table.rejected.get("cell", pd.Series("", table.rejected.index))
+    first = cells.fillna("").groupby(table.rejected["reason"]).first()
+    shown = {reason: f", such as {cell!r}" if cell else "" for reason, cell in first.items()}
+    return ", ".join(f"{name}: {n}{shown.get(name, '')}" for name, n in table.dropped.items())
+
+
+def _usable_variables(
+    table: ObservationTable, variables: Sequence[str] | None, where: str
+) -> ObservationTable:
+    """Leave out rows that have no variable, or one that is not wanted."""
+    variable = table.frame["variable"]
+    reason = pd.Series("", variable.index, dtype=object)
     if variables is not None:
-        drop("unknown variable", ~frame["variable"].isin(list(variables)))
-        if frame.empty and required:
-            raise InputError(
-                f"{where}: no observations of {', '.join(variables)}; the table has "
-                f"{', '.join(present)}"
-            )
-    numbers = frame[["lat", "lon", "observation"]].to_numpy()
-    drop(
-        "missing value",
-        pd.Series(~np.isfinite(numbers).all(axis=1), frame.index) | frame["time"].isna(),
-    )
-    drop("off the globe", (frame["lat"].abs() > 90) | ~frame["lon"].between(-180, 360))
-    drop("implausible value", _implausible(frame, where))
-    compared = [column for column in frame if column not in LABELS]
-    drop("repeated row", frame.duplicated(compared))
-    if frame.empty and required:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in table.dropped.items())
-        raise InputError(f"{where}: no usable row is left ({reasons}); mend the table")
-    _check_errors(frame, where)
-    return replace(table, frame=frame.sort_values("time", kind="stable", ignore_index=True))
+        reason[~variable.isin(list(variables))] = "unknown variable"
+    reason[variable == ""] = "missing value"
+    return table.without(reason)
 
 
-def _read_file(path: Path) -> pd.DataFrame:
-    if path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"{path}: not a .parquet or .csv table; convert it to one")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the file is empty; check how it was made") from error
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors derive from these
-        raise InputError(
-            f"{path}: cannot be read, damaged or cut short ({error}); copy or download it again"
-        ) from error
-
-
-def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Copy the columns in use with one type each; text that is no number becomes NaN."""
-    if pd.api.types.is_numeric_dtype(frame["time"]):
-        raise InputError(f"{where}: time holds numbers; write dates, e.g. 2019-03-27T06:00")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a mixed format, which is no harm
-            time = pd.to_datetime(frame["time"], utc=True)  # without a zone, it is UTC already
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{where}: time cannot be understood ({error}); write dates, e.g. 2019-03-27T06:00"
-        ) from error
-    columns: dict[str, pd.Series] = {"time": time.dt.tz_localize(None).astype("datetime64[ns]")}
-    for name in ("lat", "lon", "observation"):
-        columns[name] = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
-    columns["variable"] = frame["variable"].astype(str)
-    error_column = frame.get(ERROR_COLUMN, pd.Series(np.nan, frame.index))
-    columns[ERROR_COLUMN] = pd.to_numeric(error_column, errors="coerce").astype(np.float64)
-    for name, (low, high) in NUMBERS.items():
-        if name in frame:
-            values = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
-            if name == "pres":
-                _check_pressure(values, where)
-            columns[name] = values.where(values.between(low, high))
+def _typed(
+    cells: pd.DataFrame, raw: RawTable, where: str
+) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    """One type for each column; and the flaw of each row, with the text of the flawed cell."""
+    time, flaw = read_times(cells["time"], where)
+    flaw = flaw.where(raw.flaw == "", raw.flaw)
+    cell = pd.Series("", cells.index, dtype=object)
+    cell[flaw != ""] = cells["time"][flaw != ""].astype(str)
+    named = {name: cells[name] for name in (*CORE_COLUMNS[1:4], ERROR_COLUMN) if name in cells}
+    named |= {name: cells[name] for name in NUMBERS if name in cells}
+    numbers, unreadable = read_numbers(named, where, semicolons=raw.separator == ";")
+    variable = cells["variable"].astype(object).where(cells["variable"].notna(), "")
+    columns: dict[str, pd.Series] = {"time": time}
+    columns |= {name: numbers[name] for name in ("lat", "lon", "observation")}
+    columns["lon"] = columns["lon"].where(~is_code(columns["lon"]))
+    variable = variable.astype(str).str.strip()
+    columns["variable"] = variable.where(~variable.str.lower().isin(MISSING), "")
+    columns[ERROR_COLUMN] = numbers.get(ERROR_COLUMN, pd.Series(np.nan, cells.index))
+    if UNITS_COLUMN in cells:
+        units = cells[UNITS_COLUMN].astype(object).where(cells[UNITS_COLUMN].notna(), "")
+        columns[UNITS_COLUMN] = units.astype(str).str.strip()
+    impossible = {}
+    for name in (name for name in NUMBERS if name in cells):
+        columns[name], impossible[name] = _possible(name, numbers[name], columns, where)
     for name in LABELS:
-        if name in frame:
-            columns[name] = frame[name].astype(object).where(frame[name].notna(), None)
-    # Without the attributes of the source: arrays among them would break pandas' concat.
-    return pd.DataFrame(columns).reset_index(drop=True)
+        if name in cells:
+            columns[name] = cells[name].astype(object).where(cells[name].notna(), None)
+    for word, bad in (("unreadable", unreadable), ("impossible", pd.DataFrame(impossible))):
+        for name in map(str, bad):
+            rows = bad[name] & (flaw == "")
+            flaw[rows], cell[rows] = f"{word} {name}", cells[name][rows].astype(str)
+    return pd.DataFrame(columns), flaw, cell
 
 
-def _implausible(frame: pd.DataFrame, where: str) -> pd.Series:
+def _possible(
+    name: str, values: pd.Series, columns: Mapping[str, pd.Series], where: str
+) -> tuple[pd.Series, pd.Series]:
+    """Values of a further column without the codes of unknown ones; and which are impossible."""
+    if name == "pres":
+        _check_pressure(values, where)
+    low, high = NUMBERS[name]
+    code = is_code(values) & (~values.between(low, high) | (name in _HEIGHTS))
+    values = values.where(~code)
+    bad = values.notna() & ~values.between(low, high)
+    if name in _HEIGHTS and (values > _MOUNTAIN).any():
+        aloft = columns["variable"].isin(
+            [v for v in columns["variable"].unique() if ALOFT.fullmatch(v)]
+        )
+        bad |= (values > _MOUNTAIN) & ~aloft
+    return values, bad
+
+
+def _in_lexicon_units(table: ObservationTable, where: str) -> ObservationTable:
+    """Convert values and errors from the units that the table declares for its rows."""
+    if UNITS_COLUMN not in table.frame:
+        return table
+    frame = table.frame.drop(columns=UNITS_COLUMN)
+    declared, notes = table.frame[UNITS_COLUMN], dict(table.notes)
+    reason, refusal = pd.Series("", frame.index, dtype=object), {}
+    for (variable, units), rows in frame.groupby(["variable", declared], sort=False):
+        if not is_declared(units):
+            continue
+        known = reported_range("z500" if variable == "z" else str(variable))
+        if known is None:
+            notes[f"{variable}, whose units {units!r} are not compared"] = len(rows)
+            continue
+        try:
+            change = conversion(str(units), known.units)
+        except InputError as error:
+            reason[rows.index], refusal[variable] = "wrong units", str(error)
+            continue
+        if not change.is_identity:
+            notes[f"{variable} converted from {units} to {known.units}"] = len(rows)
+            frame.loc[rows.index, "observation"] *= change.factor
+            frame.loc[rows.index, "observation"] += change.offset
+            frame.loc[rows.index, ERROR_COLUMN] *= abs(change.factor)
+    for variable, words in refusal.items():
+        if (reason[frame["variable"] == variable] != "").all():
+            raise InputError(f"{where}: {variable}: {words}")
+    return replace(table, frame=frame, notes=notes).without(reason)
+
+
+def _missing(table: ObservationTable, where: str) -> pd.Series:
+    frame = table.frame
+    finite = np.isfinite(frame[["lat", "lon", "observation"]].to_numpy()).all(axis=1)
+    return pd.Series(~finite, frame.index) | frame["time"].isna()
+
+
+def _off_the_globe(table: ObservationTable, where: str) -> pd.Series:
+    """Longitudes may be of any branch."""
+    return (table.frame["lat"].abs() > 90) & (not table.cartesian)
+
+
+def _implausible(table: ObservationTable, where: str) -> pd.Series:
     """Mark impossible values; raise if they are so many that the units must be wrong."""
+    frame = table.frame
     bad = pd.Series(False, frame.index)
     for variable, values in frame.groupby("variable")["observation"]:
         plausible = reported_range(str(variable))
         if plausible is None:
+            code = is_code(values) & ~values.between(0, _MOUNTAIN * 10)
+            bad[values.index] = code | (values.abs() > _LARGEST)
             continue
+        half = f"{where} (middle half)"
         # Real reports hold gross errors. Half of them wrong is another matter: the units.
         middle = values.quantile([0.25, 0.5, 0.75])
         if not plausible.low <= middle[0.5] <= plausible.high:
-            half = f"{where} (middle half)"
             check_units(str(variable), middle[0.25], middle[0.75], half, plausible)
         bad[values.index] = ~values.between(plausible.low, plausible.high)
+        if plausible.units == "%" and str(variable) != "r" and values.max() < _LEAST_HUMIDITY:
+            check_units(str(variable), values.min(), values.max(), where, plausible)
     return bad
+
+
+def _impossible_error(table: ObservationTable, where: str) -> pd.Series:
+    """Mark errors that are not positive, or larger than all the values that are plausible."""
+    error, variable = table.frame[ERROR_COLUMN], table.frame["variable"]
+    ranges = {name: reported_range(name) for name in variable.unique()}
+    widest = {name: r.high - r.low if r else _LARGEST for name, r in ranges.items()}
+    return error.notna() & ~error.between(_SMALLEST, variable.map(widest).astype(float))
+
+
+def _repeated(table: ObservationTable, where: str) -> pd.Series:
+    frame = table.frame
+    compared = frame[[column for column in frame if column not in LABELS]]
+    if not table.cartesian:
+        compared = compared.assign(lon=np.round(compared["lon"] % 360, 9) % 360)
+    return compared.duplicated()
+
+
+#: What is wrong with rows of a table whose cells can be read, in this order.
+_CHECKS = {
+    "missing value": _missing,
+    "off the globe": _off_the_globe,
+    "implausible value": _implausible,
+    f"impossible {ERROR_COLUMN}": _impossible_error,
+    "repeated row": _repeated,
+}
 
 
 def _check_pressure(pressure: pd.Series, where: str) -> None:
@@ -301,15 +412,4 @@ def _check_pressure(pressure: pd.Series, where: str) -> None:
         raise InputError(
             f"{where}: the median of pres is {middle:g}, but it has to be in Pa. It looks like "
             "hPa: multiply by 100."
-        )
-
-
-def _check_errors(frame: pd.DataFrame, where: str) -> None:
-    error = frame[ERROR_COLUMN]
-    bad = frame[error.notna() & ~((error > 0) & np.isfinite(error))]
-    if len(bad):
-        raise InputError(
-            f"{where}: {len(bad)} rows have an {ERROR_COLUMN} that is not positive and finite, "
-            f"the first of {bad['variable'].iloc[0]} ({bad[ERROR_COLUMN].iloc[0]:g}); give the "
-            "standard deviation in physical units, or leave it empty"
         )

@@ -87,10 +87,9 @@ def test_flawed_rows_are_left_out_and_counted():
         (made(variable="sst"), "no observations of t2m, u10m; the table has sst"),
         (made(observation=np.nan), "no usable row is left .missing value: 6"),
         (made(observation=np.arange(6.0)), r"\(middle half\): t2m .*add 273.15"),
-        (made(observation_error=[0.5, 0.0, 1, 1, -1, 1]), "2 rows .* of t2m .0."),
-        (made(observation_error=np.inf), "6 rows"),
-        (made(time="yesterday-ish"), "time cannot be understood"),
-        (made(time=np.arange(6)), "time holds numbers"),
+        (made(observation_error=np.inf), "no usable .*impossible observation_error: 6"),
+        (made(time="yesterday-ish"), "time 'yesterday-ish' cannot be understood; write dates"),
+        (made(time=np.arange(6)), "time '0' is a number, .*; write dates"),
     ],
 )
 def test_a_spoilt_table_is_refused(frame, message):
@@ -101,15 +100,16 @@ def test_a_spoilt_table_is_refused(frame, message):
 def test_files_are_named(tmp_path):
     with pytest.raises(InputError, match="x.parquet: no such file"):
         read_table(tmp_path / "x.parquet")
-    with pytest.raises(InputError, match="x.xlsx: not a .parquet or .csv"):
-        read_table(tmp_path / "x.xlsx")
+    (tmp_path / "x.dat").write_text("time,lat")
+    with pytest.raises(InputError, match="x.dat: not a .parquet or .csv"):
+        read_table(tmp_path / "x.dat")
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(InputError, match="x.csv: the file is empty"):
         read_table(tmp_path / "x.csv")
     made().to_parquet(tmp_path / "x.parquet")
     whole = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(whole[:-50])
-    with pytest.raises(InputError, match="x.parquet: cannot be read"):
+    with pytest.raises(InputError, match="x.parquet: is cut short"):
         read_table(tmp_path / "x.parquet")
 
 
@@ -162,8 +162,8 @@ def test_times_without_observations_are_named():
 
 def test_further_columns_are_kept_with_one_type_each():
     frame = made(
-        elev=["25", "1e11", "high", "-60", "9000", None],
-        pres=[1e5, 0.0, np.nan, 1.2e5, 5e4, 900],
+        elev=["25", "1e11", "-", "-60", "9000", None],
+        pres=[1e5, -999, np.nan, 7e4, 5e4, 900],
         sensor_index=5,
         quality=[0, 1, 2, 3, 4, 15],
         station=[3162, "03162", None, "EGLL", "x", "y"],
@@ -172,9 +172,26 @@ def test_further_columns_are_kept_with_one_type_each():
     kept = read_table(frame).frame
     assert "comment" not in kept and "station_elev" not in kept
     np.testing.assert_array_equal(kept["elev"], [25, np.nan, np.nan, -60, 9000, np.nan])
-    np.testing.assert_array_equal(kept["pres"], [1e5, np.nan, np.nan, np.nan, 5e4, 900])
+    np.testing.assert_array_equal(kept["pres"], [1e5, np.nan, np.nan, 7e4, 5e4, 900])
     assert kept["sensor_index"].dtype == kept["quality"].dtype == np.float64
     assert kept["station"].tolist() == [3162, "03162", None, "EGLL", "x", "y"]
+
+
+def test_a_flawed_cell_costs_its_row():
+    frame = made(
+        elev=["25", "high", "12000", "-60", "9000", None],
+        pres=[1e5, 1e5, 1e5, 0.0, 1.2e5, 900],
+        observation_error=[0.5, 1, 1, 1, 1, 0],
+    )
+    table = read_table(frame)
+    assert table.frame["elev"].tolist() == [25]
+    assert table.dropped == {
+        "unreadable elev": 1,
+        "impossible elev": 1,
+        "impossible pres": 2,
+        "impossible observation_error": 1,
+    }
+    assert table.rejected["cell"].tolist()[:4] == ["high", "12000", "0.0", "120000.0"]
 
 
 def test_pressures_in_hectopascal_are_refused():

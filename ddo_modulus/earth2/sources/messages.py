@@ -20,6 +20,7 @@ import numpy as np
 
 from ddo_modulus.earth2.sources.source import check_file
 from ddo_modulus.errors import InputError
+from ddo_modulus.observations.table_files import describe
 
 _REPLICATIONS = (
     "delayedDescriptorReplicationFactor",
@@ -153,6 +154,8 @@ def check_messages(path: Path) -> None:
     check_file(path)
     with path.open("rb") as file:
         start = file.read(2**16)
+    if not start.startswith(b"BUFR") and (words := describe(start)) is not None:
+        raise InputError(f"{path}: is {words}")
     if b"BUFR" not in start:
         raise InputError(f"{path}: not a BUFR file (it starts with {start[:8]!r}); give one")
     try:
