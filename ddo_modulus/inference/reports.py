@@ -16,6 +16,7 @@ from ddo_modulus.diffusion.package import Package
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid, resampled
 from ddo_modulus.inference.quality import QualityControl
+from ddo_modulus.lexicon import reported_range
 from ddo_modulus.observations import ReportOperators
 from ddo_modulus.observations.reports import UNKNOWN
 from ddo_modulus.observations.table import ERROR_COLUMN, ObservationTable
@@ -174,7 +175,8 @@ def absurd(package: Package, rows: pd.DataFrame) -> dict[str, pd.Series]:
             continue
         mean, std = (float(t[:, i].double().mean()) for t in (statistics.mean, statistics.std))
         own = part[ERROR_COLUMN]
-        far[part.index] = (part["observation"] - mean).abs() > FARTHEST * std
+        if reported_range(channel) is None:  # others are within their range already
+            far[part.index] = (part["observation"] - mean).abs() > FARTHEST * std
         error[part.index] = own.notna() & ~own.between(std / SMALLEST_ERROR, FARTHEST * std)
     return {"implausible value": far, f"impossible {ERROR_COLUMN}": error}
 

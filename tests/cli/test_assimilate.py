@@ -215,7 +215,7 @@ def test_bad_tables(refused, files, tmp_path):
     mistake("no observations of t2m", good.assign(variable="visibility"))
     mistake("no rows", good.iloc[:0])
     mistake("no column lat", good.drop(columns="lat"))
-    mistake("not positive", good.assign(observation_error=0.0))
+    mistake("impossible observation_error", good.assign(observation_error=0.0))
 
 
 def test_bad_packages(refused, files, untrained, tmp_path):

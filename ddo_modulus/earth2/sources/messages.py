@@ -155,7 +155,7 @@ def check_messages(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(2**16)
     if not start.startswith(b"BUFR") and (words := describe(start)) is not None:
-        raise InputError(f"{path}: is {words}")
+        raise InputError(f"{path}: not a BUFR file but {words}")
     if b"BUFR" not in start:
         raise InputError(f"{path}: not a BUFR file (it starts with {start[:8]!r}); give one")
     try:
