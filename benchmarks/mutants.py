@@ -73,7 +73,10 @@ def mutmut(*arguments: str, shown: bool = False) -> str:
     """Run mutmut in the root of the repository; what it printed, or nothing if that is shown."""
     command = [sys.executable, "-m", "mutmut", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    variables.pop("PYTHONPATH", None)  # the changed copy comes first, not this one
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    # The changed copy is to be imported, not this one.
+    others = [path for path in paths if path and Path(path).resolve() != ROOT]
+    variables["PYTHONPATH"] = os.pathsep.join(others)
     shared = ROOT.parent / "shared" / "data"
     if shared.is_dir():  # the tests run in a copy, from where this is not found
         variables.setdefault("DDO_SHARED_DATA", str(shared))

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import shutil
 import tarfile
 
@@ -224,6 +225,9 @@ def test_bad_packages(refused, files, untrained, tmp_path):
     def mistake(match, change):
         folder = tmp_path / "package"
         shutil.copytree(files.package, folder)
+        header = json.loads((folder / "package.json").read_text())
+        del header["fingerprint"]  # as if of an earlier version: each part is read
+        (folder / "package.json").write_text(json.dumps(header, indent=2))
         change(folder)
         refused(match, "assimilate", package=folder, **keys)
         shutil.rmtree(folder)

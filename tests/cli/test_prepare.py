@@ -69,7 +69,7 @@ def test_mistakes(refused, files, tmp_path):
     mistake("no times in", start="2020-01-01")
     mistake("statistics: no times in", statistics__start="2020-01-01")
     mistake("statistics.spectrum=-1 must be", statistics__spectrum=-1)
-    mistake("compress=2 must be true or false", compress=2)
+    mistake("compress=2 must be one of false, true", compress=2)
     mistake("domain=disc: choose one of torus, box, sphere", domain="disc")
     mistake("does not go round the globe", domain="sphere")
     mistake("no such file", source=tmp_path / "none.nc")
