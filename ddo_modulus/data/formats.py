@@ -22,37 +22,23 @@ from scipy.io import netcdf_file
 
 import ddo_modulus.data.grib_libraries  # noqa: F401 - lets ecCodes and pygrib share a process
 from ddo_modulus.errors import InputError
+from ddo_modulus.file_kinds import described, head_of, kind_of
 
 # The attribute `layout` of a training store (see `training_store`), and its array of fields.
 LAYOUT = "ddo training store 1"
 FIELDS = "fields"
 
-_REPORTS = "reports, not fields on a grid; give it as observations"
-_DATA_OF_R = "a file of R; write its fields as netCDF, e.g. with R's package ncdf4"
-_FOREIGN = [
-    (b"PK\x03\x04", "a zip archive; unpack it, and give the file in it"),
-    (b"\x1f\x8b", "compressed by gzip; unpack it with gunzip"),
-    (b"BZh", "compressed by bzip2; unpack it with bunzip2"),
-    (b"\xfd7zXZ", "compressed by xz; unpack it with unxz"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it with unzstd"),
-    (b"Rar!", "a rar archive; unpack it, and give the file in it"),
-    (b"\x0e\x03\x13\x01", "an HDF4 file; convert it to netCDF, e.g. with h4toh5 or GDAL"),
-    (b"RDX", _DATA_OF_R),
-    (b"\x93NUMPY", "an array of numpy without coordinates; write it as netCDF with xarray"),
-    (b"PAR1", "a parquet table; give it as observations, or write fields as netCDF"),
-    (b"BUFR", f"a BUFR file of {_REPORTS}"),
-    (b"\xff\xffODA", f"an ODB file of {_REPORTS}"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the data; run git lfs pull"),
-    (b"HTTP/", "the answer of a web server, headers included; download the body only"),
-    (b"{", "JSON, perhaps the error message of a server; read it, and download the data again"),
-]
-_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE)
-_PAGE_WORDS = (
-    "a web page, which a server sent instead of the data (an error, or a form to log in); read it "
-    "in a browser, and download the data again"
-)
-_TAR_MARK = slice(257, 262)
-_HEAD_BYTES = 4096  # of a file, to recognise it by; a GRIB message may follow a bulletin's header
+_AS_OBSERVATIONS = "these are not fields on a grid: give it as observations"
+_MENDS = {
+    "R": "write its fields as netCDF, e.g. with R's package ncdf4",
+    "HDF4": "convert it to netCDF, e.g. with h4toh5 or GDAL",
+    "NumPy": "write it as netCDF with xarray",
+    "Excel": "give it as observations, saved as CSV, or write fields as netCDF",
+    "parquet": "give it as observations, or write fields as netCDF",
+    "Arrow": "write fields as netCDF",
+    "BUFR": _AS_OBSERVATIONS,
+    "ODB": _AS_OBSERVATIONS,
+}
 
 _UNEVEN_UNITS = re.compile(r"\s*(mon(th)?s?|years?|common_years?|calendar_\w+)\s+since", re.I)
 # Where a library's message turns from the fault to advice about the library.
@@ -111,18 +97,24 @@ def reading(path: str | Path) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """What an error of a library means, in words of our own as far as they go."""
     number = getattr(error, "errno", None)  # negative for the netCDF library's own errors
-    damaged = isinstance(error, (EOFError, zlib.error, FileNotFoundError))
-    if isinstance(number, int) and number in errno.errorcode and not damaged:
+    if isinstance(number, int) and number in errno.errorcode and not _is_damage(error):
         return f"cannot be read: {os.strerror(number).lower()}"
-    said = _said(error)
-    if damaged or _DAMAGE.search(f"{type(error).__name__} {error}"):
-        return f"cannot be read, damaged or cut short ({said}); copy or download it again"
+    if _is_damage(error):
+        return f"cannot be read, damaged or cut short ({said(error)}); copy or download it again"
     return (
-        f"cannot be read ({said}); if other programs read it, write it anew as netCDF with xarray"
+        f"cannot be read ({said(error)}); if other programs read it, write it anew as netCDF with "
+        "xarray"
     )
 
 
-def _said(error: Exception) -> str:
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of a library certainly means that the file is damaged or cut short."""
+    if isinstance(error, (EOFError, zlib.error, FileNotFoundError)):
+        return True
+    return _DAMAGE.search(f"{type(error).__name__} {error}") is not None
+
+
+def said(error: Exception) -> str:
     """The error of a library on one line, without its advice."""
     text = _ADVICE.split(" ".join(str(error).split()))[0].rstrip(" .")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -136,25 +128,17 @@ def _format(path: Path) -> str:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = head_of(path)
     if head.startswith((b"CDF\x01", b"CDF\x02")):
         return "classic netCDF"
-    if head.startswith((b"\x89HDF", b"CDF")):
-        return "netCDF"
-    if path.suffix.lower() in (".rda", ".rdata", ".rds"):  # compressed, as a rule
-        raise InputError(f"{path}: is {_DATA_OF_R}")
-    for start, words in _FOREIGN:
-        if head.startswith(start):
-            raise InputError(f"{path}: is {words}")
-    if _PAGE.match(head):
-        raise InputError(f"{path}: is {_PAGE_WORDS}")
-    if head[_TAR_MARK] == b"ustar":
-        raise InputError(f"{path}: is a tar archive; unpack it, and give the file in it")
-    if not head:
-        raise InputError(f"{path}: is empty; download or write it again")
+    kind = kind_of(head, path.suffix)
+    if kind is not None and kind.name in ("netCDF", "GRIB"):
+        return kind.name
+    if kind is not None:
+        raise InputError(f"{path}: is {described(kind, 'the file of fields', _MENDS)}")
+    # A message may follow the header of a bulletin.
     if b"BUFR" in head and b"GRIB" not in head:
-        raise InputError(f"{path}: is a BUFR file of {_REPORTS}")
+        raise InputError(f"{path}: is a BUFR file of reports; {_AS_OBSERVATIONS}")
     if b"GRIB" in head:
         return "GRIB"
     raise InputError(f"{path}: not a GRIB or netCDF file, nor a zarr folder; convert it to one")
@@ -182,7 +166,7 @@ def _open_url(url: str) -> xr.Dataset:
         raise
     except Exception as error:  # of the file system, the server or zarr
         raise InputError(
-            f"{url}: the URL cannot be opened as a zarr store ({_said(error)}); "
+            f"{url}: the URL cannot be opened as a zarr store ({said(error)}); "
             "check it and the connection, or download the data"
         ) from error
     return _unstacked(_decoded(raw, url))
@@ -223,9 +207,9 @@ def _decoded(raw: xr.Dataset, where: str) -> xr.Dataset:
         try:
             return xr.decode_cf(raw, decode_timedelta=False)
         except (ValueError, TypeError, OverflowError, AttributeError) as error:
-            said = _said(error)
             raise InputError(
-                f"{where}: its attributes do not follow the CF conventions ({said}); correct them"
+                f"{where}: its attributes do not follow the CF conventions ({said(error)}); "
+                "correct them"
             ) from error
 
 
@@ -275,7 +259,7 @@ def _messages(path: Path) -> list[tuple[int, int]]:
     import eccodes
 
     try:
-        with _silent_library():
+        with silent_library():
             extents = list(
                 eccodes.codes_extract_offsets_sizes(str(path), eccodes.CODES_PRODUCT_GRIB, True)
             )
@@ -302,7 +286,7 @@ def _distinct(path: Path, extents: list[tuple[int, int]]) -> int:
 
 
 @contextmanager
-def _silent_library() -> Iterator[None]:
+def silent_library() -> Iterator[None]:
     """Keep the messages of a C library off stderr; its errors are raised as well."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:

@@ -25,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from ddo_modulus.errors import InputError
+from ddo_modulus.file_kinds import HEAD_BYTES, described, head_of, kind_of
 from ddo_modulus.observations.timestamps import is_time
 
 _PARQUET = (".parquet", ".pq")
@@ -37,28 +38,20 @@ _COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
 _COMPRESSION = (".gz", ".bz2", ".xz")
 
 _MAGIC = b"PAR1"  # at both ends of a parquet file
-_FOREIGN = {
-    b"PK\x05\x06": "an empty zip archive; make it anew",
-    b"\xd0\xcf\x11\xe0": "a workbook of Excel; save the sheet as CSV",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it with unzstd",
-    b"7z\xbc\xaf": "a 7z archive; unpack it, and give the table in it",
-    b"Rar!": "a rar archive; unpack it, and give the table in it",
-    b"%PDF": "a PDF document; give a table",
-    b"\x89HDF": "a netCDF or HDF5 file; write a table of its observations",
-    b"CDF": "a netCDF file; write a table of its observations",
-    b"GRIB": "a GRIB file of fields; observations are a table",
-    b"BUFR": "a BUFR file; read it with BufrSource of ddo_modulus.earth2.sources",
-    b"\xff\xffODA": "an ODB file; read it with OdbSource of ddo_modulus.earth2.sources",
-    b"ARROW1": "an Arrow or Feather file; write it as parquet",
-    b"version https://git-lfs": "a pointer of Git LFS, not the data; run git lfs pull",
-    b"HTTP/": "the answer of a web server, headers included; download the body only",
-    b"{": "JSON, perhaps the error message of a server; give a table",
-    b"[": "JSON; give a table",
+_MENDS = {
+    "PDF": "give a table",
+    "HDF4": "write a table of its observations",
+    "netCDF": "write a table of its observations",
+    "R": "write its table as CSV, e.g. with R's write.csv",
+    "NumPy": "write a table with the names of the columns",
+    "GRIB": "observations are a table",
+    "BUFR": "read it with BufrSource of ddo_modulus.earth2.sources",
+    "ODB": "read it with OdbSource of ddo_modulus.earth2.sources",
+    "Arrow": "write it as parquet",
+    "JSON": "give a table",
 }
-_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml|<error)", re.IGNORECASE)
+_READ_HERE = ("parquet", "gzip", "bzip2", "xz", "empty")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_TAR_MARK = slice(257, 262)
-_HEAD = 4096  # bytes of a file, to recognise it by
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -117,47 +110,27 @@ def read_file(path: Path) -> RawTable:
         raise InputError(f"{path}: cannot be read: {why}") from error
 
 
-def describe(head: bytes) -> str | None:
-    """What the first bytes of a file are, if they are no table, and the mend.
-
-    Args:
-        head: Some 4,000 bytes from the start of the file, or all.
-    """
-    for start, words in _FOREIGN.items():
-        if head.startswith(start):
-            return words
-    if head.startswith(b"PK\x03\x04"):
-        sheet = b"[Content_Types].xml" in head or b"xl/" in head
-        return (
-            "a workbook of Excel; save the sheet as CSV"
-            if sheet
-            else "a zip archive; unpack it, and give the table in it"
-        )
-    if _PAGE.match(head):
-        return (
-            "a web page, which a server sent instead of the data; read it in a browser, and "
-            "download the data again"
-        )
-    if head[_TAR_MARK] == b"ustar":
-        return "a tar archive; unpack it, and give the table in it"
-    return None
+def _foreign(head: bytes, suffix: str = "") -> str | None:
+    """What a file is, if it is no table, and the mend."""
+    kind = kind_of(head, suffix)
+    if kind is None or kind.name in _READ_HERE:
+        return None
+    return described(kind, "the table", _MENDS)
 
 
 def _start(path: Path) -> bytes:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
-    with path.open("rb") as file:
-        return file.read(_HEAD)
+    return head_of(path)
 
 
 def _refuse_foreign(path: Path, head: bytes, suffix: str) -> None:
     """Refuse what is no table, or has the name of another kind of table."""
-    known = suffix in (*_PARQUET, *_TEXT)
-    if (words := describe(head)) is not None:
+    if (words := _foreign(head, suffix)) is not None:
         raise InputError(f"{path}: is {words}")
     if head.startswith(_MAGIC) and suffix not in _PARQUET:
         raise InputError(f"{path}: is a parquet table; name it .parquet")
-    if not known:
+    if suffix not in (*_PARQUET, *_TEXT):
         raise InputError(f"{path}: not a .parquet or .csv table; convert it to one")
     if path.is_dir():
         if suffix in _PARQUET:
@@ -200,7 +173,7 @@ def _read_text(raw: bytes, path: Path) -> RawTable:
                 raise InputError(
                     f"{path}: is compressed, and cut short or damaged; copy or download it again"
                 ) from error
-            if (words := describe(raw[:_HEAD])) is not None:
+            if (words := _foreign(raw[:HEAD_BYTES])) is not None:
                 raise InputError(f"{path}: holds {words}")
     text = _decoded(raw, path).replace("\r\n", "\n").replace("\r", "\n")
     comments = _COMMENT.findall(text) if "#" in text else []
@@ -238,7 +211,7 @@ def _decoded(raw: bytes, path: Path) -> str:
                     f"{path}: begins as {encoding.upper()}, but is not in it throughout; save it "
                     "as UTF-8"
                 ) from error
-    head = raw[:_HEAD]
+    head = raw[:HEAD_BYTES]
     if b"\0" in head:  # UTF-16 without a mark has a zero in each pair of bytes
         for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
             if zeros.count(0) > 0.9 * len(zeros) and b"\0\0" not in head:

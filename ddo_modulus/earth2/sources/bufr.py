@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from ddo_modulus.constants import GRAVITY
+from ddo_modulus.data.formats import said, silent_library
 from ddo_modulus.earth2.sources.messages import Message, check_messages, messages
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations, parse_variable
 from ddo_modulus.earth2.sources.source import (
@@ -199,13 +200,14 @@ def _read(path: Path, stream: Iterable[Message], reader: str, **options: object)
     """Read messages with pdbufr; turn its errors into one `InputError`."""
     pdbufr = needed("pdbufr")
     try:
-        frame = pdbufr.read_bufr(stream, reader=reader, **options)
+        with silent_library():
+            frame = pdbufr.read_bufr(stream, reader=reader, **options)
     except MemoryError:
         raise
     except Exception as error:  # ecCodes and pdbufr have many; all mean unreadable data
         raise InputError(
-            f"{path}: a message cannot be decoded ({type(error).__name__}: {error}); copy or "
-            "download it again, or leave that message out, e.g. with bufr_copy"
+            f"{path}: a message cannot be decoded ({said(error)}); copy or download the file "
+            "again if it may be damaged, or leave that message out, e.g. with bufr_copy"
         ) from error
     if "stnid" in frame:  # WMO numbers have five digits; newer templates drop leading zeros
         station = frame["stnid"].astype(str).str.strip()

@@ -10,11 +10,13 @@ The store renamed the columns in 2024; both sets of names are accepted.
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,7 @@ from ddo_modulus.earth2.sources.source import (
     with_description,
 )
 from ddo_modulus.errors import InputError
+from ddo_modulus.file_kinds import FileKind, described, head_of, kind_of
 
 DATASET = "insitu-observations-surface-land"
 
@@ -78,6 +81,22 @@ _COLUMNS = {
     "flag": ("quality_flag",),
 }
 _ESSENTIAL = ("time", "lat", "lon", "name", "value", "units")
+
+_ENCRYPTED = 1  # bit of a zip file's member
+# Name of a kind of file -> pandas' name of the compression.
+_COMPRESSIONS: dict[str, Literal["gzip", "bz2", "xz"]] = {
+    "gzip": "gzip",
+    "bzip2": "bz2",
+    "xz": "xz",
+}
+# The mends of files of other kinds.
+_MENDS = {
+    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
+    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
+    "BUFR": "read it with BufrSource",
+    "ODB": "read it with OdbSource",
+    "parquet": "give it as a table of observations",
+}
 
 _KEY = (
     "write the two lines that https://cds.climate.copernicus.eu/how-to-api shows when you are "
@@ -215,25 +234,42 @@ def read_csv(path: Path) -> pd.DataFrame:
         InputError: If the file is missing or damaged, or lacks the expected columns or units.
     """
     check_file(path)
+    kind = kind_of(head_of(path), path.suffix)
+    if kind is not None and kind.name not in ("zip", *_COMPRESSIONS):
+        wanted = "a file of the store"
+        raise InputError(f"{path}: not {wanted} but {described(kind, wanted, _MENDS)}")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                tables = [n for n in archive.namelist() if n.endswith(".csv")]
-                if not tables:
-                    raise InputError(f"{path}: no CSV table in it; download the data as CSV")
-                parts = []
-                for name in tables:
-                    with archive.open(name) as file:
-                        parts.append(_named(pd.read_csv(file, comment="#", dtype=str), path))
-        else:
-            parts = [_named(pd.read_csv(path, comment="#", dtype=str), path)]
-    except (zipfile.BadZipFile, pd.errors.ParserError, UnicodeDecodeError, EOFError) as error:
-        raise InputError(
-            f"{path}: not a table of the store, or damaged ({error}); download it again"
-        ) from error
+        parts = [_named(table, path) for table in _tables(path, kind)]
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise InputError(f"{path}: damaged or cut short; copy or download it again") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not text in UTF-8; save it as UTF-8") from error
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the table is empty; download it again") from error
+    except pd.errors.ParserError as error:
+        raise InputError(
+            f"{path}: not a CSV table: its rows have different numbers of cells, or a quotation "
+            f"mark is never closed; give a table of {DATASET}"
+        ) from error
+    if not parts:
+        raise InputError(f"{path}: no CSV table in it; download the data as CSV")
     return _reports(pd.concat(parts, ignore_index=True), path)
+
+
+def _tables(path: Path, kind: FileKind | None) -> Iterator[pd.DataFrame]:
+    """The tables of a CSV file, compressed or not, or of a zip file of CSV tables, as text."""
+    if kind is None or kind.name != "zip":
+        compression = None if kind is None else _COMPRESSIONS[kind.name]
+        yield pd.read_csv(path, comment="#", dtype=str, compression=compression)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".csv"):
+                continue
+            if member.flag_bits & _ENCRYPTED:
+                raise InputError(f"{path}: is encrypted; unpack it, and give the table in it")
+            with archive.open(member) as file:
+                yield pd.read_csv(file, comment="#", dtype=str)
 
 
 def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:

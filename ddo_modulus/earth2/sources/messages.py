@@ -18,15 +18,23 @@ from typing import Any
 import eccodes
 import numpy as np
 
-from ddo_modulus.earth2.sources.source import check_file
+from ddo_modulus.data.formats import silent_library
+from ddo_modulus.earth2.sources.source import check_kind
 from ddo_modulus.errors import InputError
-from ddo_modulus.observations.table_files import describe
 
 _REPLICATIONS = (
     "delayedDescriptorReplicationFactor",
     "shortDelayedDescriptorReplicationFactor",
     "extendedDelayedDescriptorReplicationFactor",
 )
+# The mends of files of other kinds.
+_MENDS = {
+    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
+    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
+    "ODB": "read it with OdbSource",
+    "parquet": "give it as a table of observations",
+    "Excel": "save the sheet as CSV, and give it as a table of observations",
+}
 _LAST_COORDINATE_CLASS = 9  # of Table B: such an element applies to those that follow it
 
 
@@ -148,24 +156,26 @@ def messages(path: Path) -> Iterator[Message]:
 def check_messages(path: Path) -> None:
     """Refuse a file that is not BUFR or is incomplete; quick, since no message is unpacked.
 
+    The headers and trailers of bulletins between the messages, as the GTS adds them, are no fault.
+
     Raises:
         InputError: If the file is missing, holds no message, or is damaged or cut short.
     """
-    check_file(path)
+    check_kind(path, "BUFR", "a BUFR file", _MENDS)
     with path.open("rb") as file:
         start = file.read(2**16)
-    if not start.startswith(b"BUFR") and (words := describe(start)) is not None:
-        raise InputError(f"{path}: not a BUFR file but {words}")
     if b"BUFR" not in start:
         raise InputError(f"{path}: not a BUFR file (it starts with {start[:8]!r}); give one")
     try:
-        sizes = eccodes.codes_extract_offsets_sizes(str(path), eccodes.CODES_PRODUCT_BUFR)
-        end = sum(list(sizes)[-1])
+        with silent_library():
+            extents = list(
+                eccodes.codes_extract_offsets_sizes(str(path), eccodes.CODES_PRODUCT_BUFR)
+            )
     except eccodes.CodesInternalError as error:
         raise InputError(
-            f"{path}: damaged or cut short ({error}); copy or download it again"
+            f"{path}: damaged or cut short (a BUFR message is not whole); copy or download it again"
         ) from error
     with path.open("rb") as file:
-        file.seek(end)
+        file.seek(sum(extents[-1]) if extents else 0)
         if b"BUFR" in file.read():
             raise InputError(f"{path}: the last message is cut short; copy or download it again")

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ddo_modulus.data.formats import said
 from ddo_modulus.earth2.sources.nnja_tables import NETWORKS, Table, columns, rows, serves
 from ddo_modulus.earth2.sources.reports import (
     SCHEMA,
@@ -217,7 +218,7 @@ class NnjaSource(ObservationSource):
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(
                 f"{self._where}: a file of {table.name} on {day:%Y-%m-%d} cannot be read "
-                f"({error}); copy it again"
+                f"({said(error)}); copy it again"
             ) from error
         return rows(network, table, values, variables)
 

@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 
 from ddo_modulus.constants import GRAVITY
+from ddo_modulus.data.formats import said
 from ddo_modulus.earth2.sources.reports import SCHEMA, observations
 from ddo_modulus.earth2.sources.source import (
     FileSource,
     Keep,
     Window,
-    check_file,
+    check_kind,
     file_key,
     needed,
     pick_columns,
@@ -36,6 +37,14 @@ from ddo_modulus.earth2.sources.source import (
 from ddo_modulus.errors import InputError
 
 MAGIC = b"\xff\xffODA"
+# The mends of files of other kinds.
+_MENDS = {
+    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
+    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
+    "BUFR": "read it with BufrSource",
+    "parquet": "give it as a table of observations",
+    "Excel": "save the sheet as CSV, and give it as a table of observations",
+}
 
 
 class _Datum(NamedTuple):
@@ -124,7 +133,7 @@ def decode_odb(path: Path, variables: Sequence[str], keep: Keep) -> pd.DataFrame
     Raises:
         InputError: If the file is missing, or as in :func:`read_odb`.
     """
-    check_file(path)
+    check_kind(path, "ODB", "an ODB-2 file", _MENDS)
     return observations(keep(file_key(path, "odb", _DECODER), lambda: read_odb(path)), variables)
 
 
@@ -140,11 +149,13 @@ def read_odb(path: Path) -> pd.DataFrame:
     Raises:
         InputError: If it is not an ODB-2 file, is damaged, or lacks required columns.
     """
+    check_kind(path, "ODB", "an ODB-2 file", _MENDS)
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:
         raise InputError(f"{path}: not an ODB-2 file (it starts with {start!r}); give one")
     pyodc = needed("pyodc")
+    _check_length(path)
     try:
         parts = list(pyodc.read_odb(str(path)))
         raw = pd.concat([_named(part, path) for part in parts], ignore_index=True)
@@ -152,8 +163,8 @@ def read_odb(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # pyodc raises many kinds
         raise InputError(
-            f"{path}: damaged or cut short ({type(error).__name__}: {error}); copy or download "
-            "it again"
+            f"{path}: cannot be decoded ({said(error)}); copy it again if it may be damaged, or "
+            "look for the fault with `odc header`"
         ) from error
     raw = raw[raw["varno"].isin(list(_DATA)) & raw["value"].notna()]
     raw = raw[raw["date"].notna()].reset_index(drop=True)
@@ -168,6 +179,28 @@ def read_odb(path: Path) -> pd.DataFrame:
     reports = _reports(raw)
     wind = _paired(reports[is_wind], raw[is_wind])
     return pd.concat([reports[~is_wind], wind], ignore_index=True) if is_wind.any() else reports
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a file that is cut short: pyodc finds the ends of frames without reading their data.
+
+    Raises:
+        InputError: If a frame ends after the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            needed("pyodc.reader").Reader(file, aggregated=False)
+            is_cut = file.tell() > size
+        except MemoryError:
+            raise
+        except Exception:  # in a header; that of a file cut short ends with the file
+            is_cut = file.tell() >= size
+    if is_cut:
+        raise InputError(
+            f"{path}: damaged or cut short (a frame of it ends after the file); copy "
+            "or download it again"
+        )
 
 
 def _named(part: pd.DataFrame, path: Path) -> pd.DataFrame:

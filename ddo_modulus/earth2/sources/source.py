@@ -33,6 +33,7 @@ from ddo_modulus.earth2.sources.reports import (
     parse_variable,
 )
 from ddo_modulus.errors import InputError
+from ddo_modulus.file_kinds import described, head_of, kind_of
 from ddo_modulus.lexicon import check_units
 
 Times = datetime | list[datetime] | np.ndarray
@@ -92,6 +93,24 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
+
+
+def check_kind(path: Path, kind: str, wanted: str, mends: Mapping[str, str]) -> None:
+    """Refuse a path that is not a file, and a file that is known to be of another kind.
+
+    Args:
+        path: The file.
+        kind: Name of the kind that is expected; see :mod:`ddo_modulus.file_kinds`.
+        wanted: What is expected, with its article: "an ODB-2 file".
+        mends: What to do about other kinds, by name.
+
+    Raises:
+        InputError: If there is no such file, it is empty or of another kind.
+    """
+    check_file(path)
+    found = kind_of(head_of(path), path.suffix)
+    if found is not None and found.name != kind:
+        raise InputError(f"{path}: not {wanted} but {described(found, wanted, mends)}")
 
 
 def days_of(windows: Sequence[Window]) -> set[pd.Timestamp]:

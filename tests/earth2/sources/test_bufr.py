@@ -94,6 +94,47 @@ def modern_file(tmp_path):
     return path
 
 
+def _parts(path):
+    """The messages of a file."""
+    import eccodes
+
+    content = path.read_bytes()
+    extents = eccodes.codes_extract_offsets_sizes(str(path), eccodes.CODES_PRODUCT_BUFR)
+    return [content[offset : offset + size] for offset, size in extents]
+
+
+HEADER = b"\x01\r\r\n123 \r\r\nISMD01 EGRR 021200\r\r\n"
+TRAILER = b"\r\r\n\x03"
+WRAPPED = {
+    "in bulletins": lambda parts: b"".join(HEADER + part + TRAILER for part in parts),
+    "with headers": lambda parts: b"".join(HEADER + part for part in parts),
+    "with trailers": lambda parts: b"".join(part + TRAILER for part in parts),
+    "with lengths before the headers": lambda parts: b"".join(
+        f"{len(HEADER + part + TRAILER):08d}00".encode() + HEADER + part + TRAILER for part in parts
+    ),
+    "one bulletin of all": lambda parts: HEADER + b"".join(parts) + TRAILER,
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_headers_and_trailers_of_the_gts_are_no_fault(modern_file, tmp_path, wrapped):
+    path = tmp_path / "gts.bufr"
+    path.write_bytes(wrapped(_parts(modern_file)))
+    found = BufrSource(path)(NOON, SURFACE)
+    assert len(found) > 4
+    pd.testing.assert_frame_equal(found, BufrSource(modern_file)(NOON, SURFACE))
+
+
+@pytest.mark.parametrize("left_over", [60, 12])
+def test_a_bulletin_with_a_part_of_a_message_is_refused(modern_file, tmp_path, capfd, left_over):
+    *whole, last = _parts(modern_file)
+    path = tmp_path / "gts.bufr"
+    path.write_bytes(b"".join(HEADER + part for part in [*whole, last[:left_over]]))
+    with pytest.raises(InputError, match=r"gts\.bufr: .*cut short.*copy or download it again"):
+        BufrSource(path)(NOON, "t2m")
+    assert capfd.readouterr().err == "", "the library printed a line of its own"
+
+
 def test_coordinates_are_pdbufrs_own(modern_file):
     """Heights, times and significances are coordinates; measured values are not."""
     from pdbufr.high_level_bufr.bufr import BufrFile
