@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from ddo_modulus.errors import InputError
-from ddo_modulus.lexicon import check_units, reported_range
+from ddo_modulus.lexicon import check_units, reported_range, units_of
 from ddo_modulus.observations.table_columns import is_code, pick_columns, read_numbers
 from ddo_modulus.observations.table_files import RawTable, read_file
 from ddo_modulus.observations.timestamps import MISSING, read_times
@@ -328,17 +328,18 @@ def _in_lexicon_units(table: ObservationTable, where: str) -> ObservationTable:
     for (variable, units), rows in frame.groupby(["variable", declared], sort=False):
         if not is_declared(units):
             continue
-        known = reported_range("z500" if variable == "z" else str(variable))
-        if known is None:
+        # A letter alone is an upper-air report whose pressure is in another column.
+        ours = units_of(str(variable)) or units_of(f"{variable}500")
+        if ours is None:
             notes[f"{variable}, whose units {units!r} are not compared"] = len(rows)
             continue
         try:
-            change = conversion(str(units), known.units)
+            change = conversion(str(units), ours)
         except InputError as error:
             reason[rows.index], refusal[variable] = "wrong units", str(error)
             continue
         if not change.is_identity:
-            notes[f"{variable} converted from {units} to {known.units}"] = len(rows)
+            notes[f"{variable} converted from {units} to {ours}"] = len(rows)
             frame.loc[rows.index, "observation"] *= change.factor
             frame.loc[rows.index, "observation"] += change.offset
             frame.loc[rows.index, ERROR_COLUMN] *= abs(change.factor)
