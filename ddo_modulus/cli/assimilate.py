@@ -20,6 +20,7 @@ from ddo_modulus.cli.options import (
     optional_number,
     pick_device,
     plain,
+    unwrapped,
 )
 from ddo_modulus.console import notify, progress_bar, show
 from ddo_modulus.data.orography import read_orography
@@ -56,7 +57,7 @@ def run(config: DictConfig) -> None:
         if rejects.absolute() == out.absolute():
             raise InputError(f"out and rejected are both {out}; give the table a name of its own")
     tolerance = _duration(config.tolerance, "tolerance")
-    table = read_table(config.observations, columns=_unwrapped(config.columns))
+    table = read_table(config.observations, columns=unwrapped(config.columns))
     package = Package.load(config.package, pick_device(config.device))
     if config.orography is not None:
         package.orography = read_orography(config.orography, package.grid)
@@ -69,8 +70,8 @@ def run(config: DictConfig) -> None:
         thinning_km=optional_number(config, "thinning.km"),
         superob_km=optional_number(config, "superob.km"),
         tolerance=tolerance,
-        default_error=_unwrapped(config.default_error),
-        accept=_unwrapped(config.quality.accept),
+        default_error=unwrapped(config.default_error),
+        accept=unwrapped(config.quality.accept),
         missing=config.missing,
         operators=operators,
     )
@@ -207,7 +208,7 @@ def _posterior(config: DictConfig) -> PosteriorConfig:
 
 def _background(config: DictConfig, package: Package) -> BackgroundConfig | None:
     """The forecast that a configuration names, with its errors."""
-    error = _unwrapped(config.background_error)
+    error = unwrapped(config.background_error)
     length = number(config, "background_length")
     if config.background is None:
         if error is not None:
@@ -260,8 +261,3 @@ def _write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
-
-
-def _unwrapped(value: object) -> Any:  # noqa: ANN401 - checked by the schema
-    """A value of a configuration as a plain dictionary, list or scalar."""
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -73,3 +73,8 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name} cannot be used here; choose auto, cpu or cuda") from error
     return device
+
+
+def unwrapped(value: object) -> Any:  # noqa: ANN401 - checked by the schema
+    """A value of a configuration as a plain dictionary, list or scalar."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -41,6 +41,7 @@ from ddo_modulus.cli.configuration import (
 from ddo_modulus.cli.options import plain
 from ddo_modulus.cli.ranks import first_rank, ranks
 from ddo_modulus.cli.run_folder import CONFIG, job_id, open_run, save_dir
+from ddo_modulus.cli.schema import SCHEMA, check_keys
 from ddo_modulus.console import log_to_stderr, notify, show
 from ddo_modulus.errors import InputError, Stopped
 
@@ -119,18 +120,20 @@ def sweep(command: str, arguments: Sequence[str]) -> None:
 def _sweep_folder(overrides: Sequence[Override]) -> Path:
     """A new folder, named by the sweep's experiments; mistakes are found before it exists.
 
-    Only the keys that decide on names are combined, since composing takes .15 s: Hydra composes all
-    combinations before the first run anyway.
+    Only the keys that decide on names, and those with a rule of the schema, are combined, since
+    composing takes .15 s: Hydra composes all combinations before the first run anyway.
     """
-    choices = []
+    choices, checked = [], {"experiment", *SCHEMA["train"]}
     for override in overrides:
         if override.is_discrete_sweep():
             key = override.get_key_element()
             values = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            choices.append(values if key in ("experiment", "name") else values[:1])
+            choices.append(values if key in checked else values[:1])
         elif not override.is_sweep_override():  # an interval is for other sweepers than Hydra's own
             choices.append([override.input_line or ""])
     configs = [complete("train", load("train", combination)) for combination in product(*choices)]
+    for config in configs:
+        check_keys("train", config)
     return save_dir() / "+".join(dict.fromkeys(str(config.name) for config in configs)) / job_id()
 
 
@@ -165,6 +168,7 @@ def run_one(config: DictConfig) -> Result:
         _export_ranks()
     try:
         config = complete("train", config)
+        check_keys("train", config)
         config.out = result.folder
         config.resume = _begun(out, config)
         if first_rank():

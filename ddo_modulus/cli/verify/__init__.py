@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddo_modulus.cli.verify import analyses, samples
 from ddo_modulus.errors import InputError
 
 _ONLY = {
-    "analysis": ("observations", "trajectory"),
+    "analysis": ("observations", "columns", "quality.accept", "trajectory"),
     "samples": ("trajectories", "largest_wavenumber", "octaves"),
 }
 
@@ -28,7 +28,10 @@ def run(config: DictConfig) -> None:
             "fields)" + (", not both" if chosen else "")
         )
     for other, keys in _ONLY.items():
-        wrong = [key for key in keys if config[key] is not None]
+        wrong = [key for key in keys if OmegaConf.select(config, key) is not None]
         if other != chosen[0] and wrong:
             raise InputError(f"{wrong[0]}= goes with {other}=, not with {chosen[0]}=")
+    for key in ("columns", "quality.accept"):
+        if OmegaConf.select(config, key) is not None and config.observations is None:
+            raise InputError(f"{key}= goes with observations=; give the table that was assimilated")
     (analyses if chosen[0] == "analysis" else samples).run(config)

@@ -7,7 +7,7 @@ Axes: ``E`` members, ``T`` times, ``H W`` grid, ``S`` shells of wavenumbers.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import xarray as xr
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ddo_modulus.cli.options import flag, integer
+from ddo_modulus.cli.options import flag, integer, unwrapped
 from ddo_modulus.cli.verify.domain import grid_of, nearest
 from ddo_modulus.console import progress_bar, show
 from ddo_modulus.data.output import REPORT, check_output, replacing
@@ -25,6 +25,7 @@ from ddo_modulus.data.source import check_values, is_cartesian, open_dataset
 from ddo_modulus.errors import InputError
 from ddo_modulus.fields.grid import Grid, LatLonGrid
 from ddo_modulus.fields.spherical_basis import SphericalBasis
+from ddo_modulus.inference.quality import QualityControl
 from ddo_modulus.observations.table import ObservationTable, read_table
 from ddo_modulus.plots import (
     PointValues,
@@ -74,7 +75,7 @@ def run(config: DictConfig) -> None:
             f"{config.analysis} has one member, so it has no spread to verify; assimilate with "
             "ensemble=2 or more"
         )
-    table = None if config.observations is None else read_table(config.observations)
+    table = _used_observations(config)
     truth = matching_truth(config.truth, analysis, config.trajectory)
     check_values(truth, str(config.truth))
     check_values(analysis, str(config.analysis))
@@ -198,6 +199,15 @@ def away(stations: list[pd.DataFrame], grid: Grid) -> Tensor:
     for mask, rows in zip(masks, stations, strict=True):
         mask[grid.bilinear(rows["lat"], rows["lon"])[0]] = False
     return torch.from_numpy(masks.reshape(len(stations), *grid.shape))
+
+
+def _used_observations(config: DictConfig) -> ObservationTable | None:
+    """The table that was assimilated, without the reports whose quality marks were not accepted."""
+    if config.observations is None:
+        return None
+    table = read_table(config.observations, columns=unwrapped(config.columns))
+    quality = QualityControl(accept=unwrapped(config.quality.accept))
+    return replace(table, frame=table.frame[~quality.unaccepted(table.frame)])
 
 
 def _in_grid(
