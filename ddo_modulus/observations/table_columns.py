@@ -118,8 +118,9 @@ def _hint(missing: Sequence[str], own: Sequence[str]) -> str:
     plain = {_plain(name): name for name in own}
     near = {}
     for name in missing:
-        found = difflib.get_close_matches(name, plain, 1, 0.55)
-        found = found or [other for other in plain if name in other or (other and other in name)]
+        found = difflib.get_close_matches(name, plain, 1, 0.7)
+        # A shorter or longer word for the same, as `obs` or `valid_time`.
+        found = found or [o for o in plain if name in o or (len(o) > 2 and o in name)]
         if found:
             near[name] = plain[found[0]]
     if not near:

@@ -43,7 +43,7 @@ def accepted(ddo, tmp_path):
         out = tmp_path / "out.zarr" if out is None else Path(out)
         result = ddo(command, out=out, **keys)
         assert result.status == 0, result.err
-        store = xr.open_zarr(out).load()
+        store = xr.open_zarr(out, consolidated=False).load()
         for name, values in store.data_vars.items():
             if values.dtype.kind == "f":
                 assert np.isfinite(values).all(), f"{name} is not finite"
