@@ -18,6 +18,7 @@ from ddo_modulus.fields.grid import BoxGrid, LatLonGrid
 from ddo_modulus.fields.spherical_basis import SphericalBasis
 from ddo_modulus.observations import Observations, PointOperator
 from ddo_modulus.posterior import AnalysisSystem, Background, Inflated, Innovations, MomentMatching
+from ddo_modulus.posterior.background import shared_precision
 
 
 def globe(shape):
@@ -469,3 +470,32 @@ def test_a_condition_reaches_the_prior_below():
     prior(x, sigma, condition)
     prior.value_and_pullback(x, sigma, condition)
     assert len(seen) == 2 and all(one is condition for one in seen)
+
+
+@pytest.mark.parametrize("name", ["torus", "coupled"])
+def test_the_exact_share_has_the_information_allowed(name):
+    """No more than allowed, by variances of the coefficients themselves, and nearly all of it."""
+    denoiser, _ = PRIORS[name]()
+    precision = 1 / smooth(denoiser.noise).relative_to(denoiser.noise)[0]
+    share = shared_precision(precision, denoiser)
+    variance = denoiser.variance[0]
+    if denoiser.rotation is not None:
+        variance = denoiser.rotation.marginal(variance)
+    excess = 0.5 * torch.log1p(variance * (share - precision).clamp_min(0)).sum()
+    assert 0.0099 < float(excess) <= 0.01
+
+
+def test_the_exact_share_of_several_analyses_suits_each():
+    denoiser, _ = PRIORS["coupled"]()
+    error = smooth(denoiser.noise)
+    given = [
+        Background(Inflated(denoiser, f), forecast(denoiser, error), error).linear
+        for f in (0.5, 2.0)
+    ]
+    both = Background(
+        Inflated(denoiser, torch.tensor([0.5, 2.0])), forecast(denoiser, error), error
+    ).linear
+    precision = 1 / error.relative_to(denoiser.noise)[0]
+    share = shared_precision(precision, both)
+    assert float(precision.min()) <= share
+    assert share <= min(shared_precision(precision, one) for one in given)
