@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 test: lint types
 	$(BIN)/python -m pytest -n 2
 
-# Half an hour on two cores.
+# An hour or more on two cores.
 mutants: $(INSTALLED)
 	$(BIN)/python benchmarks/mutants.py
 

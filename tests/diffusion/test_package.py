@@ -42,5 +42,6 @@ def test_the_mean_given_a_condition_is_one_function_on_every_grid(shape):
     c = torch.randn(1, 3, waves.size, generator=torch.Generator().manual_seed(0))
     like = torch.zeros(1, 1, *shape)
     found = operator.conditional_mean(waves.synthesize(c), like)
-    expected = waves.synthesize((c * torch.tensor([0.25, 0.5, -0.1])[:, None]).sum(1), shape)[:, None]
+    total = (c * torch.tensor([0.25, 0.5, -0.1])[:, None]).sum(1, keepdim=True)
+    expected = waves.synthesize(total, shape)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
