@@ -194,16 +194,19 @@ def _check_input(path: Path, value: object) -> None:
         )
 
 
+def _host() -> str:
+    """This machine's name, as far as a file's name can hold it."""
+    return re.sub(r"[^\w]", "", socket.gethostname())[:16]
+
+
 def _temporary(path: Path, tag: str) -> Path:
-    host = re.sub(r"[^\w]", "", socket.gethostname())[:16]
     path = path if path.name else path.absolute()
-    return path.with_name(f".{path.name}.{tag}-{host}-{os.getpid()}")
+    return path.with_name(f".{path.name}.{tag}-{_host()}-{os.getpid()}")
 
 
 def _heal(path: Path) -> None:
     """Undo what processes of this machine that died while they replaced `path` have left."""
-    host = re.sub(r"[^\w]", "", socket.gethostname())[:16]
-    pattern = re.compile(re.escape(f".{path.name}.") + rf"(new|old)-{host}-(\d+)")
+    pattern = re.compile(re.escape(f".{path.name}.") + rf"(new|old)-{_host()}-(\d+)")
     try:
         names = sorted(entry.name for entry in os.scandir(path.parent))
     except OSError:

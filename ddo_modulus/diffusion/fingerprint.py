@@ -47,9 +47,9 @@ def fingerprint(folder: Path, header: Mapping[str, Any]) -> dict[str, str]:
     """
     sums = {name: file_sum(folder / name) for name in FILES if (folder / name).is_file()}
     for name, keys in ENTRIES.items():
-        sums[name] = _sum([header.get(key) for key in keys])
-    sums["sampling"] = _sum([header["sampling"].get(key) for key in _LEVELS])
-    return sums | {"whole": _sum(sums)}
+        sums[name] = json_sum([header.get(key) for key in keys])
+    sums["sampling"] = json_sum([header["sampling"].get(key) for key in _LEVELS])
+    return sums | {"whole": json_sum(sums)}
 
 
 def check_fingerprint(folder: Path, header: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ def file_sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sum(content: object) -> str:
+def json_sum(content: object) -> str:
     """SHA-256 sum of JSON content, whatever its layout."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

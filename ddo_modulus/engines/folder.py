@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddo_modulus import __version__
 from ddo_modulus.data.output import ENGINE, replacing
-from ddo_modulus.diffusion.fingerprint import file_sum
+from ddo_modulus.diffusion.fingerprint import file_sum, json_sum
 from ddo_modulus.diffusion.operator import DiffusionOperator
 from ddo_modulus.diffusion.package import Package
 from ddo_modulus.engines.options import EngineOptions, Precision
@@ -120,7 +120,7 @@ class Contract:
     def sum(self) -> str:
         """SHA-256 sum of all entries but ``whole``."""
         content = {k: v for k, v in asdict(self).items() if k != "whole"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json_sum(content)
 
 
 def fingerprint(operator: DiffusionOperator) -> str:

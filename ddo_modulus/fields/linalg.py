@@ -102,8 +102,8 @@ def inverse_factor(matrix: Float[Tensor, "T M M"]) -> Float[Tensor, "T M M"]:
     if matrix.device.type == "cpu" and bool(info.any()):
         raise InputError(
             "the covariance of the innovations is not positive definite: observation errors are "
-            "too small beside the spread of the prior, or a value is NaN; raise the errors, or "
-            "average the reports of one place (duplicates=average)"
+            "too small beside the standard deviation of the prior, or a value is NaN; raise the "
+            "errors, or average the reports of one place (duplicates=average)"
         )
     unit = torch.eye(matrix.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, unit, upper=False)

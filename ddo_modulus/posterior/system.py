@@ -398,12 +398,12 @@ def _error_variance(observations: Observations) -> Float[Tensor, "*T M"]:
 
 def _bounded_errors(observations: Observations, like: Tensor) -> Float[Tensor, "T M M"]:
     """``R`` with error variances within the bounds of single precision; correlations are kept."""
-    error = observations.error_covariance(like.double())
+    own = _error_variance(observations).double()
+    if torch.equal(own.clamp(_LEAST_ERROR**2, _LARGEST_ERROR**2), own):
+        return observations.error_covariance(like)
+    error = observations.error_covariance(like.new_empty(0, dtype=torch.float64))
     variance = error.diagonal(dim1=1, dim2=2)
-    bounded = variance.clamp(_LEAST_ERROR**2, _LARGEST_ERROR**2)
-    if torch.equal(bounded, variance):
-        return error.to(like.dtype)
-    scale = (bounded / variance).sqrt()
+    scale = (variance.clamp(_LEAST_ERROR**2, _LARGEST_ERROR**2) / variance).sqrt()
     return (scale[:, :, None] * error * scale[:, None]).to(like.dtype)
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 from ddo_modulus.earth2.sources.reports import SCHEMA, SURFACE_VARIABLES, observations
 from ddo_modulus.earth2.sources.source import (
     HALF_HOUR,
+    MENDS,
     ObservationSource,
     Tolerance,
     Window,
@@ -89,14 +90,8 @@ _COMPRESSIONS: dict[str, Literal["gzip", "bz2", "xz"]] = {
     "bzip2": "bz2",
     "xz": "xz",
 }
-# The mends of files of other kinds.
-_MENDS = {
-    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
-    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
-    "BUFR": "read it with BufrSource",
-    "ODB": "read it with OdbSource",
-    "parquet": "give it as a table of observations",
-}
+# The store has tables of its own: a workbook of one is saved as CSV, and given again.
+_MENDS = {kind: mend for kind, mend in MENDS.items() if kind != "Excel"}
 
 _KEY = (
     "write the two lines that https://cds.climate.copernicus.eu/how-to-api shows when you are "

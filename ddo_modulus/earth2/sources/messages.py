@@ -27,14 +27,6 @@ _REPLICATIONS = (
     "shortDelayedDescriptorReplicationFactor",
     "extendedDelayedDescriptorReplicationFactor",
 )
-# The mends of files of other kinds.
-_MENDS = {
-    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
-    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
-    "ODB": "read it with OdbSource",
-    "parquet": "give it as a table of observations",
-    "Excel": "save the sheet as CSV, and give it as a table of observations",
-}
 _LAST_COORDINATE_CLASS = 9  # of Table B: such an element applies to those that follow it
 
 
@@ -161,7 +153,7 @@ def check_messages(path: Path) -> None:
     Raises:
         InputError: If the file is missing, holds no message, or is damaged or cut short.
     """
-    check_kind(path, "BUFR", "a BUFR file", _MENDS)
+    check_kind(path, "BUFR", "a BUFR file")
     with path.open("rb") as file:
         start = file.read(2**16)
     if b"BUFR" not in start:

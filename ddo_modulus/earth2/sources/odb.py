@@ -37,14 +37,6 @@ from ddo_modulus.earth2.sources.source import (
 from ddo_modulus.errors import InputError
 
 MAGIC = b"\xff\xffODA"
-# The mends of files of other kinds.
-_MENDS = {
-    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
-    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
-    "BUFR": "read it with BufrSource",
-    "parquet": "give it as a table of observations",
-    "Excel": "save the sheet as CSV, and give it as a table of observations",
-}
 
 
 class _Datum(NamedTuple):
@@ -133,7 +125,7 @@ def decode_odb(path: Path, variables: Sequence[str], keep: Keep) -> pd.DataFrame
     Raises:
         InputError: If the file is missing, or as in :func:`read_odb`.
     """
-    check_kind(path, "ODB", "an ODB-2 file", _MENDS)
+    check_kind(path, "ODB", "an ODB-2 file")
     return observations(keep(file_key(path, "odb", _DECODER), lambda: read_odb(path)), variables)
 
 
@@ -149,7 +141,7 @@ def read_odb(path: Path) -> pd.DataFrame:
     Raises:
         InputError: If it is not an ODB-2 file, is damaged, or lacks required columns.
     """
-    check_kind(path, "ODB", "an ODB-2 file", _MENDS)
+    check_kind(path, "ODB", "an ODB-2 file")
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:

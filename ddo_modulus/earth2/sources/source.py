@@ -95,14 +95,24 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: no such file; check the path")
 
 
-def check_kind(path: Path, kind: str, wanted: str, mends: Mapping[str, str]) -> None:
+#: What to do about files of other kinds that are given to a source of observations, by kind.
+MENDS: Mapping[str, str] = {
+    "GRIB": "fields are read by `ddo prepare`; give {wanted}",
+    "netCDF": "fields are read by `ddo prepare`; give {wanted}",
+    "BUFR": "read it with BufrSource",
+    "ODB": "read it with OdbSource",
+    "parquet": "give it as a table of observations",
+    "Excel": "save the sheet as CSV, and give it as a table of observations",
+}
+
+
+def check_kind(path: Path, kind: str, wanted: str) -> None:
     """Refuse a path that is not a file, and a file that is known to be of another kind.
 
     Args:
         path: The file.
         kind: Name of the kind that is expected; see :mod:`ddo_modulus.file_kinds`.
         wanted: What is expected, with its article: "an ODB-2 file".
-        mends: What to do about other kinds, by name.
 
     Raises:
         InputError: If there is no such file, it is empty or of another kind.
@@ -110,7 +120,7 @@ def check_kind(path: Path, kind: str, wanted: str, mends: Mapping[str, str]) -> 
     check_file(path)
     found = kind_of(head_of(path), path.suffix)
     if found is not None and found.name != kind:
-        raise InputError(f"{path}: not {wanted} but {described(found, wanted, mends)}")
+        raise InputError(f"{path}: not {wanted} but {described(found, wanted, MENDS)}")
 
 
 def days_of(windows: Sequence[Window]) -> set[pd.Timestamp]:
